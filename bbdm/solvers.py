@@ -10,7 +10,7 @@ weight w on the previous x0hat, and from the midpoint rule of DBMSolver (CVPR 20
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -111,7 +111,7 @@ def _check_count(name: str, count: Any) -> None:
         raise ValueError(f"{name} must be a positive integer, got {count!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Defaults:
     """Solver, steps and times that were chosen: by the maker of a network's file, and by others over them.
 
@@ -136,6 +136,25 @@ class Defaults:
             _check_choice(self.solver, self.timesteps, self.steps)
         elif self.steps is not None or self.timesteps is not None:
             raise ValueError("steps and timesteps of a network are those of its solver: give the solver too")
+
+    @property
+    def _values(self) -> Hashable:
+        """The values to compare; a solver that cannot be hashed is the same as itself alone."""
+        solver: Any = self.solver
+        try:
+            hash(solver)
+        except TypeError:
+            solver = id(solver)
+        times = self.timesteps
+        if times is not None and not isinstance(times, str):
+            times = tuple(times)
+        return solver, self.steps, times, self.calls
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Defaults) and self._values == other._values
+
+    def __hash__(self) -> int:
+        return hash(self._values)
 
     @property
     def chosen(self) -> AnySolver:

@@ -77,9 +77,10 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
         modulation = unet.embed(t)
         float32 = BridgeSampler(unet, BRIDGE, steps=STEPS, compile=True, dtype=torch.float32)
         calls["eager float32"] = lambda: unet.body(x, modulation, {})
-        calls["compiled float32"] = lambda: float32._body(x, modulation, {})
+        calls["compiled float32"] = lambda: float32.backend.body(x, modulation, {})
         chosen = x.to(sampler.dtype)
-        calls["compiled, as compile=True chooses"] = lambda: sampler._body(chosen, modulation.to(torch.float32), {})
+        body = sampler.backend.body
+        calls["compiled, as compile=True chooses"] = lambda: body(chosen, modulation.to(torch.float32), {})
         reference = unet(x, t)
         for row, call in calls.items():
             error = relative_error(call(), reference)

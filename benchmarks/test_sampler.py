@@ -42,7 +42,7 @@ ROWS = [BASELINE, AS_MANY, EAGER, EAGER_BFLOAT16, COMPILED, GRAPH, *FEW]
 
 def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
     """The share of a call's time outside the network."""
-    network = sampler._body
+    network = sampler.backend.body
     inside: list[float] = []
 
     def timed(*arguments: Any) -> torch.Tensor:
@@ -50,11 +50,11 @@ def share_outside(sampler: BridgeSampler, call: Callable[[], object]) -> float:
         inside.append(seconds_of(lambda: results.append(network(*arguments))))
         return results[0]
 
-    sampler._body = timed
+    sampler.backend.body = timed
     try:
         total = seconds_of(call)
     finally:
-        sampler._body = network
+        sampler.backend.body = network
     assert len(inside) == len(sampler.table)
     return 1 - sum(inside) / total
 

@@ -86,7 +86,7 @@ def ours(unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor) -
     inputs = {torch.float32: x, torch.bfloat16: x.bfloat16()}
 
     def compiled(network: UNet, dtype: torch.dtype) -> Call:
-        call = sampler._body if sampler.dtype == dtype else Compiled(network.body, x.device)
+        call = sampler.backend.body if sampler.dtype == dtype else Compiled(network.body, x.device)
         return lambda: call(inputs[dtype], modulation, {})
 
     return {

@@ -11,7 +11,6 @@ network has a quarter of the preset's width, so that five calls take minutes.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
@@ -60,15 +59,14 @@ def windows(quick: bool) -> Comparison:
     made: dict[str, torch.Tensor] = {}
 
     def by_windows() -> None:
-        done, counted = list[int](), copy.copy(sampler)
-        counted._body = lambda *arguments: done.append(1) or sampler._body(*arguments)
+        done = list[int]()
+        counted = calling(sampler, lambda *arguments: done.append(1) or sampler.backend.body(*arguments))
         made["bbdm"] = counted(source, seed=0, batch_size=1, window=window, overlap=OVERLAP)
         calls["bbdm"] = len(done)
 
     def by_monai() -> None:
         done: list[int] = []
-        inferred = copy.copy(sampler)
-        inferred._body = of_monai(sampler, window, done.append)
+        inferred = calling(sampler, of_monai(sampler, window, done.append))
         made["MONAI"] = inferred(source, seed=0, window=None)
         calls["MONAI"] = len(done)
 
@@ -87,6 +85,13 @@ def windows(quick: bool) -> Comparison:
     return comparison
 
 
+def calling(sampler: BridgeSampler, body: Callable[..., Tensor]) -> BridgeSampler:
+    """A sampler that calls another function in place of the network's body."""
+    other = BridgeSampler(sampler.unet, sampler.bridge, sampler.solver, STEPS, dtype=sampler.dtype)
+    other.backend.body = body
+    return other
+
+
 def of_monai(
     sampler: BridgeSampler,
     window: tuple[int, ...],
@@ -96,7 +101,7 @@ def of_monai(
     from monai.inferers.inferer import SlidingWindowInferer
 
     infer: Any = SlidingWindowInferer(along(window, sampler.axes), 1, OVERLAP, mode="gaussian")
-    body = sampler._body
+    body = sampler.backend.body
 
     def network(x: Tensor, embedding: Tensor, conditions: Conditions) -> Tensor:
         names = list(conditions)

@@ -301,15 +301,13 @@ class StepTable:
 
     @property
     def opening(self) -> npt.NDArray[np.float64]:
-        """(K, 10) rows as :attr:`rows`, of which only the last is used: it makes the first state.
+        """(10,) the row that makes the first state.
 
-        So noise of the start has the number of the last row, which takes none itself.
+        Its noise has the number of the last row, which draws none.
         """
         of_y, of_noise = self.start
         i_x, i_y = self.inputs[0]
-        opening = np.zeros((len(self), 10))
-        opening[-1] = Row(c_y=of_y, c_z=of_noise, i_x=i_x, i_y=i_y)
-        return opening
+        return np.array(Row(c_y=of_y, c_z=of_noise, i_x=i_x, i_y=i_y))
 
     @property
     def noisy(self) -> list[int]:

@@ -168,13 +168,13 @@ class Intervals:
     def sample(self, source: Any, seed: Any = None, **settings: Any) -> Distribution:
         """The samples that :meth:`of` takes, of sources whose size is checked before one is drawn."""
         settings |= self.options
-        checked = () if self.size is None else self.sampler._call(source, None, settings, split=False)[2].groups
-        for _, images in checked:
-            if (size := tuple(images.shape[2:])) != self.size:
-                raise ValueError(
-                    f"the intervals were calibrated on pictures of {shown(self.size or ())}, got {shown(size)}: "
-                    "calibrate on pictures of this size"
-                )
+        if self.size is not None:
+            for group in self.sampler.read(source, settings).groups:
+                if group.size != self.size:
+                    raise ValueError(
+                        f"the intervals were calibrated on pictures of {shown(self.size)}, got {shown(group.size)}: "
+                        "calibrate on pictures of this size"
+                    )
         return self.sampler.distribution(source, self.samples, seed, keep=self.by == "quantiles", **settings)
 
     def of(self, distribution: Distribution) -> tuple[Any, Any]:
@@ -290,7 +290,7 @@ def measured(
         ValueError: a target is not finite, has another shape than results, or is of another direction.
     """
     for index in range(len(pairs)):
-        example, conditions = pairs.read(index), dict[str, Any].fromkeys(sampler._shapes.conditions.each)
+        example, conditions = pairs.read(index), dict[str, Any].fromkeys(sampler.shapes.conditions.each)
         target, name = scale(example.target).numpy(), f"the target of pair {index}"
         counts = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
         if not np.isfinite(target[counts]).all():

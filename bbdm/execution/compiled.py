@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +32,7 @@ SHAPES_KEPT = 8  # of compiled networks and captured graphs
 # PyTorch captures one graph at a time in a process, and its compiler's tables are the process's too. Warm-up
 # before a capture may compile.
 COMPILING = threading.RLock()
-Tensors = list[torch.Tensor]
 Value = TypeVar("Value")
-Captured = tuple[torch.cuda.CUDAGraph, Tensors, torch.Tensor, Any]
 
 
 @dataclass(slots=True)
@@ -143,55 +141,6 @@ class Compiled:
             compiled(*arguments)
         weakref.finalize(compiled, reset_code, copy.__code__)
         return compiled
-
-
-class Graphs:
-    """A function's runs on a device, captured once for each key: all their kernels in one launch.
-
-    Threads take turns. Results are copies, ordered on the caller's stream.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
-        self._captured: Recent[Captured] = Recent(self._capture)
-        self._turns = threading.Lock()  # of the buffers
-        self._done = torch.cuda.Event()
-
-    def __call__(
-        self, key: Hashable, function: Callable[[Tensors], torch.Tensor], tensors: Sequence[torch.Tensor], reads: Any
-    ) -> torch.Tensor:
-        """The function's result for tensors.
-
-        Args:
-            key: of the graph, besides the shapes of ``tensors``.
-            function: of the tensors; what else it reads on the device must not change.
-            tensors: what the function gets, on the device.
-            reads: returns what else the graph reads, such as weights, which must outlive it.
-        """
-        with self._turns, torch.cuda.device(self._device):
-            stream = torch.cuda.current_stream()
-            stream.wait_event(self._done)  # another thread's replay may run on another stream
-            shapes = tuple(tensor.shape for tensor in tensors)
-            graph, buffers, output, _ = self._captured.get((key, shapes), function, tensors, reads)
-            for buffer, tensor in zip(buffers, tensors, strict=True):
-                buffer.copy_(tensor)
-            graph.replay()
-            result = output.clone()
-            self._done.record(stream)
-            return result
-
-    def _capture(self, function: Callable[[Tensors], torch.Tensor], tensors: Tensors, reads: Any) -> Captured:
-        buffers = [tensor.clone() for tensor in tensors]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # compile, tune and load kernels before the capture
-            function(buffers)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            output = function(buffers)
-        return graph, buffers, output, reads()
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One step of any solver: an affine map whose weights are one row of a step table.
 
-The step works in place on a sampler's buffers and finds its row on the device, so that a loop allocates
+The step works in place on a sampler's buffers and reads its row on the device, so that a loop allocates
 nothing and a captured CUDA graph serves every step. CUDA and ROCm run the Triton kernel, every other device
 the reference.
 """
@@ -24,7 +24,7 @@ def bridge_step(
     inputs: Tensor,
     pred: Tensor,
     y: Tensor,
-    rows: Tensor,
+    row: Tensor,
     step: Tensor,
     seeds: Tensor | None = None,
     noise: Tensor | None = None,
@@ -44,9 +44,9 @@ def bridge_step(
         pred: (B, C, H, W) the network's output, in any floating dtype. It is copied where its memory format
             is not that of ``x``, as is the noise.
         y: (B, C, H, W) like ``x``, the source.
-        rows: (K, 10) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y of every step, in the
-            dtype of ``x``.
-        step: (1,) integer in [0, K), the row to use and the step of the noise.
+        row: (10,) the weights p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y, in the dtype of ``x``: one
+            of :attr:`bbdm.bridges.timesteps.StepTable.rows`.
+        step: (1,) integer of at least 0, the number of the noise.
         seeds: (B,) int64, from which z is drawn. Where c_z is 0, neither these nor noise are needed. Where it
             is not and both are missing, the CPU raises, and a GPU gives NaN: the host does not wait for it.
         noise: (B, C, H, W) z itself, in any floating dtype, in place of seeds.
@@ -60,6 +60,7 @@ def bridge_step(
     shape = x.shape
     if pred.shape != shape:
         raise ValueError(f"the network must predict {tuple(shape)}, got {tuple(pred.shape)}")
+    expect("row", row, (COLUMNS,))
     expect("x0hat", x0hat, shape)
     expect("inputs", inputs, shape)
     expect("y", y, shape)
@@ -71,7 +72,7 @@ def bridge_step(
         expect("mask", mask, (shape[0], 1, *shape[2:]))
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     op = _reference if eager else _bridge_step
-    op(x, x0hat, inputs, pred, y, rows, step, seeds, noise, mask)
+    op(x, x0hat, inputs, pred, y, row, step, seeds, noise, mask)
 
 
 def _reference(
@@ -80,20 +81,20 @@ def _reference(
     inputs: Tensor,
     pred: Tensor,
     y: Tensor,
-    rows: Tensor,
+    row: Tensor,
     step: Tensor,
     seeds: Tensor | None,
     noise: Tensor | None,
     mask: Tensor | None,
 ) -> None:
     """The reference. It reads the row on the host, which costs nothing on a CPU."""
-    index = int(step)
-    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y = rows[index].tolist()
+    p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y = row.tolist()
     z = noise
     if c_z != 0.0 and z is None:
+        number = int(step)
         if seeds is None:
-            raise ValueError(f"step {index} has noise of weight {c_z}, got neither seeds nor noise")
-        z = normal(seeds, index, tuple(x.shape[1:]), SAMPLING)
+            raise ValueError(f"step {number} has noise of weight {c_z}, got neither seeds nor noise")
+        z = normal(seeds, number, tuple(x.shape[1:]), SAMPLING)
     estimate = _weighted((p_x, x), (p_y, y), (p_pred, pred))
     if mask is not None:
         estimate = mask * estimate + (1 - mask) * y
@@ -125,7 +126,6 @@ def _fake(*_: object) -> None:
 
 
 _SAMPLING = constexpr(SAMPLING)
-_COLUMNS = constexpr(COLUMNS)
 
 
 @jit
@@ -135,7 +135,7 @@ def _bridge_step_kernel(
     inputs_ptr,  # (B, C, H, W) any floating dtype
     pred_ptr,  # (B, C, H, W) any floating dtype
     y_ptr,  # (B, C, H, W) as x
-    rows_ptr,  # (K, 10) as x
+    row_ptr,  # (10,) as x
     step_ptr,  # (1,) integer
     seeds_ptr,  # (B,) int64, or None
     noise_ptr,  # (B, C, H, W) any floating dtype, or None
@@ -147,17 +147,16 @@ def _bridge_step_kernel(
 ):
     image, start, at, inside = addresses(size, BLOCK)
     step = tl.load(step_ptr)
-    row = rows_ptr + step * _COLUMNS
-    p_x = tl.load(row)
-    p_y = tl.load(row + 1)
-    p_pred = tl.load(row + 2)
-    c_x = tl.load(row + 3)
-    c_y = tl.load(row + 4)
-    c_0 = tl.load(row + 5)
-    c_h = tl.load(row + 6)
-    c_z = tl.load(row + 7)
-    i_x = tl.load(row + 8)
-    i_y = tl.load(row + 9)
+    p_x = tl.load(row_ptr)
+    p_y = tl.load(row_ptr + 1)
+    p_pred = tl.load(row_ptr + 2)
+    c_x = tl.load(row_ptr + 3)
+    c_y = tl.load(row_ptr + 4)
+    c_0 = tl.load(row_ptr + 5)
+    c_h = tl.load(row_ptr + 6)
+    c_z = tl.load(row_ptr + 7)
+    i_x = tl.load(row_ptr + 8)
+    i_y = tl.load(row_ptr + 9)
 
     x = tl.load(x_ptr + at, mask=inside)
     y = tl.load(y_ptr + at, mask=inside)

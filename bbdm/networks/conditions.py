@@ -382,16 +382,16 @@ class Guidance:
 
     variants: tuple[Variant, ...]
 
-    def predict(self, network: Callable[..., Any], x: Any, index: int, conditions: Sequence[Mapping[str, Any]]) -> Any:
+    def predict(self, network: Callable[..., Any], x: Any, conditions: Sequence[Mapping[str, Any]]) -> Any:
         """The guided prediction of a step, (B, C, *S), of a network that returns at least 32 bits.
 
         ``conditions`` are those of each evaluation, (B, ...); or of all, (N B, ...), for one batch.
         """
         count = 1 + len(self.variants)
         if len(conditions) > 1:
-            full, *others = [network(x, index, evaluated) for evaluated in conditions]
+            full, *others = [network(x, evaluated) for evaluated in conditions]
         else:
-            together = network(concatenated([x] * count), index, conditions[0])
+            together = network(concatenated([x] * count), conditions[0])
             full, *others = [together[i * len(x) : (i + 1) * len(x)] for i in range(count)]
         guided = full
         for (_, weight), other in zip(self.variants, others, strict=True):

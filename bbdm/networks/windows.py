@@ -19,7 +19,7 @@ from bbdm.networks.arrays import NAMES, along, concatenated
 
 Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
 Spans = tuple[slice, ...]  # the window's slice of each side
-Predict = Callable[[Any, int, Mapping[str, Any]], Any]  # (x, step, conditions) -> prediction
+Predict = Callable[[Any, Mapping[str, Any]], Any]  # (x, conditions) -> prediction
 SPREAD = 0.125  # of the Gaussian weights, as a share of a window's side
 LEAST = 1e-3  # Gaussian weight of a side, as a share of the largest; MONAI floors the product of the sides' weights
 LARGEST_OVERLAP = 0.9
@@ -129,7 +129,6 @@ class WindowGrid:
         self,
         network: Predict,
         x: Any,
-        index: int,
         conditions: Mapping[str, Any],
         weights: Sequence[Any],
         out: Any = None,
@@ -140,10 +139,9 @@ class WindowGrid:
         is kept, which blending steps of windows would lower.
 
         Args:
-            network: called with windows of x and of conditions, and the index of the step. It returns
-                predictions of at least 32 bits, which are summed.
+            network: called with windows of x and of conditions. It returns predictions of at least 32 bits,
+                which are summed.
             x: (B, C, *S) what the network is shown.
-            index: the number of the step.
             conditions: those of x: images (B, C, *S), which may be some times larger along each side; what
                 has other axes, (B, ...), is the same for all windows of an image.
             weights: those of :meth:`weights`, in the type of predictions.
@@ -162,7 +160,7 @@ class WindowGrid:
             for start in range(0, len(states), self.at_once):
                 count = min(self.at_once, len(states) - start)
                 shown = {name: self._batch(value, start) for name, value in seen.items()}
-                prediction = network(self._batch(states, start), index, shown)
+                prediction = network(self._batch(states, start), shown)
                 outputs.append(prediction[:count])
             return concatenated(outputs)
 

@@ -27,7 +27,7 @@ from bbdm.networks.conditions import DIRECTION
 from bbdm.onnx import graphs
 from bbdm.pictures.images import convert, open_image, resized, to_array
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from bbdm.sampling.loop import Plan
+from bbdm.sampling.loop import Loop
 from bbdm.sampling.sampler import BridgeSampler
 
 CPU = torch.device("cpu")
@@ -124,7 +124,7 @@ def build_graphs(
     parts = dict(models)
     models["step"] = graphs.step_graph(sampler.unet.axes)
     if pipeline:
-        models["pipeline"] = graphs.pipeline_graph(parts, sampler.table, sampler._shapes)
+        models["pipeline"] = graphs.pipeline_graph(parts, sampler.table, sampler.shapes)
     return models
 
 
@@ -141,7 +141,7 @@ def settings(sampler: BridgeSampler, precision: str, folder: Path) -> dict[str, 
         folder: the folder that holds the graphs.
     """
     network = sampler.unet
-    shapes = sampler._shapes
+    shapes = sampler.shapes
     files = sorted(folder.iterdir())
     version = VERSION
     if _two_tables(sampler):
@@ -188,8 +188,8 @@ def settings(sampler: BridgeSampler, precision: str, folder: Path) -> dict[str, 
 
 def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
     """Up to ``CALIBRATION`` of the user's pictures, spread over the folder."""
-    channels = sampler._shapes.source_channels
-    size = sampler.image_size or 64 * sampler._shapes.stride[0]
+    channels = sampler.shapes.source_channels
+    size = sampler.image_size or 64 * sampler.shapes.stride[0]
     rows = read_rows("folder", str(folder), "val")
     every = math.ceil(len(rows) / CALIBRATION)
     sources: list[torch.Tensor] = []
@@ -202,22 +202,30 @@ def calibration(folder: Path, sampler: BridgeSampler) -> list[torch.Tensor]:
 
 def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[dict[str, Any]]:
     """The inputs of the network's graph at each step of each picture's translation."""
-    feeds: list[dict[str, Any]] = []
     times = sampler.table.network_times.astype(np.float32)
+    feeds: list[dict[str, Any]] = []
+    body = sampler.backend.body
 
-    def net(plan: Plan, conditions: Mapping[str, torch.Tensor], x: torch.Tensor, index: int) -> torch.Tensor:
-        feed = {"x": x.numpy().copy(), "t": times[index : index + 1]}
+    def noting(x: torch.Tensor, embedding: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        feed = {"x": x.numpy().copy()}
         for value in conditions.values():  # the source alone, where the network sees it
             feed[graphs.CONDITION] = value.numpy()
         feeds.append(feed)
-        return sampler._net(plan, conditions, x, index)
+        return body(x, embedding, conditions)
 
-    recording = copy.copy(sampler)
-    recording._net = net
+    backend = copy.copy(sampler.backend)
+    backend.body = noting
+    loop = Loop(backend, sampler.shapes)
     for seed, source in enumerate(sources):
-        recording(source, seed)
-        yield from feeds
-        feeds.clear()
+        for batch in sampler.read(source, {}).batches(seed):
+            with backend.turn():
+                run = loop.begin(batch, loop.inputs(batch))
+            for index in range(len(times)):
+                with backend.turn():
+                    backend.step(run, index)
+                for feed in feeds:
+                    yield {**feed, "t": times[index : index + 1]}
+                feeds.clear()
 
 
 def quantized(
@@ -273,7 +281,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
     sampler = copy.copy(sampler)
     sampler.image_size = None  # any size serves here: no warning of another than the training's
     exported.image_size = None
-    shapes = sampler._shapes
+    shapes = sampler.shapes
     codec = sampler.codec
     inputs = graphs.pipeline_inputs(shapes, slots=0)
     generator = torch.Generator().manual_seed(0)
@@ -298,7 +306,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
         if codec is None:
             add(steps[-1].x, state)
         else:
-            add(exported._decode(state.contiguous().numpy()), codec.decode(state))
+            add(exported.backend.decode(state.contiguous().numpy()), codec.decode(state))
     print(f"largest difference from PyTorch: {max(differences):.1e}")
     is_near = limit is None or all(difference <= limit for difference in differences)  # NaN is not
     if not is_near:

@@ -1,17 +1,17 @@
 """The sampler: reads the sources of a call, runs the loop, and gives each result its source's type.
 
-:class:`bbdm.BridgeSampler` and :class:`bbdm.runtime.OnnxBridgeSampler` are its backends; see
-:mod:`bbdm.sampling.loop`. Nothing here needs PyTorch or ONNX Runtime.
+:class:`bbdm.BridgeSampler` and :class:`bbdm.runtime.OnnxBridgeSampler` are samplers, each with a
+:class:`bbdm.sampling.backend.Backend`. Nothing here needs PyTorch or ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -25,9 +25,10 @@ from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
+from bbdm.sampling.backend import Backend, Batch, Plan, Shapes, parts
 from bbdm.sampling.distribution import Distribution, sample_seeds
-from bbdm.sampling.loop import Batch, Loop, Plan, Shapes, Step, parts
-from bbdm.sampling.options import USUAL, GuidanceOptions, Options, Seed
+from bbdm.sampling.loop import Loop, Step
+from bbdm.sampling.options import GuidanceOptions, Options, Seed
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import Defaults, StepTable
 
@@ -37,68 +38,85 @@ if TYPE_CHECKING:
     from bbdm.bridges import Bridge
     from bbdm.files.content import Origin
 
-KEPT = 4  # solvers with their times: tables, and what a network computes of the time alone
+KEPT = 4  # solvers with their times, besides the sampler's own: tables, and what a network computes of times alone
 AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given
 PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
 
 
-class _Key:
-    """What was chosen, by its values; a solver that cannot be hashed is the same as itself alone."""
-
-    def __init__(self, choice: Defaults) -> None:
-        self.choice = choice
-        solver: Any = choice.chosen
-        try:
-            hash(solver)
-        except TypeError:
-            solver = id(solver)  # which stays its own: the choice holds it
-        times = choice.timesteps
-        self._values = solver, choice.steps, times if isinstance(times, str | None) else tuple(times)
-
-    def __hash__(self) -> int:
-        return hash(self._values)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self._values == other._values
-
-
-class Sampler(Loop, Generic[Array]):
-    """Translates images, as ``Array``; a subclass says how the network is called and a step is done.
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a call asks for.
 
     Args:
+        options: those given.
+        sources: the images.
+        groups: the images of each size, without seeds.
         shapes: what the network takes.
-        choice: solver, steps and times of calls that give none.
     """
 
-    bridge: Bridge
-    _network_name: str  # for ``repr``
-    axes: int  # spatial, of what is translated: 2 of pictures, 3 of volumes
-    direction: Direction | None = None  # of calls that say none, where the network has two
+    options: Options
+    sources: Sources
+    groups: list[Batch]
+    shapes: Shapes
+
+    def seeded(self, seed: Seed) -> list[Batch]:
+        """The groups with the seeds of their sources; ValueError for a seed that is refused."""
+        seeds = resolve_seeds(seed, self.sources.count)
+        groups: list[Batch] = []
+        for group in self.groups:
+            own = [seeds[self.sources.owners[index]] for index in group.indices]
+            groups.append(replace(group, seeds=own))
+        return groups
+
+    def batches(self, seed: Seed) -> list[Batch]:
+        """The groups in parts of as many images as the call asks for, or the network takes."""
+        batches: list[Batch] = []
+        for group in self.seeded(seed):
+            if group.windows is not None:
+                batches += group.split(self.options.batch_size, fill=False)
+            else:
+                batches += group.split(self.shapes.only or self.options.batch_size, self.shapes.fill)
+        return batches
+
+
+class Sampler(Generic[Array]):
+    """Translates images, as ``Array``.
+
+    Args:
+        backend: what runs the steps.
+        bridge: what the network was trained on.
+        shapes: what the network takes.
+        choice: solver, steps and times of calls that give none.
+        name: of the network, for ``repr``.
+
+    Attributes: ``axes``, spatial, of what is translated: 2 of pictures, 3 of volumes; ``direction``, of calls
+    that say none, where the network has two, else None; ``calls``, those that the network was distilled for.
+    """
+
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
     origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
-    _table: Callable[[Defaults], tuple[str, StepTable]]  # of what was chosen, with the solver's name
 
-    def __init__(self, shapes: Shapes, choice: Defaults) -> None:
+    def __init__(self, backend: Backend, bridge: Bridge, shapes: Shapes, choice: Defaults, name: str) -> None:
+        self.backend = backend
+        self.bridge = bridge
+        self.shapes = shapes
         self.calls = choice.calls
-        self._shapes = shapes
         self.axes = len(shapes.stride)
-        self.direction = DIRECTIONS[0] if shapes.conditions.two_way else None
-        self._other: Self | None = None  # of the other direction
-        self._choose(choice)
-
-    def _choose(self, choice: Defaults) -> None:
-        """Make the plan of calls that give no solver, steps or times."""
+        self.direction: Direction | None = DIRECTIONS[0] if shapes.conditions.two_way else None
+        self.loop = Loop(backend, shapes)
         self._choice = choice
-        self._plans = lru_cache(KEPT)(lambda key: self._make_plan(key.choice, self._own))
-        self._own = self._make_plan(choice)
+        self._name = name
+        self._plans: dict[tuple[Direction | None, Defaults], Plan] = {}  # the one used last at the end
+        self._plans_lock = threading.Lock()
+        self.plan()  # or it cannot be made
 
     def __repr__(self) -> str:
         """Network, bridge, solver and number of steps."""
         settings = f"solver={self.solver!r}, steps={len(self.table)}"
-        return f"{type(self).__name__}({self._network_name}, {self.bridge!r}, {settings})"
+        return f"{type(self).__name__}({self._name}, {self.bridge!r}, {settings})"
 
     def towards(self, direction: Direction) -> Self:
         """The sampler of a direction of a network of two, as calls with ``direction`` take it.
@@ -110,29 +128,24 @@ class Sampler(Loop, Generic[Array]):
         """
         if self.direction is None:
             raise ValueError(f"this network has one direction, got {direction!r}")
-        if (direction := read_direction(direction)) == self.direction:
+        direction = read_direction(direction)
+        if direction == self.direction:
             return self
-        other = self._other
-        if other is None:
-            other = copy(self)
-            other.bridge = self.bridge.turned
-            other.direction = direction
-            other._other = self
-            other._choose(self._choice)
-            self._other = other
-        if direction == DIRECTIONS[1]:
-            vars(other).update(image_size=self.image_size, origin=self.origin, pictures=self.pictures.turned)
+        other = copy(self)
+        other.direction = direction
+        other.bridge = self.bridge.turned
+        other.pictures = self.pictures.turned
         return other
 
     @property
     def table(self) -> StepTable:
         """The steps of calls that give no solver, steps or timesteps."""
-        return self._own.table
+        return self.plan().table
 
     @property
     def solver(self) -> str:
         """The solver of calls that give none."""
-        return self._own.solver
+        return self.plan().solver
 
     @overload
     def __call__(self, source: Array, seed: Seed = None, **options: Any) -> Array: ...
@@ -167,8 +180,11 @@ class Sampler(Loop, Generic[Array]):
             TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        self, o, sources, batches = self._call(source, seed, options)
-        return sources.restore([(batch.indices, self._translate(batch, o.callback)) for batch in batches])
+        call = self.read(source, options)
+        results: list[tuple[list[int], Any]] = []
+        for batch in call.batches(seed):
+            results.append((batch.indices, self.loop.translate(batch, call.options.callback)))
+        return call.sources.restore(results)
 
     def stream(self, source: Any, seed: Seed = None, **options: Any) -> Iterator[Step]:
         """The same translation one step at a time, to show what is done; arguments as for a call.
@@ -177,8 +193,9 @@ class Sampler(Loop, Generic[Array]):
         which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
         steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        self, o, _, batches = self._call(source, seed, options)
-        return (step for batch in batches for step in self._steps(batch, o.callback))
+        call = self.read(source, options)
+        batches = call.batches(seed)  # what is wrong is said before the first step
+        return (step for batch in batches for step in self.loop.stream(batch, call.options.callback))
 
     def distribution(
         self,
@@ -212,23 +229,30 @@ class Sampler(Loop, Generic[Array]):
             raise ValueError("a distribution takes no noise: its samples are those of seeds")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-        self, o, sources, groups = self._call(source, None, options, split=False)
-        seeds, only = sample_seeds(seed, sources.count, samples), self._shapes.only
-        found = Distribution(sources, seeds, keep)
-        for group in groups:
-            alone = only if group.windows is None else None
-            size = alone or o.batch_size or min(AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(group.size)))
-            fill = self._shapes.fill and group.windows is None
-            for whole in group.split(alone or max(1, size // samples), fill):
-                with self._inference():
-                    encoded = self._inputs(whole)
-                pairs = [(row, sample) for row, _ in enumerate(whole.indices) for sample in range(samples)]
-                for drawn, count in parts(pairs, size, fill):
-                    rows = [row for row, _ in drawn]
-                    own = [seeds[sources.owners[whole.indices[row]]][sample] for row, sample in drawn]
-                    batch, inputs = whole.take(rows, count), encoded.take(rows, self._array(np.array(own)))
-                    found.add(batch.indices, self._translate(batch, o.callback, inputs))
-        return found
+        call = self.read(source, options)
+        sources = call.sources
+        seeds = sample_seeds(seed, sources.count, samples)
+        distribution = Distribution(sources, seeds, keep)
+        for group in call.groups:
+            only = None
+            fill = False
+            if group.windows is None:
+                only = self.shapes.only
+                fill = self.shapes.fill
+            most = max(1, PIXELS_AT_ONCE // math.prod(group.size))
+            size = only or call.options.batch_size or min(AT_ONCE, most)  # results at once
+            for batch in group.split(only or max(1, size // samples), fill):
+                with self.backend.turn():
+                    encoded = self.loop.inputs(batch)
+                drawn = [(row, sample) for row in range(len(batch.indices)) for sample in range(samples)]
+                for part, count in parts(drawn, size, fill):
+                    rows = [row for row, _ in part]
+                    own = [seeds[sources.owners[batch.indices[row]]][sample] for row, sample in part]
+                    inputs = encoded.take(rows, self.loop.array(np.array(own)))
+                    taken = batch.take(rows, count)
+                    results = self.loop.translate(taken, call.options.callback, inputs)
+                    distribution.add(taken.indices, results)
+        return distribution
 
     def window_grid(
         self, options: GuidanceOptions, size: Sequence[int] | None = None, batch_size: int | None = None
@@ -244,74 +268,120 @@ class Sampler(Loop, Generic[Array]):
         Raises:
             ValueError: window or margin does not fit the network.
         """
-        shapes = self._shapes
-        window = self.pictures.crop if options.window == "auto" else options.window
+        shapes = self.shapes
+        window = options.window_of(self.pictures.crop)
         if window is None:
             return None
         lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
-        if lengths is None or (size and all(side <= length for side, length in zip(size, lengths, strict=True))):
+        assert lengths is not None
+        if size is not None and all(side <= length for side, length in zip(size, lengths, strict=True)):
             return None
-        at_once = shapes.only or min(batch_size or AT_ONCE, max(1, PIXELS_AT_ONCE // math.prod(lengths)))
-        cells, unit = (tuple(side // shapes.cell for side in each) for each in (lengths, shapes.stride))
-        return WindowGrid(cells, options.overlap, -(-options.margin // shapes.cell), unit, at_once, shapes.fill)
+        most = max(1, PIXELS_AT_ONCE // math.prod(lengths))
+        return WindowGrid(
+            lengths=tuple(length // shapes.cell for length in lengths),
+            overlap=options.overlap,
+            margin=math.ceil(options.margin / shapes.cell),
+            unit=tuple(step // shapes.cell for step in shapes.stride),
+            at_once=shapes.only or min(batch_size or AT_ONCE, most),
+            fill=shapes.fill,
+        )
 
-    def _plan(self, o: Options = USUAL) -> Plan:
-        """The plan of a call; what the call leaves out is the sampler's own."""
-        if o.solver is None and o.steps is None and o.timesteps is None:
-            return self._own
-        choice = self._choice.over(o.solver, o.steps, o.timesteps)
-        if choice is self._choice:
-            return self._own
-        return self._plans(_Key(choice))
+    def plan(self, options: Options | None = None) -> Plan:
+        """The plan of a call; what the call leaves out is the sampler's own. The last few are kept."""
+        choice = self._choice
+        if options is not None:
+            choice = choice.over(options.solver, options.steps, options.timesteps)
+        key = (self.direction, choice)
+        with self._plans_lock:
+            plan = self._plans.pop(key, None)
+            if plan is None:
+                plan = self.plan_of(*self._table(choice))
+            self._plans[key] = plan
+            others = [known for known in self._plans if known[1] != self._choice]
+            for known in others[:-KEPT]:
+                del self._plans[known]
+        return plan
 
-    def _make_plan(self, choice: Defaults, own: Plan | None = None) -> Plan:
-        """The plan of what was chosen; the sampler's own one where it has the same table."""
-        name, table = self._table(choice)
-        if own is not None and name == own.solver and table.description() == own.table.description():
-            return own
+    def plan_of(self, name: str, table: StepTable) -> Plan:
+        """A solver's table as the backend takes it; a warning where the network was distilled for another."""
         if self.calls is not None and (name != solvers.DISTILLED or len(table) > self.calls):
             wanted = f"distilled for calls={self.calls} of the solver {solvers.DISTILLED!r}"
             warn(f"the network was {wanted}, and is asked for {len(table)} of {name!r}: results may be worse")
-        return Plan(name, table, table.timesteps.tolist(), self._load(table))
+        return Plan(name, table, table.timesteps.tolist(), self.backend.load(table))
 
-    def _call(
-        self, source: Any, seed: Seed, options: Mapping[str, Any], split: bool = True
-    ) -> tuple[Self, Options, Sources, list[Batch]]:
-        """The sampler of a call's direction, and its images in batches; without ``split``, one a size."""
-        o, shapes = Options.of(options, self._shapes.conditions) if options else USUAL, self._shapes
-        if self.direction is not None and isinstance(o.conditions, Mapping | None):
-            given = o.conditions or {}
-            direction = read_direction(given.get(DIRECTION, self.direction))
-            self, o = self.towards(direction), replace(o, conditions={**given, DIRECTION: direction})
-        plan, kind, mask, conditions = self._plan(o), self.pictures, None, {}
-        guidance = None if o.guidance is None else read_guidance(shapes.conditions, o.guidance)
-        stored = o.source_values is not None or o.target_values is not None
-        if stored:
-            kind = replace(kind, source=o.source_values or kind.source, target=o.target_values or kind.target)
-        scale = Scale(self.array, self.noun, shapes.source_channels, kind, stored, self.axes)
+    def _table(self, choice: Defaults) -> tuple[str, StepTable]:
+        """The table of what was chosen, with the solver's name."""
+        return solvers.name_of(choice.chosen), choice.table(self.bridge)
+
+    def read(self, source: Any, options: Mapping[str, Any]) -> Call:
+        """The images and options of a call, in its direction.
+
+        Raises:
+            FileNotFoundError: a path leads to no file.
+            TypeError: an argument is neither an option nor a condition of the network.
+            ValueError: an argument is refused; the message says what was got and what is wanted.
+        """
+        sampler, given = self.directed(options)
+        return sampler.read_call(source, given, sampler.plan(given))
+
+    def directed(self, options: Mapping[str, Any]) -> tuple[Self, Options]:
+        """The sampler of the direction of a call's keywords, and the options that they are."""
+        given = Options.of(options, self.shapes.conditions)
+        if self.direction is None or not isinstance(given.conditions, Mapping | None):
+            return self, given
+        conditions = dict(given.conditions or {})
+        direction = read_direction(conditions.get(DIRECTION, self.direction))
+        conditions[DIRECTION] = direction
+        return self.towards(direction), replace(given, conditions=conditions)
+
+    def read_call(self, source: Any, options: Options, plan: Plan) -> Call:
+        """The images of a call, translated by a plan; errors as of :meth:`read`."""
+        shapes = self.shapes
+        guidance = None
+        if options.guidance is not None:
+            guidance = read_guidance(shapes.conditions, options.guidance)
+        scale = self._scale(options)
         sources = read_sources(source, scale)
-        groups, owners, first = sources.groups, sources.owners, sources.groups[0][1]
-        seeds = resolve_seeds(seed, sources.count) if split else [0] * sources.count
-        if len(groups) > 1:
-            conditioned = o.conditions if shapes.conditions.images else None
-            for name, value in {"noise": o.noise, "mask": o.mask, "conditions": conditioned}.items():
-                if value is not None:
-                    raise ValueError(f"{name} needs pictures of one size, got several")
-        if o.noise is not None:
-            expected = len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:])
-            check_noise(o.noise, scale, expected)
-        if o.mask is not None:
-            mask = read_mask(o.mask, scale, first)
-        if o.conditions is not None or shapes.conditions.each:
-            conditions = read_conditions(o.conditions, shapes.conditions, first, owners)
-        batches: list[Batch] = []
-        for indices, array in groups:
-            rows = {name: value if len(groups) == 1 else value[indices] for name, value in conditions.items()}
-            windows = self.window_grid(o, size := tuple(array.shape[2:]), o.batch_size)
-            own = [seeds[owners[i]] for i in indices]
-            batch = Batch(plan, indices, array, own, o.noise, mask, rows, windows, guidance)
+        _, first = sources.groups[0]
+        if len(sources.groups) > 1:
+            _check_sizes(options, shapes)
+        if options.noise is not None:
+            expected = (len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:]))
+            check_noise(options.noise, scale, expected)
+        mask = None
+        if options.mask is not None:
+            mask = read_mask(options.mask, scale, first)
+        conditions: dict[str, Any] = {}
+        if options.conditions is not None or shapes.conditions.each:
+            conditions = read_conditions(options.conditions, shapes.conditions, first, sources.owners)
+        groups: list[Batch] = []
+        for indices, array in sources.groups:
+            rows = conditions
+            if len(sources.groups) > 1:
+                rows = {name: value[indices] for name, value in conditions.items()}
+            windows = self.window_grid(options, tuple(array.shape[2:]), options.batch_size)
+            batch = Batch(plan, indices, array, [0] * len(indices), options.noise, mask, rows, windows, guidance)
             if self.image_size is not None and self.pictures.crop is None and windows is None:
-                images.warn_of_scale(self.image_size, *size)
-            count = o.batch_size if windows is not None else shapes.only or o.batch_size
-            batches += batch.split(count, shapes.fill and windows is None) if split else [batch]
-        return self, o, sources, batches
+                images.warn_of_scale(self.image_size, *batch.size)
+            groups.append(batch)
+        return Call(options, sources, groups, shapes)
+
+    def _scale(self, options: Options) -> Scale:
+        """What sources and results of a call are."""
+        spec = self.pictures
+        if options.source_values is not None:
+            spec = replace(spec, source=options.source_values)
+        if options.target_values is not None:
+            spec = replace(spec, target=options.target_values)
+        stored = options.source_values is not None or options.target_values is not None
+        return Scale(self.backend.array, self.backend.noun, self.shapes.source_channels, spec, stored, self.axes)
+
+
+def _check_sizes(options: Options, shapes: Shapes) -> None:
+    """Raise ValueError for an option that needs pictures of one size."""
+    refused = {"noise": options.noise, "mask": options.mask}
+    if shapes.conditions.images:
+        refused["conditions"] = options.conditions
+    for name, value in refused.items():
+        if value is not None:
+            raise ValueError(f"{name} needs pictures of one size, got several")

@@ -2,157 +2,201 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from bbdm import solvers
 from bbdm.bridges import Bridge
+from bbdm.bridges.timesteps import Row
 from bbdm.bridges.timesteps import Timesteps as Times
-from bbdm.codec import Codec
 from bbdm.kernels import philox
 from bbdm.networks.arrays import padded
-from bbdm.sampling.base import Sampler
-from bbdm.sampling.loop import Batch
+from bbdm.sampling.backend import Batch
 from bbdm.sampling.options import Seed, Timesteps
 from bbdm.sampling.sources import Sources, read_sources
 from bbdm.solvers import StepTable
 
+if TYPE_CHECKING:
+    from bbdm.sampling.sampler import BridgeSampler
+
 CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothing of the way back
 
 
-class Inverting(Sampler[torch.Tensor]):
-    """What a sampler on PyTorch says of noise."""
-
-    codec: Codec | None
-    device: torch.device
-
-    def noise(self, source: Any, seed: Seed = None, **options: Any) -> torch.Tensor:
-        """The noise that seeds draw for a call: with it as ``noise``, the call gives the same images.
-
-        Args:
-            source: what a call takes, of one size; only the size counts.
-            seed: an integer, or one for each source; None draws one.
-            options: those of the call, which decide the number of steps.
-
-        Returns:
-            (K, B, C, H, W) standard normals, one for each step, on the grid that the network sees.
-        """
-        self, _, sources, batches = self._call(source, seed, options)
-        if len(sources.groups) > 1:
-            raise ValueError("noise needs pictures of one size, got several")
-        shape = self._shapes.channels, *self._shapes.grid(batches[0].size)
-        seeds = [each for batch in batches for each in batch.seeds[: len(batch.indices)]]
-        seeds = torch.tensor(seeds, device=self.device)
-        return torch.stack([philox.normal(seeds, index, shape) for index in range(len(batches[0].plan.times))])
-
-    def encode(
-        self, target: Any, source: Any, steps: int | None = None, *, timesteps: Timesteps = None, **options: Any
-    ) -> Any:
-        """The noise that the deterministic solver ``ddim`` makes a target of, for interpolation and editing.
-
-        ``sampler(source, noise=noise, solver="ddim", steps=steps)`` gives the target back, but for the error
-        of the steps. Noises of two targets may be mixed, and another source or condition be given.
-
-        Args:
-            target: what a result is, of the kind of ``source``.
-            source: what a call takes, of one size.
-            steps: of ``ddim``; its default if None. One network call fewer is made.
-            timesteps: of ``ddim``, in place of ``steps``.
-            options: conditions, windows, guidance, values and ``batch_size``, as in a call.
-
-        Returns:
-            (K, B, C, H, W) noise on the grid that the network sees: zeros but in the step that draws it. Of a
-            bridge without noise, what takes the source's place, in its type.
-
-        Raises:
-            ValueError: target and source have other numbers or sizes, there are fewer than 2 steps, or an
-                option is of calls alone: ``solver``, ``mask``, ``noise`` or ``callback``.
-        """
-        for name in CALLS_ALONE:
-            if options.get(name) is not None:
-                raise ValueError(f"encode takes no {name}: it is an option of calls")
-
-        def ddim(bridge: Bridge, _: int | None) -> StepTable:
-            return inversion(bridge, timesteps, steps)[0]
-
-        self, _, sources, batches = self._call(source, 0, {**options, "solver": ddim})
-        with torch.inference_mode():
-            result = self._encoded(target, sources, batches, timesteps, steps)
-        return self._copy(result) if isinstance(result, torch.Tensor) else result
-
-    def _encoded(
-        self, target: Any, sources: Sources, batches: list[Batch], timesteps: Timesteps, steps: int | None
-    ) -> Any:
-        """What :meth:`encode` returns, of the batches of a call."""
-        _, row, count = inversion(self.bridge, timesteps, steps)
-        x0, states = self._targets(target, sources), []
-        for batch in batches:
-            inputs = self._inputs(batch)
-            rows = batch.indices + batch.indices[-1:] * (len(batch.source) - len(batch.indices))
-            images = padded(x0[rows], self._shapes.padded(batch.size))
-            encoded = images if self.codec is None else self.codec.encode(images.float(), "target").to(images.dtype)
-            inputs.noise = encoded.new_zeros(len(batch.plan.times), *encoded.shape)
-            inputs.noise[-1] = encoded
-            *_, state = self._states(batch, inputs)
-            states.append(state.x[: len(batch.indices)].clone())
-        state = torch.cat(states)
-        if row is None:
-            result = self._decode(state)[(..., *map(slice, batches[0].size))]
-            return sources.restore([(list(range(len(result))), result)])
-        noise = state.new_zeros(count, *state.shape)
-        noise[row] = state
-        return noise
-
-    def _targets(self, target: Any, sources: Sources) -> torch.Tensor:
-        """(B, C, H, W) targets in [-1, 1], as many as there are sources and of their size."""
-        kind = replace(sources.scale.spec, source=sources.scale.spec.target, neighbours=0)
-        targets = read_sources(target, replace(sources.scale, channels=self._shapes.image_channels, spec=kind))
-        sizes = [[f"{len(i)} of {tuple(images.shape[2:])}" for i, images in each.groups] for each in (sources, targets)]
-        if len(sizes[0]) > 1 or sizes[0] != sizes[1]:
-            found = " and ".join(", ".join(each) for each in sizes)
-            raise ValueError(f"target and source must be as many pictures of one size, got {found}")
-        return self._array(targets.groups[0][1])
+def noise(sampler: BridgeSampler, source: Any, seed: Seed, options: Mapping[str, Any]) -> torch.Tensor:
+    """(K, B, C, H, W) the noise of a call; see :meth:`bbdm.BridgeSampler.noise`."""
+    groups = sampler.read(source, options).seeded(seed)
+    if len(groups) > 1:
+        raise ValueError("noise needs pictures of one size, got several")
+    (group,) = groups
+    shape = (sampler.shapes.channels, *sampler.shapes.grid(group.size))
+    seeds = torch.tensor(group.seeds, device=sampler.device)
+    return torch.stack([philox.normal(seeds, index, shape) for index in range(len(group.plan.times))])
 
 
-def inversion(bridge: Bridge, timesteps: Any, steps: int | None) -> tuple[StepTable, int | None, int]:
-    """The table that undoes ``ddim`` of some times, whose noise in the last row stands for the target.
+def encode(
+    sampler: BridgeSampler,
+    target: Any,
+    source: Any,
+    steps: int | None,
+    timesteps: Timesteps,
+    options: Mapping[str, Any],
+) -> Any:
+    """The noise of targets; see :meth:`bbdm.BridgeSampler.encode`."""
+    for name in CALLS_ALONE:
+        if options.get(name) is not None:
+            raise ValueError(f"encode takes no {name}: it is an option of calls")
+    sampler, given = sampler.directed(options)
+    inverse = inversion(sampler.bridge, timesteps, steps)
+    call = sampler.read_call(source, given, sampler.plan_of("ddim", inverse.table))
+    targets = _targets(sampler, target, call.sources)
+    batches = call.batches(seed=0)  # nothing is drawn
+    state = torch.cat([_encoded(sampler, batch, targets) for batch in batches])
+    if inverse.row is None:
+        pictures = sampler.backend.decode(state)[(..., *map(slice, batches[0].size))]
+        return call.sources.restore([(list(range(len(pictures))), pictures)])
+    noise = state.new_zeros(inverse.steps, *state.shape)
+    noise[inverse.row] = state
+    return noise
 
-    Returns:
-        The table; the row of the sampler's table that the noise is of, None of a bridge without noise, where
-        the state at the top is what is looked for; and the number of the sampler's steps.
+
+def _encoded(sampler: BridgeSampler, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+    """The last state of a batch whose table takes the target as the noise of its last row."""
+    backend = sampler.backend
+    filling = len(batch.source) - len(batch.indices)
+    rows = batch.indices + batch.indices[-1:] * filling
+    with backend.turn():
+        x0 = padded(targets[rows], sampler.shapes.padded(batch.size))
+        if backend.codec is not None:
+            x0 = backend.codec.encode(x0.float(), "target").to(x0.dtype)
+        noise = x0.new_zeros(len(batch.plan.times), *x0.shape)
+        noise[-1] = x0
+        run = sampler.loop.begin(batch, replace(sampler.loop.inputs(batch), noise=noise))
+        for index in range(len(batch.plan.times)):
+            backend.step(run, index)
+        return backend.copy(run.state.x[: len(batch.indices)])
+
+
+def _targets(sampler: BridgeSampler, target: Any, sources: Sources) -> torch.Tensor:
+    """(B, C, H, W) targets in [-1, 1], as many as there are sources and of their size."""
+    scale = sources.scale
+    spec = replace(scale.spec, source=scale.spec.target, neighbours=0)
+    targets = read_sources(target, replace(scale, channels=sampler.shapes.image_channels, spec=spec))
+    found = _described(sources)
+    if len(sources.groups) > 1 or found != _described(targets):
+        raise ValueError(
+            f"target and source must be as many pictures of one size, got {found} and {_described(targets)}"
+        )
+    _, images = targets.groups[0]
+    return sampler.loop.array(images)
+
+
+def _described(sources: Sources) -> str:
+    """How many pictures there are of each size."""
+    return ", ".join(f"{len(indices)} of {tuple(images.shape[2:])}" for indices, images in sources.groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """How ``ddim`` is undone.
+
+    Args:
+        table: whose noise in the last row stands for the target.
+        row: of the sampler's table that the noise is of; None of a bridge without noise, where the state at
+            the top is what is looked for.
+        steps: the number of the sampler's.
+    """
+
+    table: StepTable
+    row: int | None
+    steps: int
+
+
+def inversion(bridge: Bridge, timesteps: Any, steps: int | None) -> Inversion:
+    """The table that undoes ``ddim`` of some times.
 
     Raises:
         ValueError: times that the bridge cannot take, or fewer than 2.
     """
     sampled = solvers.build(bridge, "ddim", timesteps, steps)
-    times: Times = sampled.timesteps[::-1]
-    if len(times) < 2:
-        raise ValueError(f"the way back needs at least 2 steps, got {len(times)}")
+    count = len(sampled)
+    if count < 2:
+        raise ValueError(f"the way back needs at least 2 steps, got {count}")
+    times = sampled.timesteps[::-1]
+    if bridge.deterministic:
+        return Inversion(_to_source(bridge, times), None, count)
+    table = _to_noise(bridge, times)
+    first = Row(*sampled.rows[0])
+    of_y, of_noise = sampled.start
+    if first.c_z != 0:
+        return Inversion(_to_first_noise(bridge, table, sampled), 0, count)
+    if of_noise == 0:
+        return Inversion(table, None, count)
+    # The sampler starts from noise, which has the number of its last row: the last state becomes that noise
+    coefficients = table.coefficients.copy()
+    last = coefficients[-1]
+    last /= of_noise
+    last[1] -= of_y / of_noise
+    return Inversion(replace(table, coefficients=coefficients), count - 1, count)
+
+
+def _to_noise(bridge: Bridge, times: Times) -> StepTable:
+    """From a target at the lowest of times upwards, by the network's estimates at all but the highest."""
     alpha, beta, sigma = bridge.at(times)
-    start = beta[0].item(), alpha[0].item()  # of source and target, at the lowest time
-    if bridge.deterministic:  # the source takes the place of the noise, and is near the target there
-        start, beta, sigma = (0.0, sum(start)), np.zeros_like(beta), beta
     kappa = sigma[1:] / sigma[:-1]
     zero = np.zeros_like(kappa)
-    columns = kappa, beta[1:] - kappa * beta[:-1], alpha[1:] - kappa * alpha[:-1], zero, zero
-    coefficients = np.stack(columns, axis=1)
-    calls, row = times[:-1], None
-    inputs, prediction = bridge.input(calls), bridge.prediction(calls)
-    if bridge.deterministic:  # the source is what is looked for: it is what state and estimate make it
-        share = prediction[:, 1] / sigma[:-1]
-        prediction = np.stack([prediction[:, 0] + share, zero, prediction[:, 2]], axis=1)
-        prediction /= 1 + alpha[:-1, None] * share[:, None]
-    (_, c_y, c_0, _, c_z), (of_y, of_z) = sampled.coefficients[0], sampled.start
-    if c_z:  # the first step draws its noise around the estimate at the source: the last call is there
-        calls, row = np.append(times[:-2], times[-1]), 0
-        coefficients[-1] = 1 / c_z, -c_y / c_z, -c_0 / c_z, 0, 0
-        (i_x, i_y), (p_x, p_y, p_f) = sampled.inputs[0], sampled.prediction[0]
-        inputs[-1], prediction[-1] = (0, i_x + i_y), (0, p_x + p_y, p_f)  # of the source in place of the state
-    elif of_z:  # the sampler starts from noise, which has the number of its last row
-        coefficients[-1] /= of_z
-        coefficients[-1, 1] -= of_y / of_z
-        row = len(times) - 1
-    return StepTable(calls, prediction, coefficients, inputs, bridge.network_time(calls), start), row, len(times)
+    c_y = beta[1:] - kappa * beta[:-1]
+    c_0 = alpha[1:] - kappa * alpha[:-1]
+    calls = times[:-1]
+    return StepTable(
+        timesteps=calls,
+        prediction=bridge.prediction(calls),
+        coefficients=np.stack([kappa, c_y, c_0, zero, zero], axis=1),
+        inputs=bridge.input(calls),
+        network_times=bridge.network_time(calls),
+        start=(beta[0].item(), alpha[0].item()),  # of source and target
+    )
+
+
+def _to_first_noise(bridge: Bridge, table: StepTable, sampled: StepTable) -> StepTable:
+    """The same where the sampler's first step draws noise around the estimate at the source.
+
+    So the last call is there: it is shown the source in place of the state.
+    """
+    first = Row(*sampled.rows[0])
+    i_x, i_y = sampled.inputs[0]
+    prediction = table.prediction.copy()
+    coefficients = table.coefficients.copy()
+    inputs = table.inputs.copy()
+    prediction[-1] = (0, first.p_x + first.p_y, first.p_f)
+    coefficients[-1] = (1 / first.c_z, -first.c_y / first.c_z, -first.c_0 / first.c_z, 0, 0)
+    inputs[-1] = (0, i_x + i_y)
+    calls = np.append(table.timesteps[:-1], sampled.timesteps[0])
+    return StepTable(calls, prediction, coefficients, inputs, bridge.network_time(calls), table.start)
+
+
+def _to_source(bridge: Bridge, times: Times) -> StepTable:
+    """Of a bridge without noise, where the source is what is looked for.
+
+    At the lowest time it is near the target; later it is what state and estimate make it.
+    """
+    alpha, beta, _ = bridge.at(times)
+    kappa = beta[1:] / beta[:-1]
+    zero = np.zeros_like(kappa)
+    c_0 = alpha[1:] - kappa * alpha[:-1]
+    calls = times[:-1]
+    p_x, p_y, p_f = bridge.prediction(calls).T
+    share = p_y / beta[:-1]
+    prediction = np.stack([p_x + share, zero, p_f], axis=1)
+    prediction /= 1 + alpha[:-1, None] * share[:, None]
+    return StepTable(
+        timesteps=calls,
+        prediction=prediction,
+        coefficients=np.stack([kappa, zero, c_0, zero, zero], axis=1),
+        inputs=bridge.input(calls),
+        network_times=bridge.network_time(calls),
+        start=(0.0, beta[0].item() + alpha[0].item()),
+    )

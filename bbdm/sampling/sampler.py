@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,25 +13,25 @@ from bbdm import solvers
 from bbdm.base.atomic import check_place
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
-from bbdm.execution.compiled import Compiled, Graphs, PackagedNetwork, save_package
+from bbdm.execution.compiled import PackagedNetwork, save_package
 from bbdm.execution.device import choose_dtype, find_device
 from bbdm.files import hub
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.kernels.bridge_step import bridge_step
-from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.base import SOURCE, Body, Network, Wrapped, check_network, placed
+from bbdm.networks.base import SOURCE, Network, Wrapped, check_network
 from bbdm.pictures import images
-from bbdm.sampling.inversion import Inverting
-from bbdm.sampling.loop import Batch, Callback, Inputs, Plan, Shapes, State, check_prediction
-from bbdm.sampling.options import Timesteps
-from bbdm.solvers import AnySolver, StepTable
+from bbdm.sampling import inversion
+from bbdm.sampling.backend import Shapes
+from bbdm.sampling.base import Sampler
+from bbdm.sampling.options import Seed, Timesteps
+from bbdm.sampling.torch_backend import TorchBackend
+from bbdm.solvers import AnySolver
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class BridgeSampler(Inverting):
+class BridgeSampler(Sampler[torch.Tensor]):
     """Translates images with a trained network.
 
     Args:
@@ -72,7 +70,7 @@ class BridgeSampler(Inverting):
         ValueError: an argument is out of range, or the package is of another network or machine.
     """
 
-    array, noun, _inference = torch.Tensor, "a tensor", torch.inference_mode
+    backend: TorchBackend
 
     def __init__(
         self,
@@ -92,52 +90,46 @@ class BridgeSampler(Inverting):
     ) -> None:
         check_network(unet)
         weight = next(unet.parameters())
-        self.device = weight.device if device is None else find_device(device)
+        device = weight.device if device is None else find_device(device)
         bridge.check()
         if codec is not None:
             check_codec(unet, codec)
         if compile and compiled is not None:
             raise ValueError("compile and compiled exclude each other: a package is compiled already")
-        self.package = None if compiled is None else PackagedNetwork(compiled, unet, self.device)
-        self.dtype = choose_dtype(dtype, weight.dtype, self.device, compile, self.package)
-        self.bridge, self.compile = bridge, compile
+        package = None if compiled is None else PackagedNetwork(compiled, unet, device)
+        dtype = choose_dtype(dtype, weight.dtype, device, compile, package)
+        self.package = package
         self._defaults = defaults or solvers.Defaults(calls=calls)
-        self._network_name = type(unet.module if isinstance(unet, Wrapped) else unet).__name__
-        self._embedder = unet.embedder()  # of the weights as given, before they are rounded to dtype
-        self._place(unet, codec)
-        cell = 1 if codec is None else codec.stride
-        shapes = Shapes(
-            source_channels=unet.source_channels if codec is None else codec.image_channels,
-            image_channels=unet.channels if codec is None else codec.image_channels,
-            channels=unet.channels,
-            endpoint=unet.endpoint_channels,
-            conditions=unet.network_config,
-            shown=unet.condition_channels > 0,
-            stride=tuple(step * cell for step in unet.strides),
-            cell=cell,
-            only=None if self.package is None else self.package.shape[0],
-            fill=compile or self.package is not None,  # cheaper than to compile for a short batch
-        )
-        super().__init__(shapes, self._defaults.over(solver, steps, timesteps))
+        backend = TorchBackend(unet, codec, device, dtype, compile, package)
+        module = unet.module if isinstance(unet, Wrapped) else unet
+        choice = self._defaults.over(solver, steps, timesteps)
+        shapes = shapes_of(unet, codec, package, fill=compile or package is not None)
+        super().__init__(backend, bridge, shapes, choice, type(module).__name__)
 
-    def _place(self, unet: Network, codec: Codec | None) -> None:
-        """Move network and codec to the device, and compile them where it was asked for."""
-        self.unet = placed(unet, self.device, self.dtype)
-        self._prepare = self.unet.prepared
-        self._like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
-        self._body: Body = self.unet.body
-        if self.package is not None:
-            self._body = self.package
-        elif self.compile:
-            self._body = Compiled(self.unet.body, self.device)
-        if codec is not None:
-            codec = codec.placed(self.device, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
-        self._placed_codec = codec
-        if codec is not None and self.compile:
-            codec = codec.compiled(partial(Compiled, device=self.device))
-        self.codec = codec
-        captures = self.device.type == "cuda" and (self.compile or self.package is not None)
-        self._graphs = Graphs(self.device) if captures else None
+    @property
+    def unet(self) -> Network:
+        """The network, on the device in the dtype."""
+        return self.backend.network
+
+    @property
+    def codec(self) -> Codec | None:
+        """Between pictures and the space of the bridge; None of image space."""
+        return self.backend.codec
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sampler runs."""
+        return self.backend.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the network's computation."""
+        return self.backend.dtype
+
+    @property
+    def compile(self) -> bool:
+        """Whether the network is compiled at the first call with each shape."""
+        return self.backend.compile
 
     def to(self, device: str | torch.device) -> Self:
         """Move the sampler to a device, with its dtype and settings; no call may run meanwhile.
@@ -153,10 +145,8 @@ class BridgeSampler(Inverting):
             return self
         if self.package is not None:
             raise ValueError(f"a package is of one device, {self.device}, and cannot move to {device}: build another")
-        self.device = device
-        self._place(self.unet, self._placed_codec)
-        self._other = None  # made anew where a call asks for it
-        self._choose(self._choice)
+        self.backend.to(device)
+        self._plans.clear()
         return self
 
     @classmethod
@@ -180,11 +170,13 @@ class BridgeSampler(Inverting):
         ``settings`` are those of the constructor: ``solver``, ``steps``, ``timesteps``,
         ``device``, ``dtype``, ``compile`` and ``compiled``.
         """
-        found = load_checkpoint(path, num_steps, c_lambda, codec, config)
-        network, said = found.build_unet(ema, network), {"codec": found.build_codec(), "defaults": found.defaults}
-        sampler = cls(network, found.bridge, **said, **settings)
-        sampler.image_size, sampler.pictures = found.image_size, found.pictures
-        sampler.origin = found.origin
+        checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
+        network = checkpoint.build_unet(ema, network)
+        codec = checkpoint.build_codec()
+        sampler = cls(network, checkpoint.bridge, codec=codec, defaults=checkpoint.defaults, **settings)
+        sampler.image_size = checkpoint.image_size
+        sampler.pictures = checkpoint.pictures
+        sampler.origin = checkpoint.origin
         return sampler
 
     @property
@@ -240,77 +232,70 @@ class BridgeSampler(Inverting):
             raise ValueError("save_compiled needs a sampler that was built with compile=True")
         check_place(Path(path))  # before minutes of compiling
         sides = images.sides(size, self.axes)
-        padded, grid = self._shapes.padded(sides), self._shapes.grid(sides)
+        padded = self.shapes.padded(sides)
+        grid = self.shapes.grid(sides)
+        zeros: dict[str, torch.Tensor] = {}
+        for name, each in self.unet.inputs.items():
+            shape = each.shape(batch_size, grid if name == SOURCE else padded)
+            zeros[name] = self.loop.array(np.zeros(shape, each.dtype))
         with torch.inference_mode():
-            zeros = {
-                name: self._array(np.zeros(each.shape(batch_size, grid if name == SOURCE else padded), each.dtype))
-                for name, each in self.unet.inputs.items()
-            }
-            conditions = {name: self._put(each) for name, each in self.unet.prepared(zeros, grid).items()}
+            conditions = self.backend.cast_all(self.unet.prepared(zeros, grid))
         save_package(path, self.unet, (batch_size, self.unet.channels, *grid), conditions)
 
-    # The backend of the loop, see :class:`bbdm.sampling.loop.Loop`.
+    def noise(self, source: Any, seed: Seed = None, **options: Any) -> torch.Tensor:
+        """The noise that seeds draw for a call: with it as ``noise``, the call gives the same images.
 
-    _copy = staticmethod(torch.inference_mode(mode=False)(torch.clone))  # a normal tensor, which autograd takes
+        Args:
+            source: what a call takes, of one size; only the size counts.
+            seed: an integer, or one for each source; None draws one.
+            options: those of the call, which decide the number of steps.
 
-    def _table(self, choice: solvers.Defaults) -> tuple[str, StepTable]:
-        return solvers.name_of(choice.chosen), choice.table(self.bridge)
+        Returns:
+            (K, B, C, H, W) standard normals, one for each step, on the grid that the network sees.
+        """
+        return inversion.noise(self, source, seed, options)
 
-    def _load(self, table: StepTable) -> tuple[torch.Tensor, ...]:
-        """(K, 10) rows and opening, which uses the last one, (K,) their numbers, (K, M) embedded times."""
-        with torch.no_grad():
-            embedding = self._embedder(torch.tensor(table.network_times, dtype=torch.float32))
-            steps = torch.arange(len(table), device=self.device)
-            return self._array(table.rows), self._array(table.opening), steps, self._array(embedding)
+    def encode(
+        self, target: Any, source: Any, steps: int | None = None, *, timesteps: Timesteps = None, **options: Any
+    ) -> Any:
+        """The noise that the deterministic solver ``ddim`` makes a target of, for interpolation and editing.
 
-    def _encode(self, source: torch.Tensor) -> torch.Tensor:
-        y = source if self.codec is None else self.codec.encode(source.float(), "source").to(self._like.dtype)
-        return y.contiguous(memory_format=CHANNELS_LAST[y.ndim])
+        ``sampler(source, noise=noise, solver="ddim", steps=steps)`` gives the target back, but for the error
+        of the steps. Noises of two targets may be mixed, and another source or condition be given.
 
-    def _decode(self, state: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return state if self.codec is None else self.codec.decode(state)
+        Args:
+            target: what a result is, of the kind of ``source``.
+            source: what a call takes, of one size.
+            steps: of ``ddim``; its default if None. One network call fewer is made.
+            timesteps: of ``ddim``, in place of ``steps``.
+            options: conditions, windows, guidance, values and ``batch_size``, as in a call.
 
-    def _put(self, array: torch.Tensor) -> torch.Tensor:
-        array = array.to(self.dtype) if array.is_floating_point() else array
-        return array.contiguous(memory_format=layout(array.ndim))
+        Returns:
+            (K, B, C, H, W) noise on the grid that the network sees: zeros but in the step that draws it. Of a
+            bridge without noise, what takes the source's place, in its type.
 
-    def _get(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(self._like.dtype)
+        Raises:
+            ValueError: target and source have other numbers or sizes, there are fewer than 2 steps, or an
+                option is of calls alone: ``solver``, ``mask``, ``noise`` or ``callback``.
+        """
+        return inversion.encode(self, target, source, steps, timesteps, options)
 
-    def _net(self, plan: Plan, conditions: Mapping[str, torch.Tensor], x: torch.Tensor, index: int) -> torch.Tensor:
-        prediction = self._body(x, plan.loaded[3][index : index + 1], conditions)
-        check_prediction(prediction, x)
-        return prediction
 
-    def _step(self, plan: Plan, inputs: Inputs, state: State | None, prediction: Any, index: int) -> State:
-        """One row of the table, which overwrites the buffers of the state; they are channels_last."""
-        (rows, opening, steps, _), y = plan.loaded, inputs.y
-        if state is None:
-            rows, index, prediction = opening, len(plan.times) - 1, y
-            state = State(*(torch.empty_like(y, dtype=dtype) for dtype in (y.dtype, y.dtype, self.dtype)))
-        seeds, noise = (inputs.seeds, None) if inputs.noise is None else (None, inputs.noise[index])
-        images, others = (state.x, state.x0hat, state.inputs, prediction, y), (seeds, noise, inputs.mask)
-        bridge_step(*images, rows, steps[index : index + 1], *others)
-        return state
-
-    def _last(self, batch: Batch, inputs: Inputs, callback: Callback) -> torch.Tensor:
-        """The state after all steps; by a captured run, where there is nothing to do between two steps."""
-        if self._graphs is None or not callback is inputs.noise is inputs.mask is None:
-            return super()._last(batch, inputs, callback)
-        names, sides = [list(each) for each in inputs.conditions], len(inputs.weights)
-
-        def run(tensors: list[torch.Tensor]) -> torch.Tensor:
-            y, seeds, *rest = tensors
-            values = iter(rest[sides:])
-            again = Inputs(y, [{name: next(values) for name in each} for each in names], seeds, weights=rest[:sides])
-            *_, last = self._states(batch, again)
-            return last.x
-
-        values = (value for each in inputs.conditions for value in each.values())
-        key, body = (batch.plan, batch.windows, batch.guidance, tuple(map(tuple, names))), self._body
-        reads = body.functions if isinstance(body, Compiled) else list  # with constants that replays read
-        return self._graphs(key, run, [inputs.y, inputs.seeds, *inputs.weights, *values], reads)
+def shapes_of(unet: Network, codec: Codec | None, package: PackagedNetwork | None, fill: bool) -> Shapes:
+    """What a network takes, in latents of a codec or none; ``fill`` where another shape is compiled again."""
+    cell = 1 if codec is None else codec.stride
+    return Shapes(
+        source_channels=unet.source_channels if codec is None else codec.image_channels,
+        image_channels=unet.channels if codec is None else codec.image_channels,
+        channels=unet.channels,
+        endpoint=unet.endpoint_channels,
+        conditions=unet.network_config,
+        shown=unet.condition_channels > 0,
+        stride=tuple(step * cell for step in unet.strides),
+        cell=cell,
+        only=None if package is None else package.shape[0],
+        fill=fill,
+    )
 
 
 def check_codec(unet: Network, codec: Codec) -> None:

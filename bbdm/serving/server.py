@@ -116,7 +116,7 @@ class Replica:
         if device == "cpu":
             torch.set_num_threads(threads)
         self.sampler = config.open(device)
-        shapes = self.sampler._shapes
+        shapes = self.sampler.shapes
         self.pictures = shapes.source_channels, max(shapes.stride), config.max_pixels
         self.settings = {"batch_size": config.max_batch_size, **config.call}
         batching: Any = self.batch  # with the methods that serve.batch gave it

@@ -13,7 +13,7 @@ from bbdm import ABridge, BridgeSampler
 from bbdm.codec import DiffusersCodec, VQGANCodec
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.sampling.loop import Batch
+from bbdm.sampling.backend import Batch
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
 from tests.cuda.test_graph import CASES, captures_at_once
@@ -118,19 +118,38 @@ def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool
     sampler = new_sampler(device="cuda", compile=captured)
     if not captured:
         prediction = torch.randn(PICTURES.shape, device="cuda").contiguous(memory_format=torch.channels_last)
-        monkeypatch.setattr(sampler, "_body", lambda *_: prediction)
-    batch = Batch(sampler._plan(), [*range(5)], PICTURES, [*range(5)])
-    inputs = sampler._inputs(batch)
-    first = sampler._last(batch, inputs, None)  # compiles
+        monkeypatch.setattr(sampler.backend, "body", lambda *_: prediction)
+    batch = Batch(sampler.plan(), [*range(5)], PICTURES, [*range(5)])
+    inputs = sampler.loop.inputs(batch)
+
+    def last() -> Tensor:
+        with sampler.backend.turn():
+            run = sampler.loop.begin(batch, inputs)
+            for index in range(len(batch.plan.times)):
+                sampler.backend.step(run, index)
+            return run.state.x.clone()
+
+    first = last()  # compiles
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     torch.cuda.set_sync_debug_mode("error")
     try:
-        second = sampler._last(batch, inputs, None)
+        second = last()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(first, second)
-    # The result of a graph; else the state, its estimate, what is shown, and the row
-    assert torch.cuda.memory_stats()["allocation.all.allocated"] - before <= (1 if captured else 4)
+    # The state, its estimate, what is shown, and the result
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] - before <= 4
+
+
+def test_gpu_one_graph_serves_every_solver_and_number_of_steps(monkeypatch: pytest.MonkeyPatch):
+    sampler = new_sampler(compile=True, device="cuda")
+    sampler(PICTURES, seed=0)
+    monkeypatch.setattr(torch.cuda, "graph", None)  # no capture any more
+    for steps in range(1, 51):
+        solver = ("ddim", "dpm2m", "sde-dpm2m", "posterior")[steps % 4]
+        expected = [step.x for step in sampler.stream(PICTURES, seed=steps, solver=solver, steps=steps)][-1]
+        result = sampler(PICTURES, seed=steps, solver=solver, steps=steps)
+        assert torch.equal(result, expected.clip(-1, 1).to(result.device))
 
 
 def test_gpu_two_samplers_never_capture_at_once(monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,8 @@
-"""The loop on a card: what is captured, what waits for what, what a replay gives, and where tensors are."""
+"""Steps on a card: what is captured, what waits for what, what a replay gives, and where tensors are."""
 
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -15,11 +17,13 @@ from torch.utils._pytree import tree_leaves
 
 from bbdm import ABridge, BridgeSampler
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
-from bbdm.execution.compiled import Compiled, Graphs
+from bbdm.execution.compiled import Compiled
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Network
+from bbdm.sampling import recording
+from bbdm.sampling.recording import Recordings
 from tests.conftest import sweep, tiny_dit, tiny_unet
-from tests.cuda.card import Card, card
+from tests.cuda.card import Card, Waits, card
 from tests.execution.test_compiled import Short, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
 from tests.sampling.test_volumes import unet as volume_unet
@@ -37,16 +41,18 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda *arguments: self.function(*arguments)
 
     monkeypatch.setattr(Compiled, "_compile", uncompiled)
-    monkeypatch.setattr("bbdm.sampling.sampler.bridge_step", torch.ops.bbdm.bridge_step)  # as on a card
+    monkeypatch.setattr("bbdm.sampling.torch_backend.bridge_step", torch.ops.bbdm.bridge_step)  # as on a card
 
 
 def sampler(
-    network: Network | None = None, solver: str = "sde-dpm2m", graphs: type[Graphs] | None = Graphs, **settings: Any
+    network: Network | None = None, solver: str = "sde-dpm2m", captures: bool = True, **settings: Any
 ) -> BridgeSampler:
-    """A sampler of 3 steps that captures its loop, or does not."""
+    """A sampler of 3 steps that captures its step, or does not."""
     network = network or short_unet(Short)
     made = BridgeSampler(network, ABridge(), solver, STEPS, compile=True, dtype="fp32", **settings)
-    made._graphs = None if graphs is None else graphs(made.device)
+    backend = made.backend
+    if captures:
+        backend.recordings = Recordings(backend.device, backend.move, backend.compiled_code)
     return made
 
 
@@ -64,6 +70,9 @@ def seen() -> Network:
 TEXT = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
 SAR = torch.rand(1, 1, 7, 5, generator=torch.Generator().manual_seed(2))
 ONE, OTHER = ({"style": i, "text": TEXT * sign, "sar": SAR * sign} for i, sign in ((1, 1), (0, -1)))
+NOISE = torch.randn(STEPS, 3, 3, 8, 6, generator=torch.Generator().manual_seed(3))
+MASK = torch.ones(3, 1, 7, 5)
+MASK[..., 2:] = 0
 GUIDED = {"guidance": {"style": 2.0, "text": 3.0}}
 WINDOWS = {"window": 8, "batch_size": 3}
 CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a sampler, a source, options of two calls
@@ -78,6 +87,8 @@ CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a s
     "conditions": ({"network": seen}, SOURCE, [ONE, OTHER]),
     "guided": ({"network": seen}, SOURCE, [{**each, **GUIDED} for each in (ONE, OTHER)]),
     "guided windows": ({"network": seen}, LARGE, [{**each, **GUIDED, **WINDOWS} for each in (ONE, OTHER)]),
+    "noise": ({}, SOURCE, [{"noise": NOISE}, {"noise": NOISE.flip(0)}]),
+    "mask": ({}, SOURCE, [{"mask": MASK}, {"mask": 1 - MASK}]),
 }
 
 
@@ -86,46 +97,80 @@ def test_replays_are_the_eager_loop(case: str, card: Card):
     """Two sources, with other seeds and conditions, through one graph."""
     settings, source, calls = CASES[case]
     built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
-    made, eager = sampler(**built), sampler(graphs=None, **built)
-    both = [*enumerate(zip((source, -source), calls, strict=True))]
-    wanted, found = ([each(x, seed=seed, **options) for seed, (x, options) in both] for each in (eager, made))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=ROUNDING)
+    made, eager = sampler(**built), sampler(captures=False, **built)
+    for number, (x, options) in enumerate(zip((source, -source), calls, strict=True)):
+        seed = None if "noise" in options else number
+        expected = eager(x, seed=seed, **options)
+        torch.testing.assert_close(made(x, seed=seed, **options), expected, rtol=0, atol=ROUNDING)
     assert len(card.graphs) == 1
 
 
-def test_each_shape_and_each_way_has_a_graph(card: Card, monkeypatch: pytest.MonkeyPatch):
+def test_each_shape_has_a_graph(card: Card, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 2)
     network = seen()
-    made, eager = sampler(network), sampler(network, graphs=None)
+    made, eager = sampler(network), sampler(network, captures=False)
     calls: list[tuple[Tensor, dict[str, Any], int]] = [
         (SOURCE, ONE, 1),
-        (SOURCE, {**ONE, "solver": "sde-dpm2m", "steps": STEPS}, 1),  # its own
         (SOURCE[:2], ONE, 2),
-        (SOURCE, {**ONE, "steps": 2}, 3),
-        (SOURCE, {**ONE, "steps": 2, "text": TEXT[:2]}, 4),
-        (SOURCE, {**ONE, "steps": 2}, 4),
-        (SOURCE, ONE, 5),  # which was dropped
+        (SOURCE, {**ONE, "steps": 2}, 2),
+        (SOURCE, {**ONE, "text": TEXT[:2]}, 3),
+        (SOURCE, OTHER, 3),
+        (SOURCE[:2], ONE, 4),  # which was dropped
+        (SOURCE, {**ONE, **GUIDED}, 5),
     ]
     for source, call, captures in calls:
         torch.testing.assert_close(made(source, seed=0, **call), eager(source, seed=0, **call), rtol=0, atol=ROUNDING)
         assert len(card.graphs) == captures
 
 
-def test_what_no_graph_takes(card: Card):
-    made, eager = sampler(), sampler(graphs=None)
-    noise, mask = torch.randn(STEPS, 3, 3, 8, 6), torch.zeros(3, 1, 7, 5)
-    mask[..., 2:] = 1
-    for options in ({"mask": mask}, {"noise": noise}, {"callback": lambda step: None}):
-        found, wanted = (each(SOURCE, seed=None if "noise" in options else 1, **options) for each in (made, eager))
-        torch.testing.assert_close(found, wanted, rtol=0, atol=ROUNDING)
-    torch.testing.assert_close([*made.stream(SOURCE, 1)][-1].x, [*eager.stream(SOURCE, 1)][-1].x, rtol=0, atol=0)
-    assert card.graphs == []
+def test_one_graph_serves_every_solver_number_of_steps_stream_and_callback(card: Card):
+    made, eager = sampler(), sampler(captures=False)
+    for steps in range(1, 51):
+        solver = ("ddim", "dpm2m", "sde-dpm2m", "posterior")[steps % 4]
+        shown: list[Any] = []
+        callback = shown.append if steps % 5 == 0 else None
+        call = {"solver": solver, "steps": steps, "seed": steps, "callback": callback}
+        expected = eager(SOURCE, **{**call, "callback": None})
+        torch.testing.assert_close(made(SOURCE, **call), expected, rtol=0, atol=ROUNDING)
+        assert len(shown) == (steps if callback else 0)
+    expected = [step.x for step in eager.stream(SOURCE, 1)]
+    torch.testing.assert_close([step.x for step in made.stream(SOURCE, 1)], expected, rtol=0, atol=ROUNDING)
+    target = SOURCE.flip(0)
+    torch.testing.assert_close(made.encode(target, SOURCE, 4), eager.encode(target, SOURCE, 4), rtol=1e-4, atol=1e-3)
+    assert len(card.graphs) == 2  # the other takes noise
+
+
+def test_runs_that_take_turns_have_states_of_their_own(card: Card):
+    """Two streams, and calls in a callback and between steps: all through the buffers of one graph."""
+    made, eager = sampler(), sampler(captures=False)
+    within: list[Tensor] = []
+    result = made(SOURCE, seed=0, callback=lambda step: within.append(made(-SOURCE, seed=step.index)))
+    torch.testing.assert_close(result, eager(SOURCE, seed=0), rtol=0, atol=ROUNDING)
+    for seed, found in enumerate(within):
+        torch.testing.assert_close(found, eager(-SOURCE, seed=seed), rtol=0, atol=ROUNDING)
+    streams = [made.stream(SOURCE, seed) for seed in (1, 2)]
+    expected = [[*eager.stream(SOURCE, seed)] for seed in (1, 2)]
+    for index in range(STEPS):
+        for stream, steps in zip(streams, expected, strict=True):
+            step = next(stream)
+            torch.testing.assert_close(step.x, steps[index].x, rtol=0, atol=ROUNDING)
+            torch.testing.assert_close(step.x0hat, steps[index].x0hat, rtol=0, atol=ROUNDING)
+    assert len(card.graphs) == 1
+
+
+def test_a_table_that_is_longer_than_the_buffers(card: Card, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recording, "LEAST_ROWS", 4)
+    made, eager = sampler(), sampler(captures=False)
+    for steps, captures in ((4, 1), (5, 2), (8, 2), (2, 2), (9, 3)):
+        expected = eager(SOURCE, seed=0, steps=steps)
+        torch.testing.assert_close(made(SOURCE, seed=0, steps=steps), expected, rtol=0, atol=ROUNDING)
+        assert len(card.graphs) == captures
 
 
 def test_order(card: Card):
     """Warm-up on a side stream, which waits for the caller's and is waited for; then the capture there.
 
-    A call on another stream waits for the replay before it, whose buffers it writes.
+    A call on another stream waits for the steps before it, whose buffers it writes.
     """
     made = sampler()
     made(SOURCE, seed=0)
@@ -134,31 +179,64 @@ def test_order(card: Card):
         f"stream {side} waits for stream 0",
         f"stream 0 waits for stream {side}",
         f"stream {side} is captured, other threads thread_local",
-        "stream 0 replays",
+        *["stream 0 replays"] * STEPS,
     ]
     card.log.clear()
     other: Any = torch.cuda.Stream()
     with torch.cuda.stream(other):
         made(SOURCE, seed=0)
     made(SOURCE, seed=0)
-    replays = [f"stream {other.number} waits for stream 0", f"stream {other.number} replays"]
-    assert card.log == [*replays, f"stream 0 waits for stream {other.number}", "stream 0 replays"]
+    replays = [f"stream {other.number} waits for stream 0", *[f"stream {other.number} replays"] * STEPS]
+    assert card.log == [*replays, f"stream 0 waits for stream {other.number}", *["stream 0 replays"] * STEPS]
 
 
-def test_a_capture_is_one_step_of_the_kernel_for_each_row(card: Card):
-    """And one that makes the first state; nothing is converted or copied in between."""
+def test_a_capture_is_one_step_of_the_kernel(card: Card):
+    """After the row and the embedding of its number, before the number is counted up; nothing is copied."""
     sampler()(SOURCE, seed=0)
     kernels = [func for func, *_ in card.graphs[0].kernels]
-    assert kernels.count(bridge_step) == STEPS + 1
-    assert kernels[-1] == bridge_step
-    assert not {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default} & {*kernels}
+    aten = torch.ops.aten
+    assert kernels[:2] == [aten.index_select.default] * 2
+    assert kernels[-2:] == [bridge_step, aten.add_.Tensor]
+    assert kernels.count(bridge_step) == 1
+    assert not {aten._to_copy.default, aten.clone.default, aten.copy_.default} & {*kernels}
 
 
-def test_a_replay_reads_its_source_and_leaves_results(card: Card):
-    made = Graphs(torch.device("cpu"))
-    first, second = (torch.full((2,), value) for value in (1.0, 2.0))
-    results = [made("key", lambda tensors: tensors[0] * 3, [each], lambda: None) for each in (first, second)]
-    assert [each.tolist() for each in results] == [[3.0, 3.0], [6.0, 6.0]]
+@pytest.mark.usefixtures("card")
+def test_a_recording_keeps_the_compiled_code_that_it_reads(monkeypatch: pytest.MonkeyPatch):
+    """Its constants are freed with it, and a replay would read whatever is in their place."""
+    monkeypatch.setattr("bbdm.execution.compiled.SHAPES_KEPT", 1)
+    made = sampler()
+    stream = made.stream(SOURCE, seed=0)
+    next(stream)
+    body: Any = made.backend.body
+    (code,) = body.functions()
+    kept = weakref.ref(code)
+    list(made.stream(SOURCE[:1], seed=0))  # whose code takes its place
+    assert code not in body.functions()
+    del code
+    gc.collect()
+    assert kept() is not None
+    *_, last = stream
+    assert last.x.isfinite().all()
+    del stream, last
+    gc.collect()
+    assert kept() is None
+
+
+def test_the_host_does_not_wait_for_a_run(card: Card):
+    """Between the first state and the result, also where runs take turns."""
+    made = sampler()
+    batches = made.read(SOURCE, {}).batches(0)
+    loop = made.loop
+    with made.backend.turn():
+        inputs = [loop.inputs(batch) for batch in batches * 2]
+    with Waits("kernels.bridge_step._reference") as waits, made.backend.turn():
+        runs = [loop.begin(batch, each) for batch, each in zip(batches * 2, inputs, strict=True)]
+        for index in range(STEPS):
+            for run in runs:
+                made.backend.step(run, index)
+    assert waits.seen == []
+    assert len(card.graphs) == 1
 
 
 def captures_at_once(patch: pytest.MonkeyPatch, calls: list[Callable[[], Tensor]]) -> tuple[int, int]:
@@ -205,8 +283,6 @@ class OneDevice(TorchDispatchMode):
 
 GREY: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "condition_channels": 3, "attention_resolutions": ()}
 MORE: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {
-    "noise": ({}, SOURCE, [{"noise": torch.randn(3, 3, 3, 8, 6)}]),
-    "mask": ({}, SOURCE, [{"mask": torch.ones(3, 1, 7, 5)}]),
     "mean": ({"network": lambda: tiny_unet(**GREY)}, SOURCE, [{}]),
     "volume": ({"network": volume_unet}, SOURCE[:, None, :1].expand(3, 1, 2, 7, 5), [{}, {"window": (2, 4, 4)}]),
 }
@@ -221,19 +297,22 @@ def test_a_loop_stays_on_its_device(case: str):
     built.setdefault("network", tiny_unet(condition_channels=3, attention_resolutions=()).eval())
     network, solver = built.pop("network"), built.pop("solver", "sde-dpm2m")
     sampler = BridgeSampler(network, ABridge(), solver, 3, dtype="bf16", device="meta", **built)
-    body, seen = sampler._body, list[Tensor]()
+    backend, loop = sampler.backend, sampler.loop
+    body, seen = backend.body, list[Tensor]()
 
     def noting(x: Tensor, embedding: Tensor, conditions: Any) -> Tensor:
         seen.extend([x, *(each for each in conditions.values() if each.ndim == x.ndim)])
         assert embedding.dtype == torch.float32
         return body(x, embedding, conditions)
 
-    sampler._body = noting  # pyright: ignore[reportAttributeAccessIssue]
-    for batch in sampler._call(source, 0, calls[-1])[-1]:
-        inputs = sampler._inputs(batch)
+    backend.body = noting
+    for batch in sampler.read(source, calls[-1]).batches(0):
+        inputs = loop.inputs(batch)
         for mode in (nullcontext(), OneDevice(sampler.device)):
             with mode:
-                *_, last = sampler._states(batch, inputs)
-            assert (last.x.device, last.x0hat.device) == (sampler.device, sampler.device)
+                run = loop.begin(batch, inputs)
+                for index in range(len(batch.plan.times)):
+                    backend.step(run, index)
+            assert (run.state.x.device, run.state.x0hat.device) == (sampler.device, sampler.device)
     assert all(each.is_contiguous(memory_format=layout(each.ndim)) for each in seen)
     assert {each.dtype for each in seen} == {sampler.dtype}

@@ -85,7 +85,7 @@ def check_steps(
         before = [v.double().cpu().numpy() for v in (x, x0hat, pred, y)]
         covers = None if mask is None else mask.double().cpu().numpy()
         expected, estimate, shown = formula(row, *[*before, z, covers])
-        apply(x, x0hat, inputs, pred, y, rows, step, seeds, given, mask)
+        apply(x, x0hat, inputs, pred, y, rows[index], step, seeds, given, mask)
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
         np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
@@ -100,8 +100,8 @@ def arguments(**changes: Any) -> dict[str, Any]:
     """A call that works, unless changed."""
     image = torch.zeros(2, 3, 4, 5)
     tensors = {name: image.clone() for name in ("x", "x0hat", "inputs", "pred", "y")}
-    rows, step = torch.tensor(ROWS), torch.tensor([0])
-    return {**tensors, "rows": rows, "step": step, "seeds": torch.tensor([1, 2]), **changes}
+    row, step = torch.tensor(ROWS[0]), torch.tensor([0])
+    return {**tensors, "row": row, "step": step, "seeds": torch.tensor([1, 2]), **changes}
 
 
 @aot.layouts
@@ -119,7 +119,7 @@ def test_steps_of_other_kinds_are_the_formula(given: dict[str, Any]):
 def check_zeros(apply: Callable[..., None]) -> None:
     """What has the weight 0 has no influence, be it NaN; an estimate that is NaN is shown as such."""
     nan, row = torch.full((2, 3, 4, 5), torch.nan), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    given = arguments(x=torch.ones(2, 3, 4, 5), x0hat=nan.clone(), pred=nan, y=nan, rows=torch.tensor([row]))
+    given = arguments(x=torch.ones(2, 3, 4, 5), x0hat=nan.clone(), pred=nan, y=nan, row=torch.tensor(row))
     apply(*given.values(), None, None)
     assert (given["x"] == 1).all()
     assert (given["inputs"] == 1).all()
@@ -156,6 +156,11 @@ def test_masks_of_another_shape_are_refused(shape: tuple[int, ...]):
         bridge_step(**arguments(mask=torch.ones(shape)))
 
 
+def test_a_row_has_all_its_weights():
+    with pytest.raises(ValueError, match=r"^row must be \(10,\), got \(9,\)"):
+        bridge_step(**arguments(row=torch.zeros(9)))
+
+
 def test_every_picture_has_a_seed():
     with pytest.raises(ValueError, match=r"^seeds must be \(2,\), got \(1,\)"):
         bridge_step(**arguments(seeds=torch.tensor([1])))
@@ -164,7 +169,7 @@ def test_every_picture_has_a_seed():
 def test_operator_is_registered_in_full():
     """Compilers and exports take it: which arguments it writes, without a device to look at."""
     image = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    given = arguments(inputs=image.bfloat16(), pred=image.bfloat16(), step=torch.tensor([3]))
+    given = arguments(inputs=image.bfloat16(), pred=image.bfloat16(), row=torch.tensor(ROWS[3]))
     torch.library.opcheck(torch.ops.bbdm.bridge_step.default, (*given.values(), None, None))
 
 

@@ -156,7 +156,7 @@ def test_noise_has_a_slot_for_each_row_that_needs_it(pixels: Any, latents: Any):
     noise = {value.name: value for value in onnx.load(pixels[1] / "pipeline.onnx").graph.input}["noise"]
     assert noise.type.tensor_type.shape.dim[0].dim_value == 1  # dpm2m: only the first step has noise
     sampler, image = BridgeSampler(latents[0].unet, BRIDGE, "dpm2m", 1), source(1, 16, 16)
-    none = graphs.pipeline_graph({"unet": onnx.load(latents[1] / "unet.onnx")}, sampler.table, sampler._shapes)
+    none = graphs.pipeline_graph({"unet": onnx.load(latents[1] / "unet.onnx")}, sampler.table, sampler.shapes)
     made = run(none.SerializeToString(), source=image)  # its only input
     np.testing.assert_allclose(made, sampler(image, seed=0).numpy(), rtol=0, atol=1e-4)
 

@@ -100,7 +100,7 @@ def test_what_a_network_returns_is_checked(sampler: OnnxBridgeSampler, monkeypat
         def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
             return [inputs["x"][:, :1]]
 
-    monkeypatch.setitem(sampler.graphs, "unet", Grey())
+    monkeypatch.setitem(sampler.backend.graphs, "unet", Grey())
     with pytest.raises(ValueError, match=r"shape \(5, 3, 16, 16\), got float32 of \(5, 1, 16, 16\)"):
         sampler(SOURCE, seed=0)
 

@@ -131,7 +131,8 @@ def test_a_call_goes_the_way_it_says(bridge: Bridge) -> None:
     turned = sampler.towards("BtoA")
     assert torch.equal(turned(GREY, seed=3), back)
     assert torch.equal(turned(GREY, seed=3, direction="AtoB"), forward)
-    assert turned.towards("AtoB") is sampler
+    assert torch.equal(turned.towards("AtoB")(GREY, seed=3), forward)
+    assert turned.towards("BtoA") is turned
 
 
 def test_statistics_of_both_ends_change_places() -> None:

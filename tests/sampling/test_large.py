@@ -232,8 +232,8 @@ def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, mo
 def test_memory_is_for_windows_and_rows(memory: int, windows: int, rows: int, source: Path, tmp_path: Path):
     """Half for windows of 16 x 16 x 6 values of 48 bytes, a quarter for rows of 48 x 6 of 64 bytes."""
     sampler, seen, calls = make(), list[int](), list[int]()
-    body = sampler._body
-    sampler._body = lambda x, *others: seen.append(len(x)) or body(x, *others)
+    body = sampler.backend.body
+    sampler.backend.body = lambda x, *others: seen.append(len(x)) or body(x, *others)
     stream(sampler, source, tmp_path / "result.npy", memory, lambda done, _: calls.append(done), None)
     assert max(seen) == windows
     assert calls.count(0) == 2 * math.ceil(56 / rows)  # parts of the source, and of the first state

@@ -1,0 +1,211 @@
+"""Steps on files, of one picture that is larger than memory: windows or blocks of rows are read at a time.
+
+The files of a step are written before those of the step before are deleted, and a marker says which step is
+done: so the same work goes on after an interruption or a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bbdm.base import manifest
+from bbdm.base.atomic import LOCK
+from bbdm.bridges.timesteps import Row
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.kernels.philox import normal_rows
+from bbdm.networks.arrays import in_channels
+from bbdm.sampling.backend import Batch, Inputs, Run, State
+from bbdm.sampling.torch_backend import Loaded, TorchBackend
+
+MARKER = "done.json"
+SOURCE_FILES = ("source", "absent")
+
+
+class FileArray:
+    """An array in a file: indexing reads a tensor, and what is assigned is written."""
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
+        self.path, self.shape, self.ndim, self.dtype = path, tuple(shape), len(shape), np.dtype(dtype)
+        self.nbytes = math.prod(shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def create(self) -> FileArray:
+        """The file anew, of zeros that take their space: OSError where the disk is full."""
+        with self.path.open("wb") as file:
+            for start in range(0, self.nbytes, 2**24):
+                file.write(bytes(min(2**24, self.nbytes - start)))
+        return self
+
+    def mapped(self, mode: Any = "r") -> npt.NDArray[Any]:
+        """The array, mapped into memory. Pages stay in memory as long as the mapping."""
+        return np.memmap(self.path, self.dtype, mode, shape=self.shape)
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.mapped()[index]))
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self.mapped("r+")[index] = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+
+    def sync(self) -> None:
+        """Return when the file is on the disk."""
+        with self.path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+class FileBackend:
+    """Steps on files: what :class:`bbdm.sampling.backend.Backend` says of runs.
+
+    Args:
+        backend: of the network, of image space.
+        folder: of the files, which this process has locked.
+        size: (height, width) of the state.
+        names: of the arrays of a state: ``x``; ``x0hat`` where a row reads it; ``inputs`` where the network
+            is not shown x.
+        rows: that are moved at once.
+        about: plain values that say what is made: states of other work are not used.
+        advance: called with the number of network calls that were made, after each and before each block.
+    """
+
+    def __init__(
+        self,
+        backend: TorchBackend,
+        folder: Path,
+        size: Sequence[int],
+        names: Sequence[str],
+        rows: int,
+        about: Mapping[str, Any],
+        advance: Callable[[int], None],
+    ) -> None:
+        self._backend = backend
+        self._folder = folder
+        self._size = tuple(size)
+        self._names = names
+        self._rows = rows
+        self._about = about
+        self._advance = advance
+
+    def done(self) -> int | None:
+        """The steps that are done, None where not even the first state is; files of other work go."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            marker = json.loads((self._folder / MARKER).read_text())
+            if marker["about"] == self._about:
+                return int(marker["done"])
+        self._keep([])
+        return None
+
+    def state(self, done: int) -> State:
+        """The state after a number of steps."""
+        shape = (1, self._backend.network.channels, *self._size)
+        dtype = str(self._backend.like.dtype).removeprefix("torch.")
+        files = {name: FileArray(self._folder / f"{name}.{done}", shape, dtype) for name in self._names}
+        return State(files["x"], files.get("x0hat"), files.get("inputs", files["x"]))
+
+    def blocks(self, height: int) -> Iterator[slice]:
+        """Rows, as many at once as memory allows."""
+        for start in range(0, height, self._rows):
+            self._advance(0)
+            yield slice(start, min(start + self._rows, height))
+
+    def begin(self, batch: Batch, inputs: Inputs) -> Run:
+        """A run with its first state."""
+        run = Run(batch, inputs, self.state(0))
+        loaded: Loaded = batch.plan.loaded
+        self._move(run, None, None, loaded.opening, len(loaded.rows) - 1)
+        self._finish(run, 0)
+        return run
+
+    def step(self, run: Run, index: int) -> None:
+        """The network on windows, whose predictions are added up in a file, then a row for each block."""
+        before = run.state
+        loaded: Loaded = run.batch.plan.loaded
+        prediction = self._predict(run, loaded.embedding[index : index + 1])
+        run.state = self.state(index + 1)
+        self._move(run, before, prediction, loaded.rows[index], index)
+        self._finish(run, index + 1)
+
+    def _predict(self, run: Run, embedding: torch.Tensor) -> FileArray:
+        device = self._backend.device
+
+        def network(x: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            shown = {name: value.to(device) for name, value in conditions.items()}
+            prediction = self._backend.call_part(embedding, x.to(device), shown).cpu()
+            self._advance(1)
+            return prediction
+
+        shown = run.state.inputs
+        (conditions,) = run.inputs.conditions
+        total = FileArray(self._folder / "prediction", shown.shape, shown.dtype).create()
+        windows = run.batch.windows
+        assert windows is not None
+        return windows.predict(network, shown, conditions, run.inputs.weights, total)
+
+    def _move(
+        self, run: Run, before: State | None, prediction: FileArray | None, row: torch.Tensor, number: int
+    ) -> None:
+        """A row of the table, block by block, into new files: after a kill, those before are there yet."""
+        outputs: dict[str, FileArray] = {name: getattr(run.state, name) for name in self._names}
+        for array in outputs.values():
+            array.create()
+        for rows in self.blocks(self._size[0]):
+            block = (slice(None), slice(None), rows, slice(None))
+            state = self._block(run.inputs, before, prediction, row, number, block)
+            for name, array in outputs.items():
+                array[block] = getattr(state, name).to(self._backend.like.dtype)
+        for array in outputs.values():
+            array.sync()
+
+    def _block(
+        self,
+        inputs: Inputs,
+        before: State | None,
+        prediction: FileArray | None,
+        row: torch.Tensor,
+        number: int,
+        block: tuple[slice, ...],
+    ) -> State:
+        """Some rows of the state after a step; without a state before, of the first."""
+        network = self._backend.network
+        y = in_channels(self._read(inputs.y, block), network.channels, network.endpoint_channels)
+        state = State(torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self._backend.dtype))
+        predicted = y
+        if before is not None:
+            state.x = self._read(before.x, block)
+            if before.x0hat is not None:
+                state.x0hat = self._read(before.x0hat, block)
+        if prediction is not None:
+            predicted = self._read(prediction, block)
+        noise = None
+        if Row(*row.tolist()).c_z != 0:
+            noise = normal_rows(inputs.seeds, number, (network.channels, *self._size), block[2])
+        at = torch.tensor([number], device=y.device)
+        bridge_step(state.x, state.x0hat, state.inputs, predicted, y, row, at, None, noise)
+        return state
+
+    def _read(self, array: FileArray, block: tuple[slice, ...]) -> torch.Tensor:
+        return array[block].to(self._backend.like).contiguous()
+
+    def _finish(self, run: Run, done: int) -> None:
+        """Say that a step is done, and delete the files before it."""
+        manifest.write(self._folder / MARKER, {"about": self._about, "done": done})
+        self._keep([getattr(run.state, name).path.name for name in self._names] + [MARKER, *SOURCE_FILES])
+
+    def _keep(self, names: Collection[str]) -> None:
+        """Delete all files but those of some names."""
+        for file in self._folder.iterdir():
+            if file.is_dir():  # of a write that was killed
+                shutil.rmtree(file, ignore_errors=True)
+            elif file.name not in (LOCK, *names):
+                file.unlink()

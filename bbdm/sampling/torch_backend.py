@@ -1,0 +1,215 @@
+"""Steps on PyTorch: the network, eager, compiled or of a package, then one launch of the step's kernel.
+
+On CUDA, a compiled network and the kernel are one captured step: see :mod:`bbdm.sampling.recording`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from bbdm.codec import Codec
+from bbdm.execution.compiled import Compiled, PackagedNetwork
+from bbdm.kernels.bridge_step import bridge_step
+from bbdm.kernels.elementwise import CHANNELS_LAST, layout
+from bbdm.networks.base import Body, Network, placed
+from bbdm.sampling.backend import Batch, Inputs, Run, State, check_prediction, predict
+from bbdm.sampling.recording import Recordings
+from bbdm.solvers import StepTable
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """A table on the device."""
+
+    rows: torch.Tensor  # (K, 10) in the dtype of the state
+    opening: torch.Tensor  # (10,) the row that makes the first state
+    numbers: torch.Tensor  # (K,) of the rows, int64
+    embedding: torch.Tensor  # (K, M) what the network computes of the times alone
+
+
+class TorchBackend:
+    """Steps on PyTorch; a :class:`bbdm.sampling.backend.Backend`.
+
+    Args:
+        network: it is used directly where it is on ``device`` in ``dtype``, and copied otherwise.
+        codec: as ``network``, or None.
+        device: where to run.
+        dtype: of the network's computation; the state has at least 32 bits.
+        compile: compile network and codec at the first call with each shape.
+        package: what takes the place of the network's body, or None.
+
+    Attributes: ``network``, ``codec``, ``device``, ``dtype``; ``body``, how the network is called.
+    """
+
+    array = torch.Tensor
+    noun = "a tensor"
+
+    def __init__(
+        self,
+        network: Network,
+        codec: Codec | None,
+        device: torch.device,
+        dtype: torch.dtype,
+        compile: bool = False,
+        package: PackagedNetwork | None = None,
+    ) -> None:
+        self.device = device
+        self.dtype = dtype
+        self.compile = compile
+        self._embedder = network.embedder()  # of the weights as given, before they are rounded to dtype
+        self._place(network, codec, package)
+
+    def _place(self, network: Network, codec: Codec | None, package: PackagedNetwork | None) -> None:
+        """Put network and codec on the device, and compile them where it was asked for."""
+        self.like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        self.network = placed(network, self.device, self.dtype)
+        self.body: Body = self.network.body
+        if package is not None:
+            self.body = package
+        elif self.compile:
+            self.body = Compiled(self.network.body, self.device)
+        if codec is not None:
+            codec = codec.placed(self.device, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
+        self._placed_codec = codec
+        if codec is not None and self.compile:
+            codec = codec.compiled(partial(Compiled, device=self.device))
+        self.codec = codec
+        captures = self.device.type == "cuda" and (self.compile or package is not None)
+        self.recordings = Recordings(self.device, self.move, self.compiled_code) if captures else None
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device; what was loaded must be loaded again."""
+        self.device = device
+        self._place(self.network, self._placed_codec, None)
+
+    def load(self, table: StepTable) -> Loaded:
+        """The table on the device, with what the network computes of the times, once."""
+        with torch.no_grad():
+            times = torch.tensor(table.network_times, dtype=torch.float32)
+            return Loaded(
+                rows=torch.from_numpy(table.rows).to(self.like),
+                opening=torch.from_numpy(table.opening).to(self.like),
+                numbers=torch.arange(len(table), device=self.device),
+                embedding=self._embedder(times).to(self.like),
+            )
+
+    def turn(self) -> AbstractContextManager[Any]:
+        """Inference mode; where steps are captured, in the caller's turn with their buffers."""
+        if self.recordings is None:
+            return torch.inference_mode()
+        return self.recordings.turn()
+
+    def encode(self, source: torch.Tensor) -> torch.Tensor:
+        """Padded sources in the space of the bridge, channels_last."""
+        if self.codec is not None:
+            source = self.codec.encode(source.float(), "source").to(self.like.dtype)
+        return source.contiguous(memory_format=CHANNELS_LAST[source.ndim])
+
+    def decode(self, state: torch.Tensor) -> torch.Tensor:
+        """The pictures of a state; of image space the state itself."""
+        if self.codec is None:
+            return state
+        return self.codec.decode(state)
+
+    def prepare(self, conditions: dict[str, torch.Tensor], sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What conditions alone decide, by the network."""
+        return self.network.prepared(conditions, sides)
+
+    def begin(self, batch: Batch, inputs: Inputs) -> Run:
+        """A run with its first state, in memory of its own."""
+        if batch.windows is None and batch.guidance is None:  # else they are cut, or repeated, at each step
+            inputs = replace(inputs, conditions=[self.cast_all(each) for each in inputs.conditions])
+        y = inputs.y
+        state = State(torch.empty_like(y), torch.empty_like(y), torch.empty_like(y, dtype=self.dtype))
+        run = Run(batch, inputs, state)
+        loaded: Loaded = batch.plan.loaded
+        self._advance(run, y, loaded.opening, loaded.numbers[-1:], _row_of(inputs.noise, -1))
+        if self.recordings is not None:
+            run.recorded = self.recordings.of(run)
+        return run
+
+    def step(self, run: Run, index: int) -> None:
+        """One call of the network, then one row of the table, which overwrites the state's tensors."""
+        if self.recordings is not None:
+            self.recordings.step(run, index)
+            return
+        loaded: Loaded = run.batch.plan.loaded
+        at = slice(index, index + 1)
+        self.move(run, loaded.embedding[at], loaded.rows[index], loaded.numbers[at], _row_of(run.inputs.noise, index))
+
+    def move(
+        self,
+        run: Run,
+        embedding: torch.Tensor,
+        row: torch.Tensor,
+        number: torch.Tensor,
+        noise: torch.Tensor | None,
+    ) -> None:
+        """A step by its tensors.
+
+        Args:
+            run: whose state moves.
+            embedding: (1, M) of the step's time.
+            row: (10,) of the table.
+            number: (1,) of the row, int64; that of its noise.
+            noise: (B, C, H, W) in place of seeds.
+        """
+        batch, shown = run.batch, run.state.inputs
+        if batch.windows is None and batch.guidance is None:
+            prediction = self.call(embedding, shown, run.inputs.conditions[0])
+        else:
+            prediction = predict(partial(self.call_part, embedding), batch, run.inputs, shown)
+        self._advance(run, prediction, row, number, noise)
+
+    def call(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The network's prediction of what it is shown, in its dtype and memory format."""
+        prediction = self.body(x, embedding, conditions)
+        check_prediction(prediction, x)
+        return prediction
+
+    def call_part(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, Any]) -> torch.Tensor:
+        """A prediction that is added up with others, of tensors in any dtype and order in memory."""
+        return self.call(embedding, self.cast(x), self.cast_all(conditions)).to(self.like.dtype)
+
+    def cast(self, array: torch.Tensor) -> torch.Tensor:
+        """A tensor in the network's dtype, where it is of floats, and memory format."""
+        if array.is_floating_point():
+            array = array.to(self.dtype)
+        return array.contiguous(memory_format=layout(array.ndim))
+
+    def cast_all(self, conditions: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Tensors by name in the network's dtype and memory format."""
+        return {name: self.cast(value) for name, value in conditions.items()}
+
+    def clamped(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Pictures in [-1, 1], a normal tensor, which autograd takes."""
+        with torch.inference_mode(False):
+            return pictures.clip(-1, 1)
+
+    def copy(self, array: torch.Tensor) -> torch.Tensor:
+        """A state or an estimate of at least 32 bits, a normal tensor."""
+        with torch.inference_mode(False):
+            return array.to(self.like.dtype, copy=True)
+
+    def _advance(self, run: Run, prediction: torch.Tensor, row: Any, number: Any, noise: Any) -> None:
+        state, inputs = run.state, run.inputs
+        seeds = inputs.seeds if noise is None else None
+        bridge_step(state.x, state.x0hat, state.inputs, prediction, inputs.y, row, number, seeds, noise, inputs.mask)
+
+    def compiled_code(self) -> Any:
+        """What a captured step reads besides its buffers: compiled code, with the constants in it."""
+        if isinstance(self.body, Compiled):
+            return self.body.functions()
+        return None
+
+
+def _row_of(noise: torch.Tensor | None, index: int) -> torch.Tensor | None:
+    if noise is None:
+        return None
+    return noise[index]
