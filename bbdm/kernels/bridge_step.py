@@ -56,7 +56,29 @@ def bridge_step(
         ValueError: a tensor has another shape than it must; or on a CPU, the row has noise, and there are
             neither seeds nor noise.
     """
-    # A CPU would broadcast what is smaller, and a kernel would read what lies behind it.
+    # A CPU would broadcast what is smaller, and a kernel would read what lies behind it
+    shape = x.shape
+    images_fit = shape == pred.shape == x0hat.shape == inputs.shape == y.shape and row.shape == (COLUMNS,)
+    noise_fits = (noise is None or noise.shape == shape) and (seeds is None or seeds.shape == shape[:1])
+    if not images_fit or not noise_fits or (mask is not None and mask.shape != (shape[0], 1, *shape[2:])):
+        _check_shapes(x, x0hat, inputs, pred, y, row, seeds, noise, mask)
+    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    op = _reference if eager else _bridge_step
+    op(x, x0hat, inputs, pred, y, row, step, seeds, noise, mask)
+
+
+def _check_shapes(
+    x: Tensor,
+    x0hat: Tensor,
+    inputs: Tensor,
+    pred: Tensor,
+    y: Tensor,
+    row: Tensor,
+    seeds: Tensor | None,
+    noise: Tensor | None,
+    mask: Tensor | None,
+) -> None:
+    """Raise ValueError for the first tensor of another shape than it must have."""
     shape = x.shape
     if pred.shape != shape:
         raise ValueError(f"the network must predict {tuple(shape)}, got {tuple(pred.shape)}")
@@ -70,9 +92,6 @@ def bridge_step(
         expect("seeds", seeds, shape[:1])
     if mask is not None:
         expect("mask", mask, (shape[0], 1, *shape[2:]))
-    eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    op = _reference if eager else _bridge_step
-    op(x, x0hat, inputs, pred, y, row, step, seeds, noise, mask)
 
 
 def _reference(

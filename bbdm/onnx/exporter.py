@@ -219,7 +219,7 @@ def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[
     for seed, source in enumerate(sources):
         for batch in sampler.read(source, {}).batches(seed):
             with backend.turn():
-                run = loop.begin(batch, loop.inputs(batch))
+                run = backend.begin(batch, loop.inputs(batch))
             for index in range(len(times)):
                 with backend.turn():
                     backend.step(run, index)

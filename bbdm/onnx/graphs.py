@@ -24,7 +24,7 @@ from bbdm.codec import Codec
 from bbdm.networks.arrays import NAMES, in_channels
 from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.conditions import ConditionInput
-from bbdm.sampling.backend import Shapes
+from bbdm.sampling.loop import Shapes
 from bbdm.solvers import StepTable
 
 OPSET = 23  # the first that has attention

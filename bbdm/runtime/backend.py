@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from bbdm.bridges.timesteps import Row
 from bbdm.files.bridge_json import PIPELINE
 from bbdm.kernels.philox_numpy import normal
 from bbdm.networks.conditions import SOURCE
-from bbdm.sampling.backend import Batch, Inputs, Run, State, check_prediction, predict
+from bbdm.sampling.loop import Batch, Inputs, Run, State, predict, wrong_prediction
 from bbdm.solvers import StepTable
 
 Array = npt.NDArray[np.float32]
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of which those are taken that there are
 Provider = str | tuple[str, dict[str, Any]]
+Prepare = Callable[[Mapping[str, Any], Sequence[int]], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +36,10 @@ class Loaded:
 
 
 class OnnxBackend:
-    """Steps on ONNX Runtime; a :class:`bbdm.sampling.backend.Backend`.
+    """Steps on ONNX Runtime; a :class:`bbdm.sampling.loop.Backend`.
 
     Args:
-        folder: of an export.
+        folder: an export, which ``bbdm export`` wrote.
         files: the names of its files, of which the graphs are loaded.
         axes: of space, 2 or 3.
         providers: execution providers, the preferred first; None for CUDA where there is it, and the CPU.
@@ -51,6 +52,7 @@ class OnnxBackend:
     array = np.ndarray
     noun = "an array"
     like = np.zeros((), np.float32)
+    turn = nullcontext  # nothing is shared, and nothing records gradients
 
     def __init__(
         self,
@@ -66,6 +68,7 @@ class OnnxBackend:
         for name in files:
             if name.endswith(".onnx") and name != PIPELINE:
                 self.graphs[name.removesuffix(".onnx")] = self._session(folder / name, threads)
+        self.prepare: Prepare = lambda conditions, sides: dict(conditions)  # which the graph takes as they are
         self._one = np.ones((1,) * (2 + axes), np.float32)
         self._zero = np.zeros((1,) * (2 + axes), np.float32)
 
@@ -88,10 +91,6 @@ class OnnxBackend:
         times = table.network_times.astype(np.float32)
         return Loaded(table.rows.astype(np.float32), table.opening.astype(np.float32), times[:, None])
 
-    def turn(self) -> AbstractContextManager[None]:
-        """Nothing is shared, and nothing records gradients."""
-        return nullcontext()
-
     def encode(self, source: Array) -> Array:
         """Padded sources in the space of the bridge."""
         if "encoder" not in self.graphs:
@@ -103,10 +102,6 @@ class OnnxBackend:
         if "decoder" not in self.graphs:
             return state
         return self._run("decoder", latent=state)[0]
-
-    def prepare(self, conditions: dict[str, Any], sides: Sequence[int]) -> dict[str, Any]:
-        """The conditions as they are, which the graph takes."""
-        return conditions
 
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
         """A run with its first state."""
@@ -123,10 +118,6 @@ class OnnxBackend:
         prediction = predict(network, run.batch, run.inputs, run.state.inputs)
         self._advance(run, prediction, loaded.rows[index], index)
 
-    def clamped(self, pictures: Array) -> Array:
-        """Pictures in [-1, 1]."""
-        return pictures.clip(-1, 1)
-
     def copy(self, array: Array) -> Array:
         """A state or an estimate in memory of its own."""
         return array.copy()
@@ -137,7 +128,8 @@ class OnnxBackend:
     def _call(self, time: Array, x: Array, conditions: Mapping[str, Any]) -> Array:
         named = {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
         prediction = self._run("unet", x=x, t=time, **named)[0]
-        check_prediction(prediction, x)
+        if prediction.shape != x.shape or prediction.dtype.kind != "f":
+            raise wrong_prediction(prediction, x)
         return prediction
 
     def _advance(self, run: Run, prediction: Array, row: Array, index: int) -> None:

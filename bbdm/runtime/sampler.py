@@ -16,8 +16,8 @@ from bbdm.files.bridge_json import conditions_of, read_settings
 from bbdm.networks.arrays import along
 from bbdm.pictures import images
 from bbdm.runtime.backend import OnnxBackend, Provider
-from bbdm.sampling.backend import Plan, Shapes
 from bbdm.sampling.base import Sampler
+from bbdm.sampling.loop import Plan, Shapes
 from bbdm.sampling.options import Options
 from bbdm.solvers import AnySolver, StepTable
 

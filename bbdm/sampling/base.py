@@ -1,7 +1,7 @@
 """The sampler: reads the sources of a call, runs the loop, and gives each result its source's type.
 
 :class:`bbdm.BridgeSampler` and :class:`bbdm.runtime.OnnxBridgeSampler` are samplers, each with a
-:class:`bbdm.sampling.backend.Backend`. Nothing here needs PyTorch or ONNX Runtime.
+:class:`bbdm.sampling.loop.Backend`. Nothing here needs PyTorch or ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -25,10 +25,9 @@ from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
-from bbdm.sampling.backend import Backend, Batch, Plan, Shapes, parts
 from bbdm.sampling.distribution import Distribution, sample_seeds
-from bbdm.sampling.loop import Loop, Step
-from bbdm.sampling.options import GuidanceOptions, Options, Seed
+from bbdm.sampling.loop import Backend, Batch, Loop, Plan, Shapes, Step, parts
+from bbdm.sampling.options import NO_OPTIONS, GuidanceOptions, Options, Seed
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
 from bbdm.solvers import Defaults, StepTable
 
@@ -50,8 +49,8 @@ class Call:
     """What a call asks for.
 
     Args:
-        options: those given.
-        sources: the images.
+        options: what the call's keywords say.
+        sources: the images, and how results are made of them.
         groups: the images of each size, without seeds.
         shapes: what the network takes.
     """
@@ -61,23 +60,21 @@ class Call:
     groups: list[Batch]
     shapes: Shapes
 
-    def seeded(self, seed: Seed) -> list[Batch]:
-        """The groups with the seeds of their sources; ValueError for a seed that is refused."""
+    def batches(self, seed: Seed) -> list[Batch]:
+        """The groups with their seeds, in parts of as many images as the call asks for, or the network takes.
+
+        Raises:
+            ValueError: the seed is refused.
+        """
         seeds = resolve_seeds(seed, self.sources.count)
-        groups: list[Batch] = []
+        batches: list[Batch] = []
         for group in self.groups:
             own = [seeds[self.sources.owners[index]] for index in group.indices]
-            groups.append(replace(group, seeds=own))
-        return groups
-
-    def batches(self, seed: Seed) -> list[Batch]:
-        """The groups in parts of as many images as the call asks for, or the network takes."""
-        batches: list[Batch] = []
-        for group in self.seeded(seed):
+            seeded = replace(group, seeds=own)
             if group.windows is not None:
-                batches += group.split(self.options.batch_size, fill=False)
+                batches += seeded.split(self.options.batch_size, fill=False)
             else:
-                batches += group.split(self.shapes.only or self.options.batch_size, self.shapes.fill)
+                batches += seeded.split(self.shapes.only or self.options.batch_size, self.shapes.fill)
         return batches
 
 
@@ -109,8 +106,9 @@ class Sampler(Generic[Array]):
         self.loop = Loop(backend, shapes)
         self._choice = choice
         self._name = name
-        self._plans: dict[tuple[Direction | None, Defaults], Plan] = {}  # the one used last at the end
-        self._plans_lock = threading.Lock()
+        self._own: dict[Direction | None, Plan] = {}  # of the choice, for each direction
+        self._others: dict[tuple[Direction | None, Defaults], Plan] = {}  # the one used last at the end
+        self._lock = threading.Lock()  # of the plans
         self.plan()  # or it cannot be made
 
     def __repr__(self) -> str:
@@ -269,7 +267,7 @@ class Sampler(Generic[Array]):
             ValueError: window or margin does not fit the network.
         """
         shapes = self.shapes
-        window = options.window_of(self.pictures.crop)
+        window = self.pictures.crop if options.window == "auto" else options.window
         if window is None:
             return None
         lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
@@ -290,16 +288,20 @@ class Sampler(Generic[Array]):
         """The plan of a call; what the call leaves out is the sampler's own. The last few are kept."""
         choice = self._choice
         if options is not None:
-            choice = choice.over(options.solver, options.steps, options.timesteps)
+            asked = (options.solver, options.steps, options.timesteps)
+            if any(each is not None for each in asked):
+                choice = choice.over(*asked)
+        if choice is self._choice and self.direction in self._own:
+            return self._own[self.direction]
         key = (self.direction, choice)
-        with self._plans_lock:
-            plan = self._plans.pop(key, None)
-            if plan is None:
-                plan = self.plan_of(*self._table(choice))
-            self._plans[key] = plan
-            others = [known for known in self._plans if known[1] != self._choice]
-            for known in others[:-KEPT]:
-                del self._plans[known]
+        with self._lock:
+            plan = self._others.pop(key, None) or self.plan_of(*self._table(choice))
+            if choice is self._choice:
+                self._own[self.direction] = plan
+            else:
+                self._others[key] = plan
+            for known in [*self._others][:-KEPT]:
+                del self._others[known]
         return plan
 
     def plan_of(self, name: str, table: StepTable) -> Plan:
@@ -313,68 +315,63 @@ class Sampler(Generic[Array]):
         """The table of what was chosen, with the solver's name."""
         return solvers.name_of(choice.chosen), choice.table(self.bridge)
 
-    def read(self, source: Any, options: Mapping[str, Any]) -> Call:
+    def read(
+        self, source: Any, options: Mapping[str, Any], plan_of: Callable[[Sampler[Array]], Plan] | None = None
+    ) -> Call:
         """The images and options of a call, in its direction.
+
+        Args:
+            source: what a call takes.
+            options: the call's keywords.
+            plan_of: of the sampler of the direction, what takes the place of the plan that options say.
 
         Raises:
             FileNotFoundError: a path leads to no file.
             TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        sampler, given = self.directed(options)
-        return sampler.read_call(source, given, sampler.plan(given))
-
-    def directed(self, options: Mapping[str, Any]) -> tuple[Self, Options]:
-        """The sampler of the direction of a call's keywords, and the options that they are."""
-        given = Options.of(options, self.shapes.conditions)
-        if self.direction is None or not isinstance(given.conditions, Mapping | None):
-            return self, given
-        conditions = dict(given.conditions or {})
-        direction = read_direction(conditions.get(DIRECTION, self.direction))
-        conditions[DIRECTION] = direction
-        return self.towards(direction), replace(given, conditions=conditions)
-
-    def read_call(self, source: Any, options: Options, plan: Plan) -> Call:
-        """The images of a call, translated by a plan; errors as of :meth:`read`."""
         shapes = self.shapes
+        sampler = self
+        given = Options.of(options, shapes.conditions) if options else NO_OPTIONS
+        if self.direction is not None and isinstance(given.conditions, Mapping | None):
+            conditions = dict(given.conditions or {})
+            direction = read_direction(conditions.get(DIRECTION, self.direction))
+            given = replace(given, conditions={**conditions, DIRECTION: direction})
+            sampler = self.towards(direction)
+        plan = sampler.plan(given) if plan_of is None else plan_of(sampler)
         guidance = None
-        if options.guidance is not None:
-            guidance = read_guidance(shapes.conditions, options.guidance)
-        scale = self._scale(options)
+        if given.guidance is not None:
+            guidance = read_guidance(shapes.conditions, given.guidance)
+        spec = sampler.pictures
+        stored = given.source_values is not None or given.target_values is not None
+        if stored:
+            source_values = given.source_values or spec.source
+            spec = replace(spec, source=source_values, target=given.target_values or spec.target)
+        scale = Scale(self.backend.array, self.backend.noun, shapes.source_channels, spec, stored, self.axes)
         sources = read_sources(source, scale)
         _, first = sources.groups[0]
         if len(sources.groups) > 1:
-            _check_sizes(options, shapes)
-        if options.noise is not None:
+            _check_sizes(given, shapes)
+        if given.noise is not None:
             expected = (len(plan.times), len(first), shapes.channels, *shapes.grid(first.shape[2:]))
-            check_noise(options.noise, scale, expected)
+            check_noise(given.noise, scale, expected)
         mask = None
-        if options.mask is not None:
-            mask = read_mask(options.mask, scale, first)
-        conditions: dict[str, Any] = {}
-        if options.conditions is not None or shapes.conditions.each:
-            conditions = read_conditions(options.conditions, shapes.conditions, first, sources.owners)
+        if given.mask is not None:
+            mask = read_mask(given.mask, scale, first)
+        conditions = {}
+        if given.conditions is not None or shapes.conditions.each:
+            conditions = read_conditions(given.conditions, shapes.conditions, first, sources.owners)
         groups: list[Batch] = []
         for indices, array in sources.groups:
             rows = conditions
             if len(sources.groups) > 1:
                 rows = {name: value[indices] for name, value in conditions.items()}
-            windows = self.window_grid(options, tuple(array.shape[2:]), options.batch_size)
-            batch = Batch(plan, indices, array, [0] * len(indices), options.noise, mask, rows, windows, guidance)
-            if self.image_size is not None and self.pictures.crop is None and windows is None:
+            windows = self.window_grid(given, tuple(array.shape[2:]), given.batch_size)
+            batch = Batch(plan, indices, array, [0] * len(indices), given.noise, mask, rows, windows, guidance)
+            if self.image_size is not None and spec.crop is None and windows is None:
                 images.warn_of_scale(self.image_size, *batch.size)
             groups.append(batch)
-        return Call(options, sources, groups, shapes)
-
-    def _scale(self, options: Options) -> Scale:
-        """What sources and results of a call are."""
-        spec = self.pictures
-        if options.source_values is not None:
-            spec = replace(spec, source=options.source_values)
-        if options.target_values is not None:
-            spec = replace(spec, target=options.target_values)
-        stored = options.source_values is not None or options.target_values is not None
-        return Scale(self.backend.array, self.backend.noun, self.shapes.source_channels, spec, stored, self.axes)
+        return Call(given, sources, groups, shapes)
 
 
 def _check_sizes(options: Options, shapes: Shapes) -> None:

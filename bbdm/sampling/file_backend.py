@@ -25,7 +25,7 @@ from bbdm.bridges.timesteps import Row
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.philox import normal_rows
 from bbdm.networks.arrays import in_channels
-from bbdm.sampling.backend import Batch, Inputs, Run, State
+from bbdm.sampling.loop import Batch, Inputs, Run, State
 from bbdm.sampling.torch_backend import Loaded, TorchBackend
 
 MARKER = "done.json"
@@ -66,7 +66,7 @@ class FileArray:
 
 
 class FileBackend:
-    """Steps on files: what :class:`bbdm.sampling.backend.Backend` says of runs.
+    """Steps on files: what :class:`bbdm.sampling.loop.Backend` says of runs.
 
     Args:
         backend: of the network, of image space.

@@ -10,17 +10,19 @@ import numpy as np
 import torch
 
 from bbdm import solvers
+from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
 from bbdm.bridges.timesteps import Row
 from bbdm.bridges.timesteps import Timesteps as Times
 from bbdm.kernels import philox
 from bbdm.networks.arrays import padded
-from bbdm.sampling.backend import Batch
+from bbdm.sampling.loop import Batch, Plan
 from bbdm.sampling.options import Seed, Timesteps
 from bbdm.sampling.sources import Sources, read_sources
 from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
+    from bbdm.sampling.base import Sampler
     from bbdm.sampling.sampler import BridgeSampler
 
 CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothing of the way back
@@ -28,12 +30,13 @@ CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothin
 
 def noise(sampler: BridgeSampler, source: Any, seed: Seed, options: Mapping[str, Any]) -> torch.Tensor:
     """(K, B, C, H, W) the noise of a call; see :meth:`bbdm.BridgeSampler.noise`."""
-    groups = sampler.read(source, options).seeded(seed)
-    if len(groups) > 1:
+    call = sampler.read(source, options)
+    if len(call.groups) > 1:
         raise ValueError("noise needs pictures of one size, got several")
-    (group,) = groups
+    (group,) = call.groups
     shape = (sampler.shapes.channels, *sampler.shapes.grid(group.size))
-    seeds = torch.tensor(group.seeds, device=sampler.device)
+    seeds = torch.tensor(resolve_seeds(seed, call.sources.count), device=sampler.device)
+    seeds = seeds[call.sources.owners]
     return torch.stack([philox.normal(seeds, index, shape) for index in range(len(group.plan.times))])
 
 
@@ -49,9 +52,14 @@ def encode(
     for name in CALLS_ALONE:
         if options.get(name) is not None:
             raise ValueError(f"encode takes no {name}: it is an option of calls")
-    sampler, given = sampler.directed(options)
-    inverse = inversion(sampler.bridge, timesteps, steps)
-    call = sampler.read_call(source, given, sampler.plan_of("ddim", inverse.table))
+    inversions: list[Inversion] = []
+
+    def plan_of(directed: Sampler[torch.Tensor]) -> Plan:
+        inversions.append(inversion(directed.bridge, timesteps, steps))
+        return directed.plan_of("ddim", inversions[0].table)
+
+    call = sampler.read(source, options, plan_of)
+    (inverse,) = inversions
     targets = _targets(sampler, target, call.sources)
     batches = call.batches(seed=0)  # nothing is drawn
     state = torch.cat([_encoded(sampler, batch, targets) for batch in batches])
@@ -74,7 +82,7 @@ def _encoded(sampler: BridgeSampler, batch: Batch, targets: torch.Tensor) -> tor
             x0 = backend.codec.encode(x0.float(), "target").to(x0.dtype)
         noise = x0.new_zeros(len(batch.plan.times), *x0.shape)
         noise[-1] = x0
-        run = sampler.loop.begin(batch, replace(sampler.loop.inputs(batch), noise=noise))
+        run = backend.begin(batch, replace(sampler.loop.inputs(batch), noise=noise))
         for index in range(len(batch.plan.times)):
             backend.step(run, index)
         return backend.copy(run.state.x[: len(batch.indices)])

@@ -27,8 +27,8 @@ from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
 from bbdm.pictures import Picture, formats, write
 from bbdm.pictures.values import scaled_present
-from bbdm.sampling.backend import Batch, Inputs, Run
 from bbdm.sampling.file_backend import MARKER, FileArray, FileBackend
+from bbdm.sampling.loop import Batch, Inputs, Run
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
 

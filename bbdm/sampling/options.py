@@ -135,5 +135,5 @@ class Options(GuidanceOptions):
         return cls(**{**others, "conditions": {**named, **mapping} if isinstance(mapping, Mapping) else mapping})
 
 
-USUAL = Options()  # of calls that give none
+NO_OPTIONS = Options()  # of calls that give none
 NAMES = frozenset(each.name for each in fields(Options))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bbdm.execution.compiled import Recent, signature
-from bbdm.sampling.backend import Inputs, Run
+from bbdm.sampling.loop import Inputs, Run
 
 LEAST_ROWS = 1024  # that buffers have; a longer table has buffers of the next power of two
 Move = Callable[[Run, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], None]
@@ -77,7 +77,7 @@ class Recordings:
     """The captured steps of a sampler. Runs of one shape share buffers, and threads take turns.
 
     Args:
-        device: a CUDA device.
+        device: the CUDA device of the buffers.
         move: a step by its tensors; see :meth:`bbdm.sampling.torch_backend.TorchBackend.move`.
         reads: returns what a step reads besides its tensors, such as weights.
     """

@@ -21,8 +21,8 @@ from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network
 from bbdm.pictures import images
 from bbdm.sampling import inversion
-from bbdm.sampling.backend import Shapes
 from bbdm.sampling.base import Sampler
+from bbdm.sampling.loop import Shapes
 from bbdm.sampling.options import Seed, Timesteps
 from bbdm.sampling.torch_backend import TorchBackend
 from bbdm.solvers import AnySolver
@@ -146,7 +146,8 @@ class BridgeSampler(Sampler[torch.Tensor]):
         if self.package is not None:
             raise ValueError(f"a package is of one device, {self.device}, and cannot move to {device}: build another")
         self.backend.to(device)
-        self._plans.clear()
+        self._own.clear()
+        self._others.clear()
         return self
 
     @classmethod

@@ -5,7 +5,7 @@ On CUDA, a compiled network and the kernel are one captured step: see :mod:`bbdm
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +18,11 @@ from bbdm.execution.compiled import Compiled, PackagedNetwork
 from bbdm.kernels.bridge_step import bridge_step
 from bbdm.kernels.elementwise import CHANNELS_LAST, layout
 from bbdm.networks.base import Body, Network, placed
-from bbdm.sampling.backend import Batch, Inputs, Run, State, check_prediction, predict
+from bbdm.sampling.loop import Batch, Inputs, Run, State, predict, wrong_prediction
 from bbdm.sampling.recording import Recordings
 from bbdm.solvers import StepTable
+
+Turn = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +36,12 @@ class Loaded:
 
 
 class TorchBackend:
-    """Steps on PyTorch; a :class:`bbdm.sampling.backend.Backend`.
+    """Steps on PyTorch; a :class:`bbdm.sampling.loop.Backend`.
 
     Args:
         network: it is used directly where it is on ``device`` in ``dtype``, and copied otherwise.
-        codec: as ``network``, or None.
-        device: where to run.
+        codec: between pictures and latents, used or copied as the network is; None of image space.
+        device: where the network and its codec are.
         dtype: of the network's computation; the state has at least 32 bits.
         compile: compile network and codec at the first call with each shape.
         package: what takes the place of the network's body, or None.
@@ -69,6 +71,7 @@ class TorchBackend:
         """Put network and codec on the device, and compile them where it was asked for."""
         self.like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
         self.network = placed(network, self.device, self.dtype)
+        self.prepare = self.network.prepared
         self.body: Body = self.network.body
         if package is not None:
             self.body = package
@@ -80,8 +83,15 @@ class TorchBackend:
         if codec is not None and self.compile:
             codec = codec.compiled(partial(Compiled, device=self.device))
         self.codec = codec
-        captures = self.device.type == "cuda" and (self.compile or package is not None)
-        self.recordings = Recordings(self.device, self.move, self.compiled_code) if captures else None
+        self.recordings: Recordings | None = None
+        self.turn: Turn = torch.inference_mode
+        if self.device.type == "cuda" and (self.compile or package is not None):
+            self.record()
+
+    def record(self) -> None:
+        """Capture steps from now on."""
+        self.recordings = Recordings(self.device, self.move, self.compiled_code)
+        self.turn = self.recordings.turn
 
     def to(self, device: torch.device) -> None:
         """Move to a device; what was loaded must be loaded again."""
@@ -99,12 +109,6 @@ class TorchBackend:
                 embedding=self._embedder(times).to(self.like),
             )
 
-    def turn(self) -> AbstractContextManager[Any]:
-        """Inference mode; where steps are captured, in the caller's turn with their buffers."""
-        if self.recordings is None:
-            return torch.inference_mode()
-        return self.recordings.turn()
-
     def encode(self, source: torch.Tensor) -> torch.Tensor:
         """Padded sources in the space of the bridge, channels_last."""
         if self.codec is not None:
@@ -112,24 +116,24 @@ class TorchBackend:
         return source.contiguous(memory_format=CHANNELS_LAST[source.ndim])
 
     def decode(self, state: torch.Tensor) -> torch.Tensor:
-        """The pictures of a state; of image space the state itself."""
-        if self.codec is None:
-            return state
-        return self.codec.decode(state)
-
-    def prepare(self, conditions: dict[str, torch.Tensor], sides: Sequence[int]) -> dict[str, torch.Tensor]:
-        """What conditions alone decide, by the network."""
-        return self.network.prepared(conditions, sides)
+        """The pictures of a state, in memory that no later step writes."""
+        if self.codec is not None:
+            return self.codec.decode(state)
+        if self.recordings is not None:  # whose buffers it is in
+            return state.clone()
+        return state
 
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
         """A run with its first state, in memory of its own."""
         if batch.windows is None and batch.guidance is None:  # else they are cut, or repeated, at each step
-            inputs = replace(inputs, conditions=[self.cast_all(each) for each in inputs.conditions])
+            (conditions,) = inputs.conditions
+            inputs = replace(inputs, conditions=[{name: self.cast(value) for name, value in conditions.items()}])
         y = inputs.y
         state = State(torch.empty_like(y), torch.empty_like(y), torch.empty_like(y, dtype=self.dtype))
         run = Run(batch, inputs, state)
         loaded: Loaded = batch.plan.loaded
-        self._advance(run, y, loaded.opening, loaded.numbers[-1:], _row_of(inputs.noise, -1))
+        noise = None if inputs.noise is None else inputs.noise[-1]
+        self._advance(run, y, loaded.opening, loaded.numbers[-1:], noise)
         if self.recordings is not None:
             run.recorded = self.recordings.of(run)
         return run
@@ -141,7 +145,8 @@ class TorchBackend:
             return
         loaded: Loaded = run.batch.plan.loaded
         at = slice(index, index + 1)
-        self.move(run, loaded.embedding[at], loaded.rows[index], loaded.numbers[at], _row_of(run.inputs.noise, index))
+        noise = None if run.inputs.noise is None else run.inputs.noise[index]
+        self.move(run, loaded.embedding[at], loaded.rows[index], loaded.numbers[at], noise)
 
     def move(
         self,
@@ -170,7 +175,8 @@ class TorchBackend:
     def call(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The network's prediction of what it is shown, in its dtype and memory format."""
         prediction = self.body(x, embedding, conditions)
-        check_prediction(prediction, x)
+        if prediction.shape != x.shape or not prediction.is_floating_point():
+            raise wrong_prediction(prediction, x)
         return prediction
 
     def call_part(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, Any]) -> torch.Tensor:
@@ -187,11 +193,6 @@ class TorchBackend:
         """Tensors by name in the network's dtype and memory format."""
         return {name: self.cast(value) for name, value in conditions.items()}
 
-    def clamped(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Pictures in [-1, 1], a normal tensor, which autograd takes."""
-        with torch.inference_mode(False):
-            return pictures.clip(-1, 1)
-
     def copy(self, array: torch.Tensor) -> torch.Tensor:
         """A state or an estimate of at least 32 bits, a normal tensor."""
         with torch.inference_mode(False):
@@ -207,9 +208,3 @@ class TorchBackend:
         if isinstance(self.body, Compiled):
             return self.body.functions()
         return None
-
-
-def _row_of(noise: torch.Tensor | None, index: int) -> torch.Tensor | None:
-    if noise is None:
-        return None
-    return noise[index]

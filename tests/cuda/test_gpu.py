@@ -13,7 +13,7 @@ from bbdm import ABridge, BridgeSampler
 from bbdm.codec import DiffusersCodec, VQGANCodec
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs
-from bbdm.sampling.backend import Batch
+from bbdm.sampling.loop import Batch
 from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
 from tests.cuda.test_graph import CASES, captures_at_once
@@ -124,7 +124,7 @@ def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool
 
     def last() -> Tensor:
         with sampler.backend.turn():
-            run = sampler.loop.begin(batch, inputs)
+            run = sampler.backend.begin(batch, inputs)
             for index in range(len(batch.plan.times)):
                 sampler.backend.step(run, index)
             return run.state.x.clone()

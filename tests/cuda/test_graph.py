@@ -21,7 +21,6 @@ from bbdm.execution.compiled import Compiled
 from bbdm.kernels.elementwise import layout
 from bbdm.networks.base import Network
 from bbdm.sampling import recording
-from bbdm.sampling.recording import Recordings
 from tests.conftest import sweep, tiny_dit, tiny_unet
 from tests.cuda.card import Card, Waits, card
 from tests.execution.test_compiled import Short, short_unet
@@ -50,9 +49,8 @@ def sampler(
     """A sampler of 3 steps that captures its step, or does not."""
     network = network or short_unet(Short)
     made = BridgeSampler(network, ABridge(), solver, STEPS, compile=True, dtype="fp32", **settings)
-    backend = made.backend
     if captures:
-        backend.recordings = Recordings(backend.device, backend.move, backend.compiled_code)
+        made.backend.record()
     return made
 
 
@@ -231,7 +229,7 @@ def test_the_host_does_not_wait_for_a_run(card: Card):
     with made.backend.turn():
         inputs = [loop.inputs(batch) for batch in batches * 2]
     with Waits("kernels.bridge_step._reference") as waits, made.backend.turn():
-        runs = [loop.begin(batch, each) for batch, each in zip(batches * 2, inputs, strict=True)]
+        runs = [made.backend.begin(batch, each) for batch, each in zip(batches * 2, inputs, strict=True)]
         for index in range(STEPS):
             for run in runs:
                 made.backend.step(run, index)
@@ -310,7 +308,7 @@ def test_a_loop_stays_on_its_device(case: str):
         inputs = loop.inputs(batch)
         for mode in (nullcontext(), OneDevice(sampler.device)):
             with mode:
-                run = loop.begin(batch, inputs)
+                run = backend.begin(batch, inputs)
                 for index in range(len(batch.plan.times)):
                     backend.step(run, index)
             assert (run.state.x.device, run.state.x0hat.device) == (sampler.device, sampler.device)
