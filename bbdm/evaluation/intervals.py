@@ -169,7 +169,7 @@ class Intervals:
         """The samples that :meth:`of` takes, of sources whose size is checked before one is drawn."""
         settings |= self.options
         if self.size is not None:
-            for group in self.sampler.read(source, settings).groups:
+            for group in self.sampler.read(source, 0, settings).groups:
                 if group.size != self.size:
                     raise ValueError(
                         f"the intervals were calibrated on pictures of {shown(self.size)}, got {shown(group.size)}: "

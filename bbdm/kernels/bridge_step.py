@@ -129,10 +129,18 @@ def _weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
     """Sum of weight * tensor over the terms of weight not 0, in the shape and dtype of the first tensor."""
     like = terms[0][1]
     assert like is not None
-    total = torch.zeros_like(like)
+    total: Tensor | None = None
     for weight, tensor in terms:
-        if weight != 0.0 and tensor is not None:
-            total.add_(tensor.to(total.dtype), alpha=weight)
+        if weight == 0.0 or tensor is None:
+            continue
+        if tensor.dtype != like.dtype:
+            tensor = tensor.to(like.dtype)
+        if total is None:
+            total = tensor * weight
+        else:
+            total.add_(tensor, alpha=weight)
+    if total is None:
+        return torch.zeros_like(like)
     return total
 
 

@@ -90,7 +90,7 @@ def converted(array: Any, like: Any, dtype: bool = True) -> Any:
         return values.astype(like.dtype, copy=False)
     import torch
 
-    tensor = torch.as_tensor(array)
+    tensor = array if isinstance(array, torch.Tensor) else torch.as_tensor(array)
     if not dtype:
         return tensor.to(like.device)
     return tensor.to(like)

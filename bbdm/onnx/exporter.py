@@ -217,7 +217,7 @@ def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[
     backend.body = noting
     loop = Loop(backend, sampler.shapes)
     for seed, source in enumerate(sources):
-        for batch in sampler.read(source, {}).batches(seed):
+        for batch in sampler.read(source, seed, {}).batches():
             with backend.turn():
                 run = backend.begin(batch, loop.inputs(batch))
             for index in range(len(times)):

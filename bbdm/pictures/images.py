@@ -360,7 +360,7 @@ def check(source: Any, channels: int, axes: int) -> None:
     if "float" not in str(source.dtype):
         raise ValueError(f"source must be floats in [-1, 1], got {source.dtype}")
     largest = float(abs(source).max())
-    if not np.isfinite(largest):
+    if not math.isfinite(largest):
         raise ValueError("source must be finite, got NaN or infinity")
     if largest > RANGE_LIMIT:
         hint = "if white is 255, pass source_values=(0, 255), target_values=(0, 255)"

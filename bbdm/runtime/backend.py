@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,6 @@ from bbdm.solvers import StepTable
 Array = npt.NDArray[np.float32]
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of which those are taken that there are
 Provider = str | tuple[str, dict[str, Any]]
-Prepare = Callable[[Mapping[str, Any], Sequence[int]], dict[str, Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +67,6 @@ class OnnxBackend:
         for name in files:
             if name.endswith(".onnx") and name != PIPELINE:
                 self.graphs[name.removesuffix(".onnx")] = self._session(folder / name, threads)
-        self.prepare: Prepare = lambda conditions, sides: dict(conditions)  # which the graph takes as they are
         self._one = np.ones((1,) * (2 + axes), np.float32)
         self._zero = np.zeros((1,) * (2 + axes), np.float32)
 
@@ -102,6 +100,10 @@ class OnnxBackend:
         if "decoder" not in self.graphs:
             return state
         return self._run("decoder", latent=state)[0]
+
+    def prepare(self, conditions: Mapping[str, Any], sides: Sequence[int]) -> dict[str, Any]:
+        """The conditions as they are, which the graph takes."""
+        return dict(conditions)
 
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
         """A run with its first state."""

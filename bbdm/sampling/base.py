@@ -51,7 +51,7 @@ class Call:
     Args:
         options: what the call's keywords say.
         sources: the images, and how results are made of them.
-        groups: the images of each size, without seeds.
+        groups: the images of each size.
         shapes: what the network takes.
     """
 
@@ -60,21 +60,14 @@ class Call:
     groups: list[Batch]
     shapes: Shapes
 
-    def batches(self, seed: Seed) -> list[Batch]:
-        """The groups with their seeds, in parts of as many images as the call asks for, or the network takes.
-
-        Raises:
-            ValueError: the seed is refused.
-        """
-        seeds = resolve_seeds(seed, self.sources.count)
+    def batches(self) -> list[Batch]:
+        """The groups in parts of as many images as the call asks for, or the network takes."""
         batches: list[Batch] = []
         for group in self.groups:
-            own = [seeds[self.sources.owners[index]] for index in group.indices]
-            seeded = replace(group, seeds=own)
             if group.windows is not None:
-                batches += seeded.split(self.options.batch_size, fill=False)
+                batches += group.split(self.options.batch_size, fill=False)
             else:
-                batches += seeded.split(self.shapes.only or self.options.batch_size, self.shapes.fill)
+                batches += group.split(self.shapes.only or self.options.batch_size, self.shapes.fill)
         return batches
 
 
@@ -178,9 +171,9 @@ class Sampler(Generic[Array]):
             TypeError: an argument is neither an option nor a condition of the network.
             ValueError: an argument is refused; the message says what was got and what is wanted.
         """
-        call = self.read(source, options)
+        call = self.read(source, seed, options)
         results: list[tuple[list[int], Any]] = []
-        for batch in call.batches(seed):
+        for batch in call.batches():
             results.append((batch.indices, self.loop.translate(batch, call.options.callback)))
         return call.sources.restore(results)
 
@@ -191,8 +184,8 @@ class Sampler(Generic[Array]):
         which. The last step's ``x`` is what a call returns, before it is clamped to [-1, 1]. With a codec,
         steps are latents, of which :meth:`Step.preview` makes pictures.
         """
-        call = self.read(source, options)
-        batches = call.batches(seed)  # what is wrong is said before the first step
+        call = self.read(source, seed, options)
+        batches = call.batches()  # what is wrong is said before the first step
         return (step for batch in batches for step in self.loop.stream(batch, call.options.callback))
 
     def distribution(
@@ -227,7 +220,7 @@ class Sampler(Generic[Array]):
             raise ValueError("a distribution takes no noise: its samples are those of seeds")
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 2:
             raise ValueError(f"samples must be an integer of at least 2, got {samples!r}")
-        call = self.read(source, options)
+        call = self.read(source, 0, options)  # its samples have other seeds
         sources = call.sources
         seeds = sample_seeds(seed, sources.count, samples)
         distribution = Distribution(sources, seeds, keep)
@@ -316,13 +309,18 @@ class Sampler(Generic[Array]):
         return solvers.name_of(choice.chosen), choice.table(self.bridge)
 
     def read(
-        self, source: Any, options: Mapping[str, Any], plan_of: Callable[[Sampler[Array]], Plan] | None = None
+        self,
+        source: Any,
+        seed: Seed,
+        options: Mapping[str, Any],
+        plan_of: Callable[[Sampler[Array]], Plan] | None = None,
     ) -> Call:
         """The images and options of a call, in its direction.
 
         Args:
-            source: what a call takes.
-            options: the call's keywords.
+            source: images, paths or arrays, as a call takes them.
+            seed: an integer, or one for each source; None draws one.
+            options: the call's keywords, conditions by their names too.
             plan_of: of the sampler of the direction, what takes the place of the plan that options say.
 
         Raises:
@@ -349,6 +347,7 @@ class Sampler(Generic[Array]):
             spec = replace(spec, source=source_values, target=given.target_values or spec.target)
         scale = Scale(self.backend.array, self.backend.noun, shapes.source_channels, spec, stored, self.axes)
         sources = read_sources(source, scale)
+        seeds = resolve_seeds(seed, sources.count)
         _, first = sources.groups[0]
         if len(sources.groups) > 1:
             _check_sizes(given, shapes)
@@ -366,8 +365,9 @@ class Sampler(Generic[Array]):
             rows = conditions
             if len(sources.groups) > 1:
                 rows = {name: value[indices] for name, value in conditions.items()}
-            windows = self.window_grid(given, tuple(array.shape[2:]), given.batch_size)
-            batch = Batch(plan, indices, array, [0] * len(indices), given.noise, mask, rows, windows, guidance)
+            windows = sampler.window_grid(given, tuple(array.shape[2:]), given.batch_size)
+            own = [seeds[sources.owners[index]] for index in indices]
+            batch = Batch(plan, indices, array, own, given.noise, mask, rows, windows, guidance)
             if self.image_size is not None and spec.crop is None and windows is None:
                 images.warn_of_scale(self.image_size, *batch.size)
             groups.append(batch)

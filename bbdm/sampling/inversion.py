@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from bbdm import solvers
-from bbdm.base.seeds import resolve_seeds
 from bbdm.bridges import Bridge
 from bbdm.bridges.timesteps import Row
 from bbdm.bridges.timesteps import Timesteps as Times
@@ -30,13 +29,12 @@ CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothin
 
 def noise(sampler: BridgeSampler, source: Any, seed: Seed, options: Mapping[str, Any]) -> torch.Tensor:
     """(K, B, C, H, W) the noise of a call; see :meth:`bbdm.BridgeSampler.noise`."""
-    call = sampler.read(source, options)
+    call = sampler.read(source, seed, options)
     if len(call.groups) > 1:
         raise ValueError("noise needs pictures of one size, got several")
     (group,) = call.groups
     shape = (sampler.shapes.channels, *sampler.shapes.grid(group.size))
-    seeds = torch.tensor(resolve_seeds(seed, call.sources.count), device=sampler.device)
-    seeds = seeds[call.sources.owners]
+    seeds = torch.tensor(group.seeds, device=sampler.device)
     return torch.stack([philox.normal(seeds, index, shape) for index in range(len(group.plan.times))])
 
 
@@ -58,10 +56,10 @@ def encode(
         inversions.append(inversion(directed.bridge, timesteps, steps))
         return directed.plan_of("ddim", inversions[0].table)
 
-    call = sampler.read(source, options, plan_of)
+    call = sampler.read(source, 0, options, plan_of)  # nothing is drawn
     (inverse,) = inversions
     targets = _targets(sampler, target, call.sources)
-    batches = call.batches(seed=0)  # nothing is drawn
+    batches = call.batches()
     state = torch.cat([_encoded(sampler, batch, targets) for batch in batches])
     if inverse.row is None:
         pictures = sampler.backend.decode(state)[(..., *map(slice, batches[0].size))]

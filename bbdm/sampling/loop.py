@@ -195,9 +195,8 @@ class Backend(Protocol):
         """The pictures of a state or an estimate, about [-1, 1], which later steps leave alone."""
         ...
 
-    @property
-    def prepare(self) -> Callable[[Mapping[str, Any], Sequence[int]], dict[str, Any]]:
-        """What conditions alone decide: :meth:`bbdm.networks.base.Network.prepared`."""
+    def prepare(self, conditions: Mapping[str, Any], sides: Sequence[int]) -> dict[str, Any]:
+        """What conditions alone decide: see :meth:`bbdm.networks.base.Network.prepared`."""
         ...
 
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
@@ -250,16 +249,18 @@ class Loop:
     def translate(self, batch: Batch, callback: Callback = None, inputs: Inputs | None = None) -> Any:
         """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
         backend = self.backend
+        pictures: Any = None
         with backend.turn():
             run = backend.begin(batch, inputs or self.inputs(batch))
             if callback is None:
                 for index in range(len(batch.plan.times)):
                     backend.step(run, index)
+                pictures = backend.decode(run.state.x)
         if callback is not None:
             for step in self._steps(run):
                 callback(step)
-        with backend.turn():
-            pictures = backend.decode(run.state.x)
+            with backend.turn():
+                pictures = backend.decode(run.state.x)
         crop = (slice(side) for side in batch.size)
         result = converted(pictures[(slice(len(batch.indices)), ..., *crop)], batch.source).clip(-1, 1)
         if batch.mask is not None:  # also what a codec lost
@@ -288,18 +289,17 @@ class Loop:
         if batch.windows is not None:
             weights = [self.array(side) for side in batch.windows.weights(y.shape[2:])]
         seeds = converted(np.array(batch.seeds), self.backend.like, dtype=False)
-        return Inputs(y, self._evaluations(batch, source), seeds, noise, mask, weights)
+        return Inputs(y, self._evaluations(batch, source, size), seeds, noise, mask, weights)
 
     def array(self, array: Any) -> Any:
         """An array of a call on the device, floats in the dtype of the state."""
         return converted(array, self.backend.like, "float" in str(array.dtype))
 
-    def _evaluations(self, batch: Batch, source: Any) -> list[dict[str, Any]]:
+    def _evaluations(self, batch: Batch, source: Any, size: tuple[int, ...]) -> list[dict[str, Any]]:
         """What the network sees besides the state, and what it sees for each variant of guidance.
 
         They are one batch, but where the network takes one number of pictures alone.
         """
-        size = self.shapes.padded(batch.size)
         known = self.shapes.conditions.each
         seen: dict[str, Any] = {}
         if self.shapes.shown:

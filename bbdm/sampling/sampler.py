@@ -240,7 +240,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             shape = each.shape(batch_size, grid if name == SOURCE else padded)
             zeros[name] = self.loop.array(np.zeros(shape, each.dtype))
         with torch.inference_mode():
-            conditions = self.backend.cast_all(self.unet.prepared(zeros, grid))
+            conditions = self.backend.prepare(zeros, grid)
         save_package(path, self.unet, (batch_size, self.unet.channels, *grid), conditions)
 
     def noise(self, source: Any, seed: Seed = None, **options: Any) -> torch.Tensor:

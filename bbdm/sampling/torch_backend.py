@@ -5,9 +5,9 @@ On CUDA, a compiled network and the kernel are one captured step: see :mod:`bbdm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,6 +33,7 @@ class Loaded:
     opening: torch.Tensor  # (10,) the row that makes the first state
     numbers: torch.Tensor  # (K,) of the rows, int64
     embedding: torch.Tensor  # (K, M) what the network computes of the times alone
+    steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # of each, its embedding (1, M), row, number (1,)
 
 
 class TorchBackend:
@@ -71,7 +72,6 @@ class TorchBackend:
         """Put network and codec on the device, and compile them where it was asked for."""
         self.like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
         self.network = placed(network, self.device, self.dtype)
-        self.prepare = self.network.prepared
         self.body: Body = self.network.body
         if package is not None:
             self.body = package
@@ -102,12 +102,12 @@ class TorchBackend:
         """The table on the device, with what the network computes of the times, once."""
         with torch.no_grad():
             times = torch.tensor(table.network_times, dtype=torch.float32)
-            return Loaded(
-                rows=torch.from_numpy(table.rows).to(self.like),
-                opening=torch.from_numpy(table.opening).to(self.like),
-                numbers=torch.arange(len(table), device=self.device),
-                embedding=self._embedder(times).to(self.like),
-            )
+            embedding = self._embedder(times).to(self.like)
+        rows = torch.from_numpy(table.rows).to(self.like)
+        opening = torch.from_numpy(table.opening).to(self.like)
+        numbers = torch.arange(len(table), device=self.device)
+        steps = [*zip(embedding.split(1), rows, numbers.split(1), strict=True)]  # views, made once
+        return Loaded(rows, opening, numbers, embedding, steps)
 
     def encode(self, source: torch.Tensor) -> torch.Tensor:
         """Padded sources in the space of the bridge, channels_last."""
@@ -123,17 +123,21 @@ class TorchBackend:
             return state.clone()
         return state
 
+    def prepare(self, conditions: Mapping[str, torch.Tensor], sides: Sequence[int]) -> dict[str, torch.Tensor]:
+        """What conditions alone decide, in the network's dtype and memory format."""
+        prepared = self.network.prepared(conditions, sides)
+        return {name: self.cast(value) for name, value in prepared.items()}
+
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
         """A run with its first state, in memory of its own."""
-        if batch.windows is None and batch.guidance is None:  # else they are cut, or repeated, at each step
-            (conditions,) = inputs.conditions
-            inputs = replace(inputs, conditions=[{name: self.cast(value) for name, value in conditions.items()}])
         y = inputs.y
         state = State(torch.empty_like(y), torch.empty_like(y), torch.empty_like(y, dtype=self.dtype))
         run = Run(batch, inputs, state)
         loaded: Loaded = batch.plan.loaded
         noise = None if inputs.noise is None else inputs.noise[-1]
-        self._advance(run, y, loaded.opening, loaded.numbers[-1:], noise)
+        seeds = inputs.seeds if noise is None else None
+        number = loaded.numbers[-1:]
+        bridge_step(state.x, state.x0hat, state.inputs, y, y, loaded.opening, number, seeds, noise, inputs.mask)
         if self.recordings is not None:
             run.recorded = self.recordings.of(run)
         return run
@@ -143,10 +147,9 @@ class TorchBackend:
         if self.recordings is not None:
             self.recordings.step(run, index)
             return
-        loaded: Loaded = run.batch.plan.loaded
-        at = slice(index, index + 1)
+        embedding, row, number = run.batch.plan.loaded.steps[index]
         noise = None if run.inputs.noise is None else run.inputs.noise[index]
-        self.move(run, loaded.embedding[at], loaded.rows[index], loaded.numbers[at], noise)
+        self.move(run, embedding, row, number, noise)
 
     def move(
         self,
@@ -159,18 +162,21 @@ class TorchBackend:
         """A step by its tensors.
 
         Args:
-            run: whose state moves.
+            run: the run whose state moves.
             embedding: (1, M) of the step's time.
             row: (10,) of the table.
             number: (1,) of the row, int64; that of its noise.
             noise: (B, C, H, W) in place of seeds.
         """
-        batch, shown = run.batch, run.state.inputs
+        batch = run.batch
+        inputs = run.inputs
+        state = run.state
         if batch.windows is None and batch.guidance is None:
-            prediction = self.call(embedding, shown, run.inputs.conditions[0])
+            prediction = self.call(embedding, state.inputs, inputs.conditions[0])
         else:
-            prediction = predict(partial(self.call_part, embedding), batch, run.inputs, shown)
-        self._advance(run, prediction, row, number, noise)
+            prediction = predict(partial(self.call_part, embedding), batch, inputs, state.inputs)
+        seeds = inputs.seeds if noise is None else None
+        bridge_step(state.x, state.x0hat, state.inputs, prediction, inputs.y, row, number, seeds, noise, inputs.mask)
 
     def call(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The network's prediction of what it is shown, in its dtype and memory format."""
@@ -181,7 +187,8 @@ class TorchBackend:
 
     def call_part(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, Any]) -> torch.Tensor:
         """A prediction that is added up with others, of tensors in any dtype and order in memory."""
-        return self.call(embedding, self.cast(x), self.cast_all(conditions)).to(self.like.dtype)
+        parts = {name: self.cast(value) for name, value in conditions.items()}
+        return self.call(embedding, self.cast(x), parts).to(self.like.dtype)
 
     def cast(self, array: torch.Tensor) -> torch.Tensor:
         """A tensor in the network's dtype, where it is of floats, and memory format."""
@@ -189,19 +196,10 @@ class TorchBackend:
             array = array.to(self.dtype)
         return array.contiguous(memory_format=layout(array.ndim))
 
-    def cast_all(self, conditions: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Tensors by name in the network's dtype and memory format."""
-        return {name: self.cast(value) for name, value in conditions.items()}
-
     def copy(self, array: torch.Tensor) -> torch.Tensor:
         """A state or an estimate of at least 32 bits, a normal tensor."""
         with torch.inference_mode(False):
             return array.to(self.like.dtype, copy=True)
-
-    def _advance(self, run: Run, prediction: torch.Tensor, row: Any, number: Any, noise: Any) -> None:
-        state, inputs = run.state, run.inputs
-        seeds = inputs.seeds if noise is None else None
-        bridge_step(state.x, state.x0hat, state.inputs, prediction, inputs.y, row, number, seeds, noise, inputs.mask)
 
     def compiled_code(self) -> Any:
         """What a captured step reads besides its buffers: compiled code, with the constants in it."""
