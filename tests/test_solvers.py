@@ -8,6 +8,7 @@ import pytest
 
 from bbdm import DDBM, ECSI, GOUB, I2SB, ABridge, BrownianBridge, solvers
 from bbdm.bridges import Bridge, timesteps
+from bbdm.defaults import Defaults
 
 BRIDGES: list[Bridge] = [
     ABridge(),
@@ -176,13 +177,13 @@ def test_a_solver_of_one_s_own():
         assert solvers.build(ABridge(), solver, steps=3).timesteps.tolist() == [1000, 500, 250]
         with pytest.raises(ValueError, match=r"'halves' takes steps, and no timesteps; got \[3\]"):
             solvers.build(ABridge(), solver, timesteps=[3])
-    assert len(solvers.Defaults("halves").table(ABridge())) == 5
+    assert len(Defaults("halves").table(ABridge())) == 5
 
 
 def test_a_file_of_a_solver_that_is_not_here_opens_with_the_default():
     content = {"solver": "theirs", "steps": 3, "calls": 2}
     with pytest.warns(UserWarning, match="the solver 'theirs', which no module has registered"):
-        assert solvers.Defaults.from_config(content) == solvers.Defaults(calls=2)
+        assert Defaults.from_config(content) == Defaults(calls=2)
 
 
 def test_the_names_are_those_that_commands_offer():

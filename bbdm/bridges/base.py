@@ -14,7 +14,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base.registry import Registry
-from bbdm.bridges.path import ENDS, OBJECTIVES, PICTURES, POINTS, Array, Density, Function, Path, Weights, quantiles
+from bbdm.bridges.path import (
+    ENDS,
+    OBJECTIVES,
+    PICTURES,
+    POINTS,
+    Array,
+    Density,
+    ObjectiveFunction,
+    Path,
+    Weights,
+    quantiles,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +57,9 @@ class Bridge(Path):
     """
 
     name: ClassVar[str]  # in files
-    objectives: ClassVar[Mapping[str, Function]] = OBJECTIVES  # those that it may have; a bridge's own beside them
+    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = (
+        OBJECTIVES  # those that it may have; a bridge's own beside them
+    )
     positive: ClassVar[tuple[str, ...]] = ()  # fields that must be finite numbers above 0
     spread: float = field(default=PICTURES, kw_only=True, repr=False)
     sigma_data: float = field(default=PICTURES, kw_only=True, repr=False)

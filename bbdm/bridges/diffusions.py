@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.base import BRIDGES, Bridge, register
-from bbdm.bridges.path import OBJECTIVES, Array, Function, Marginal, Objective, Weights, check_steps
+from bbdm.bridges.path import OBJECTIVES, Array, Marginal, Objective, ObjectiveFunction, Weights, check_steps
 
 LEFT = 0.005  # of the target at the end of GOUB, before the bridge pulls it to the source: exp(-theta_T)
 OFFSET = 0.008  # of its cosine schedule
@@ -127,7 +127,7 @@ class ECSI(RealTimeBridge):
         ValueError: an argument is out of range.
     """
 
-    objectives: ClassVar[Mapping[str, Function]] = {**OBJECTIVES, "preconditioned": preconditioned}
+    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = {**OBJECTIVES, "preconditioned": preconditioned}
     positive = ("gamma_max",)
     t_max: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -164,7 +164,7 @@ class I2SB(Bridge):
         ValueError: an argument is out of range.
     """
 
-    objectives: ClassVar[Mapping[str, Function]] = {**OBJECTIVES, "scaled": scaled}
+    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = {**OBJECTIVES, "scaled": scaled}
 
     positive = ("beta_max",)
 

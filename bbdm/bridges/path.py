@@ -163,7 +163,7 @@ class Weights(NamedTuple):
     p_f: Any
 
 
-Function = Callable[[Any, npt.ArrayLike], Weights]  # of a path and times
+ObjectiveFunction = Callable[[Any, npt.ArrayLike], Weights]  # of a path and times
 
 
 def residual(path: Path, t: npt.ArrayLike) -> Weights:
@@ -217,7 +217,7 @@ def pinned(path: Path, t: npt.ArrayLike) -> Weights:
     return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
 
 
-OBJECTIVES: dict[str, Function] = {
+OBJECTIVES: dict[str, ObjectiveFunction] = {
     objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned)
 }
 

@@ -9,7 +9,6 @@ from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bbdm import solvers
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import remove_leftovers
 from bbdm.base.scripts import Command
@@ -17,6 +16,7 @@ from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
 from bbdm.data.rows import UNPAIRED, Row, read_rows
+from bbdm.defaults import Defaults
 from bbdm.evaluation.calibration import Bound, check_copies
 from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from bbdm.translation.translator import Translator
 
 
-def read_sweep(words: Sequence[str], bridge: Bridge, defaults: solvers.Defaults) -> dict[str, tuple[str, int | None]]:
+def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict[str, tuple[str, int | None]]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE`` by name, all checked, so that none fails hours later."""
     runs: dict[str, tuple[str, int | None]] = {}
     for word in words:

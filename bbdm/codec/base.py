@@ -20,7 +20,7 @@ from bbdm.networks.config import check_integers
 from bbdm.networks.windows import Spans, Windows, blend
 
 Role = Literal["source", "target"]
-Function = Callable[[torch.Tensor], torch.Tensor]
+TensorFunction = Callable[[torch.Tensor], torch.Tensor]
 Transform = Callable[[Any, torch.Tensor], torch.Tensor]  # of an autoencoder and a batch
 AT_ONCE = 16  # images at most
 
@@ -88,7 +88,7 @@ class Tiling:
     side: int = 512
     overlap: int = 128
 
-    def map(self, function: Function, batch: torch.Tensor, channels: int, cell: int, stride: int) -> torch.Tensor:
+    def map(self, function: TensorFunction, batch: torch.Tensor, channels: int, cell: int, stride: int) -> torch.Tensor:
         """The results of a function for a batch, which it gets in parts.
 
         Args:
@@ -290,7 +290,7 @@ class Codec:
         codec._rows = {name: row.to(device) for name, row in self._rows.items()}
         return codec
 
-    def compiled(self, compile: Callable[[Function], Function]) -> Codec:
+    def compiled(self, compile: Callable[[TensorFunction], TensorFunction]) -> Codec:
         """A copy whose encoder and decoder are compiled by ``compile``."""
         codec = copy.copy(self)
         codec.encoder = compile(self.encoder)

@@ -18,6 +18,7 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec, DiffusersCodec, VQGANCodec
 from bbdm.codec.kinds import diffusers_class
 from bbdm.data.spec import Spec
+from bbdm.defaults import Defaults
 from bbdm.files import weights
 from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, vqgan_snapshot
 from bbdm.files.hub import find_checkpoint
@@ -26,7 +27,6 @@ from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network, check_network, find_dtype
 from bbdm.networks.vqgan import VQGAN
 from bbdm.pictures.images import Size
-from bbdm.solvers import Defaults
 
 
 def save_checkpoint(

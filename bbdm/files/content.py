@@ -16,6 +16,7 @@ from bbdm.base.manifest import as_json
 from bbdm.bridges import Bridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
+from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
 from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
@@ -23,7 +24,6 @@ from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
-from bbdm.solvers import USUAL, Defaults
 
 FORMAT, VQGAN_FORMAT = "bbdm", "bbdm vqgan"
 NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {  # by the names in files; the classes of their settings
@@ -162,7 +162,7 @@ class Checkpoint:
     codec: CodecState | None = None  # of the space of the bridge; None for image space
     image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
     training: dict[str, Any] | None = None
-    defaults: Defaults = USUAL  # what samplers take where solver and steps are left out
+    defaults: Defaults = NO_DEFAULTS  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
     path: Path | None = None  # of the file
 

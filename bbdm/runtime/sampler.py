@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from bbdm import bridges, solvers
 from bbdm.data.spec import Spec
+from bbdm.defaults import Defaults
 from bbdm.files.bridge_json import conditions_of, read_settings
 from bbdm.networks.arrays import along
 from bbdm.pictures import images
@@ -75,7 +76,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         solver: AnySolver = self._exported
         if solver not in solvers.SOLVERS:  # a name that its module has not registered here
             solver = StepTable.from_description(settings)
-        choice = solvers.Defaults(solver, calls=settings.get("calls"))
+        choice = Defaults(solver, calls=settings.get("calls"))
         backend = OnnxBackend(folder, settings["files"], axes, providers, threads)
         bridge = bridges.from_config(settings["bridge"])
         super().__init__(backend, bridge, shapes, choice, repr(str(folder)))
@@ -86,7 +87,7 @@ class OnnxBridgeSampler(Sampler[Array]):
             options = replace(options, solver=None)
         return super().plan(options)
 
-    def _table(self, choice: solvers.Defaults) -> tuple[str, StepTable]:
+    def _table(self, choice: Defaults) -> tuple[str, StepTable]:
         """The exported table, or another of the exported bridge where an argument asks for one."""
         if choice != self._choice:
             return super()._table(choice)

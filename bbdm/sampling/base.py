@@ -22,6 +22,7 @@ from bbdm import solvers
 from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
+from bbdm.defaults import Defaults
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction, read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
@@ -29,7 +30,7 @@ from bbdm.sampling.distribution import Distribution, sample_seeds
 from bbdm.sampling.loop import Backend, Batch, Loop, Plan, Shapes, Step, parts
 from bbdm.sampling.options import NO_OPTIONS, GuidanceOptions, Options, Seed
 from bbdm.sampling.sources import Scale, Sources, check_noise, read_mask, read_sources
-from bbdm.solvers import Defaults, StepTable
+from bbdm.solvers import StepTable
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -4,46 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from bbdm import solvers
 from bbdm.bridges import Bridge
-from bbdm.bridges.timesteps import Row
-from bbdm.bridges.timesteps import Timesteps as Times
+from bbdm.bridges.timesteps import Row, Timesteps
+from bbdm.codec import Codec
 from bbdm.kernels import philox
 from bbdm.networks.arrays import padded
+from bbdm.sampling.base import Sampler
 from bbdm.sampling.loop import Batch, Plan
-from bbdm.sampling.options import Seed, Timesteps
+from bbdm.sampling.options import Seed, TimestepsLike
 from bbdm.sampling.sources import Sources, read_sources
 from bbdm.solvers import StepTable
-
-if TYPE_CHECKING:
-    from bbdm.sampling.base import Sampler
-    from bbdm.sampling.sampler import BridgeSampler
 
 CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothing of the way back
 
 
-def noise(sampler: BridgeSampler, source: Any, seed: Seed, options: Mapping[str, Any]) -> torch.Tensor:
+def noise(sampler: Sampler[torch.Tensor], source: Any, seed: Seed, options: Mapping[str, Any]) -> torch.Tensor:
     """(K, B, C, H, W) the noise of a call; see :meth:`bbdm.BridgeSampler.noise`."""
     call = sampler.read(source, seed, options)
     if len(call.groups) > 1:
         raise ValueError("noise needs pictures of one size, got several")
     (group,) = call.groups
     shape = (sampler.shapes.channels, *sampler.shapes.grid(group.size))
-    seeds = torch.tensor(group.seeds, device=sampler.device)
+    seeds = torch.tensor(group.seeds, device=sampler.backend.like.device)
     return torch.stack([philox.normal(seeds, index, shape) for index in range(len(group.plan.times))])
 
 
 def encode(
-    sampler: BridgeSampler,
+    sampler: Sampler[torch.Tensor],
+    codec: Codec | None,
     target: Any,
     source: Any,
     steps: int | None,
-    timesteps: Timesteps,
+    timesteps: TimestepsLike,
     options: Mapping[str, Any],
 ) -> Any:
     """The noise of targets; see :meth:`bbdm.BridgeSampler.encode`."""
@@ -60,7 +58,7 @@ def encode(
     (inverse,) = inversions
     targets = _targets(sampler, target, call.sources)
     batches = call.batches()
-    state = torch.cat([_encoded(sampler, batch, targets) for batch in batches])
+    state = torch.cat([_encoded(sampler, codec, batch, targets) for batch in batches])
     if inverse.row is None:
         pictures = sampler.backend.decode(state)[(..., *map(slice, batches[0].size))]
         return call.sources.restore([(list(range(len(pictures))), pictures)])
@@ -69,15 +67,15 @@ def encode(
     return noise
 
 
-def _encoded(sampler: BridgeSampler, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+def _encoded(sampler: Sampler[torch.Tensor], codec: Codec | None, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
     """The last state of a batch whose table takes the target as the noise of its last row."""
     backend = sampler.backend
     filling = len(batch.source) - len(batch.indices)
     rows = batch.indices + batch.indices[-1:] * filling
     with backend.turn():
         x0 = padded(targets[rows], sampler.shapes.padded(batch.size))
-        if backend.codec is not None:
-            x0 = backend.codec.encode(x0.float(), "target").to(x0.dtype)
+        if codec is not None:
+            x0 = codec.encode(x0.float(), "target").to(x0.dtype)
         noise = x0.new_zeros(len(batch.plan.times), *x0.shape)
         noise[-1] = x0
         run = backend.begin(batch, replace(sampler.loop.inputs(batch), noise=noise))
@@ -86,7 +84,7 @@ def _encoded(sampler: BridgeSampler, batch: Batch, targets: torch.Tensor) -> tor
         return backend.copy(run.state.x[: len(batch.indices)])
 
 
-def _targets(sampler: BridgeSampler, target: Any, sources: Sources) -> torch.Tensor:
+def _targets(sampler: Sampler[torch.Tensor], target: Any, sources: Sources) -> torch.Tensor:
     """(B, C, H, W) targets in [-1, 1], as many as there are sources and of their size."""
     scale = sources.scale
     spec = replace(scale.spec, source=scale.spec.target, neighbours=0)
@@ -149,7 +147,7 @@ def inversion(bridge: Bridge, timesteps: Any, steps: int | None) -> Inversion:
     return Inversion(replace(table, coefficients=coefficients), count - 1, count)
 
 
-def _to_noise(bridge: Bridge, times: Times) -> StepTable:
+def _to_noise(bridge: Bridge, times: Timesteps) -> StepTable:
     """From a target at the lowest of times upwards, by the network's estimates at all but the highest."""
     alpha, beta, sigma = bridge.at(times)
     kappa = sigma[1:] / sigma[:-1]
@@ -184,7 +182,7 @@ def _to_first_noise(bridge: Bridge, table: StepTable, sampled: StepTable) -> Ste
     return StepTable(calls, prediction, coefficients, inputs, bridge.network_time(calls), table.start)
 
 
-def _to_source(bridge: Bridge, times: Times) -> StepTable:
+def _to_source(bridge: Bridge, times: Timesteps) -> StepTable:
     """Of a bridge without noise, where the source is what is looked for.
 
     At the lowest time it is near the target; later it is what state and estimate make it.

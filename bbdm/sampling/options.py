@@ -17,8 +17,17 @@ from bbdm.pictures.values import ValuesLike, as_values
 from bbdm.solvers import AnySolver
 
 Seed = Any  # an integer, a sequence of them, or None
-Timesteps = str | Iterable[float] | None
+TimestepsLike = str | Iterable[float] | None
 Window = Size | Literal["auto"] | None
+
+
+def read_window(text: str) -> Window:
+    """The option ``window`` from text: ``auto``, ``none``, or a size. ValueError for others."""
+    if text == "auto":
+        return "auto"
+    if text == "none":
+        return None
+    return read_size(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +51,7 @@ class GuidanceOptions:
         "auto",
         "side, HxW or DxHxW, of the windows of larger pictures that the network is called on; auto: the size of "
         "training crops, if any; none: whole pictures",
-        parse=lambda text: text if text == "auto" else None if text == "none" else read_size(text),
+        parse=read_window,
     )
     overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
     margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing")
@@ -98,7 +107,7 @@ class Options(GuidanceOptions):
 
     solver: AnySolver | None = None
     steps: int | None = None
-    timesteps: Timesteps = None
+    timesteps: TimestepsLike = None
     source_values: ValuesLike = None
     target_values: ValuesLike = None
     mask: Any = None

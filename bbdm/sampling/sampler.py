@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from bbdm import solvers
 from bbdm.base.atomic import check_place
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
+from bbdm.defaults import Defaults
 from bbdm.execution.compiled import PackagedNetwork, save_package
 from bbdm.execution.device import choose_dtype, find_device
 from bbdm.files import hub
@@ -23,7 +23,7 @@ from bbdm.pictures import images
 from bbdm.sampling import inversion
 from bbdm.sampling.base import Sampler
 from bbdm.sampling.loop import Shapes
-from bbdm.sampling.options import Seed, Timesteps
+from bbdm.sampling.options import Seed, TimestepsLike
 from bbdm.sampling.torch_backend import TorchBackend
 from bbdm.solvers import AnySolver
 
@@ -55,7 +55,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             for the fastest on the device with ``compile``. The state is float32 (float64 for a float64
             network).
         compile: compile the network at the first call with each size and number of images, which takes up to
-            a minute, and on CUDA run all steps as one graph. A failure to compile is an error.
+            a minute, and on CUDA run a step as one graph. A failure to compile is an error.
         compiled: a package that :meth:`save_compiled` wrote, in place of ``compile``; it loads in seconds.
             It translates images of one size, the number at a time that it was saved for, in its own dtype.
             It holds machine code: load only your own.
@@ -78,11 +78,11 @@ class BridgeSampler(Sampler[torch.Tensor]):
         bridge: Bridge,
         solver: AnySolver | None = None,
         steps: int | None = None,
-        timesteps: Timesteps = None,
+        timesteps: TimestepsLike = None,
         *,
         codec: Codec | None = None,
         calls: int | None = None,
-        defaults: solvers.Defaults | None = None,
+        defaults: Defaults | None = None,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         compile: bool = False,
@@ -99,7 +99,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
         package = None if compiled is None else PackagedNetwork(compiled, unet, device)
         dtype = choose_dtype(dtype, weight.dtype, device, compile, package)
         self.package = package
-        self._defaults = defaults or solvers.Defaults(calls=calls)
+        self._defaults = defaults or Defaults(calls=calls)
         backend = TorchBackend(unet, codec, device, dtype, compile, package)
         module = unet.module if isinstance(unet, Wrapped) else unet
         choice = self._defaults.over(solver, steps, timesteps)
@@ -181,7 +181,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
         return sampler
 
     @property
-    def defaults(self) -> solvers.Defaults:
+    def defaults(self) -> Defaults:
         """What a file of this sampler keeps of solver, steps and calls.
 
         They are those of its network where nothing was chosen. A solver without a registered name cannot be
@@ -257,7 +257,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
         return inversion.noise(self, source, seed, options)
 
     def encode(
-        self, target: Any, source: Any, steps: int | None = None, *, timesteps: Timesteps = None, **options: Any
+        self, target: Any, source: Any, steps: int | None = None, *, timesteps: TimestepsLike = None, **options: Any
     ) -> Any:
         """The noise that the deterministic solver ``ddim`` makes a target of, for interpolation and editing.
 
@@ -279,7 +279,7 @@ class BridgeSampler(Sampler[torch.Tensor]):
             ValueError: target and source have other numbers or sizes, there are fewer than 2 steps, or an
                 option is of calls alone: ``solver``, ``mask``, ``noise`` or ``callback``.
         """
-        return inversion.encode(self, target, source, steps, timesteps, options)
+        return inversion.encode(self, self.codec, target, source, steps, timesteps, options)
 
 
 def shapes_of(unet: Network, codec: Codec | None, package: PackagedNetwork | None, fill: bool) -> Shapes:

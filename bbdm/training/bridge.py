@@ -15,6 +15,7 @@ from bbdm.codec import Codec, Role
 from bbdm.data.examples import Example
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import Pairs
+from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
@@ -25,7 +26,7 @@ from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
-from bbdm.solvers import USUAL, Defaults, StepTable
+from bbdm.solvers import StepTable
 from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.task import Forward, Losses, Task, broadcast
 
@@ -130,7 +131,7 @@ class BridgeTask(Task):
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.draw_times = times
-        self.defaults = Defaults("mean") if bridge.density == "top" else USUAL  # solver and steps of results
+        self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS  # solver and steps of results
         self.pictures = None
         if train is not None:
             masked = train.masked and train.rows[0].get("mask") is not None

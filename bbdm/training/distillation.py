@@ -19,6 +19,7 @@ import torch
 
 from bbdm import solvers
 from bbdm.data.examples import Example
+from bbdm.defaults import Defaults
 from bbdm.files.content import Checkpoint
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
@@ -71,7 +72,7 @@ class StudentTask(BridgeTask):
         super().__init__(*args, **functions)
         if self.two_way and self.bridge.turned is not self.bridge:
             raise ValueError("a student of two directions takes the same steps both ways: not 'preconditioned'")
-        self.defaults = solvers.Defaults(calls=self.config.calls)
+        self.defaults = Defaults(calls=self.config.calls)
         self.table = self.defaults.table(self.bridge)  # as samplers take it
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:

@@ -24,6 +24,7 @@ import torch
 from bbdm import solvers
 from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.data.examples import Example
+from bbdm.defaults import Defaults
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
@@ -82,7 +83,7 @@ class UnpairedTask(BridgeTask):
         if self.train is not None and self.processes.first and config.pairing_steps >= self.total:
             log.warning("pairing_steps=%s, and the run has %s: no ends are made", config.pairing_steps, self.total)
         self.table = solvers.build(bridge, SOLVER, steps=config.simulation_steps)
-        self.defaults = solvers.Defaults(SOLVER, min(RESULT_STEPS, int(bridge.top)))
+        self.defaults = Defaults(SOLVER, min(RESULT_STEPS, int(bridge.top)))
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of real targets, from sources that are drawn, the same, or made of them."""

@@ -13,7 +13,7 @@ from bbdm import BridgeSampler, BrownianBridge, demo, load_checkpoint, save_chec
 from bbdm.cli import translate
 from bbdm.cli.eval import read_sweep
 from bbdm.cli.files import Info
-from bbdm.solvers import Defaults
+from bbdm.defaults import Defaults
 from tests.conftest import tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")

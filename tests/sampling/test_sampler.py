@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, save_checkpoint, solvers, wrap
+from bbdm.defaults import Defaults
 from bbdm.sampling.loop import Step
 from tests.conftest import tiny_unet
 from tests.sampling.test_windows import same
@@ -146,7 +147,7 @@ def test_a_table_and_a_function_are_solvers():
     assert len(list(usual.stream(SOURCE, 0, solver=mine, steps=2))) == 2
     assert [step.t for step in usual.stream(SOURCE, 0, timesteps=[1000, 300, 4])] == [1000, 300, 4]
     assert usual(SOURCE, seed=0).equal(expected), "a call changed the sampler"
-    assert sampler_of(mine, None).defaults == solvers.Defaults()  # a file cannot hold it
+    assert sampler_of(mine, None).defaults == Defaults()  # a file cannot hold it
 
 
 def test_dtype_of_network_and_output():
