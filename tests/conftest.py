@@ -28,6 +28,7 @@ from bbdm.evaluation.metrics import METRICS
 from bbdm.networks.config import FACTORIES, OWN, UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
+from bbdm.pictures import formats
 from bbdm.training.config import BridgeConfig, TrainConfig
 from bbdm.training.run import Callback
 from bbdm.training.trainer import Trainer
@@ -85,8 +86,8 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture
 def own_names() -> Iterator[None]:
     """What a test registers under a name is forgotten at its end."""
-    tables: list[dict[str, Any]] = [FACTORIES, METRICS]
-    registries: list[Registry[Any]] = [BRIDGES, solvers.SOLVERS, OWN, DATASETS, CONDITION_KINDS]
+    tables: list[dict[str, Any]] = [FACTORIES, METRICS, formats.SUFFIXES]
+    registries: list[Registry[Any]] = [BRIDGES, solvers.SOLVERS, OWN, DATASETS, CONDITION_KINDS, formats.LIBRARIES]
     tables += [vars(registry)[field] for registry in registries for field in ("_things", "_origins")]
     before = [dict(table) for table in tables]
     yield

@@ -139,10 +139,13 @@ class Bridge(Path):
         """
         times = np.linspace(self.low, self.top, 65)[:-1] if self.continuous else np.arange(self.low, self.top)
         alpha, beta, sigma = self.at(times)
-        if self.deterministic or not np.all(sigma > 0):
+        if self.deterministic or not times.size or not np.all(sigma > 0):
             return False
-        ratio, (_, i_y, _, p_y, _) = alpha * beta / sigma**2, self.weights(times)
-        return not (np.any(i_y) or np.any(p_y)) and bool(np.allclose(ratio, ratio[0]))
+        _, i_y, _, p_y, _ = self.weights(times)
+        if np.any(i_y) or np.any(p_y):
+            return False
+        ratio = alpha * beta / sigma**2
+        return bool(np.allclose(ratio, ratio[0]))
 
     def input(self, t: npt.ArrayLike) -> Array:
         """(..., 2) weights of x_t and y in what the network is shown."""

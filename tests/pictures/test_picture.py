@@ -244,20 +244,15 @@ register()
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def mine(own_names: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A module that registers a format, which is forgotten at the end."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", *sys.path])
     monkeypatch.setattr(scripts, "imported", [])
-    monkeypatch.setattr(formats.LIBRARIES, "_things", dict(formats.LIBRARIES))
-    monkeypatch.setattr(formats.LIBRARIES, "_origins", dict(formats.LIBRARIES._origins))
-    suffixes = {suffix: [*names] for suffix, names in formats.SUFFIXES.items()}
     Path("table_format.py").write_text(FORMAT)
     scripts.import_modules(["--import", "table_format"])
     yield sys.modules.pop("table_format")
     sys.modules.pop("table_format", None)  # a command's --import brought it back
-    formats.SUFFIXES.clear()
-    formats.SUFFIXES.update(suffixes)
 
 
 class TestFormatsFromOutside:

@@ -75,6 +75,7 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
         *((BrownianBridge(objective=objective), False) for objective in ("displacement", "pinned", "noise")),
         (BrownianBridge(max_variance=0), False),
         (ABridge(), False),
+        (ABridge(2, objective="noise"), False),  # whose one time is the top
         (DDBM("ve"), True),
     ],
 )
