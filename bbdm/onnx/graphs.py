@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +30,6 @@ from bbdm.solvers import StepTable
 
 OPSET = 23  # the first that has attention
 IR_VERSION = 11  # the oldest format that has the opset
-# It warns that torchvision is missing, which no export needs.
-logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
 FOLDED = 2**31  # numbers: constants of any size
 CELLS = (8, 10, 12)  # sides of examples, in strides: of each axis another
 TOKENS = 3  # of an example, for each condition of tokens
@@ -179,6 +178,20 @@ def _nearest_code(z: Any, codes: Any) -> Any:
     return op.ArgMin(op.Sub(offset, products), axis=1, keepdims=0)
 
 
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Leave out deprecations of torch itself, and its warning that torchvision is missing; none needs it."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
 def _stride(image: Any, axis: int) -> Any:
     """The stride of an axis, from which torch.export may take the size of another; images are contiguous."""
     op: Any = opset21
@@ -207,8 +220,7 @@ def export_graph(
         examples.append(example)
         sides = zip(each.dims, example.shape, strict=True)
         free.append({axis: dim for axis, (dim, side) in enumerate(sides) if isinstance(dim, str) and side > 1})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own deprecations
+    with _without_advice():
         program = torch.onnx.export(
             module.eval().requires_grad_(False),
             tuple(examples),

@@ -170,6 +170,7 @@ def test_int8_is_small_and_near(file: Path, tmp_path: Path, monkeypatch: pytest.
         from_array(source(i + 1, 16, 16)[0].numpy()).save(tmp_path / "pictures" / f"{i}.png")
     made = export(file, tmp_path / "made", "--quantize", "int8", "--calibrate", str(tmp_path / "pictures"))
     assert logging.root.manager.disable == logging.ERROR
+    assert logging.getLogger("torch.onnx._internal.exporter._registration").level == logging.NOTSET
     assert counts(onnx.load(made / "unet.onnx").graph)["QuantizeLinear"] > 20
     image = source(2, 16, 16)
     wanted = BridgeSampler.from_checkpoint(file)(image, seed=0).numpy()
