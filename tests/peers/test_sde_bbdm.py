@@ -101,7 +101,8 @@ def test_rows(draw: Draw, name: str) -> None:
             assert public.isnan().all()
             alpha, beta, sigma = (float(weight) for weight in BROWNIAN.marginal(times[1]))
             public = alpha * (y - pred) + beta * y + sigma * z  # x_T = y says nothing of x0: it is the marginal
-        bridge_step(x, torch.empty_like(x), torch.empty_like(x), pred, y, rows, torch.tensor([row]), noise=sign * z)
+        number = torch.tensor([row])
+        bridge_step(x, torch.empty_like(x), torch.empty_like(x), pred, y, rows[row], number, noise=sign * z)
         differences[t] = (public - x).abs()
     if name.startswith("ancestral"):
         # At t = T the public weights are printed: 0.9998552 on y, 0.0001447648 on y - p, 0.0014142 on z. Half
