@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -102,7 +101,6 @@ class Sampler(Generic[Array]):
         self._name = name
         self._own: dict[Direction | None, Plan] = {}  # of the choice, for each direction
         self._others: dict[tuple[Direction | None, Defaults], Plan] = {}  # the one used last at the end
-        self._lock = threading.Lock()  # of the plans
         self.plan()  # or it cannot be made
 
     def __repr__(self) -> str:
@@ -288,14 +286,13 @@ class Sampler(Generic[Array]):
         if choice is self._choice and self.direction in self._own:
             return self._own[self.direction]
         key = (self.direction, choice)
-        with self._lock:
-            plan = self._others.pop(key, None) or self.plan_of(*self._table(choice))
-            if choice is self._choice:
-                self._own[self.direction] = plan
-            else:
-                self._others[key] = plan
-            for known in [*self._others][:-KEPT]:
-                del self._others[known]
+        plan = self._others.pop(key, None) or self.plan_of(*self._table(choice))
+        if choice is self._choice:
+            self._own[self.direction] = plan
+        else:
+            self._others[key] = plan
+        for known in list(self._others)[:-KEPT]:
+            self._others.pop(known, None)  # or another thread has
         return plan
 
     def plan_of(self, name: str, table: StepTable) -> Plan:

@@ -1,5 +1,6 @@
 """BridgeSampler: seeds, batches, padding, pictures, threads, and what it refuses."""
 
+import copy
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -309,6 +310,13 @@ def test_steps_are_tensors_of_their_own():
         for array in (step.x, step.x0hat):
             assert not array.is_inference()
             array.mul_(2)
+
+
+def test_a_sampler_is_copied():
+    sampler = BridgeSampler(UNET, ABridge(), steps=3)
+    expected = sampler(GOOD, seed=0, steps=2)
+    for copied in (copy.copy(sampler), copy.deepcopy(sampler)):
+        assert torch.equal(copied(GOOD, seed=0, steps=2), expected)
 
 
 def test_a_sampler_says_what_it_is_and_moves():
