@@ -56,9 +56,11 @@ class Recording:
         self.embedding[:count].copy_(loaded.embedding)
         _copy(run.inputs, self.run.inputs)
         buffers = self.run.state
-        buffers.x.copy_(run.state.x)
-        buffers.x0hat.copy_(run.state.x0hat)
-        buffers.inputs.copy_(run.state.inputs)
+        for name, buffer in vars(buffers).items():
+            tensor = getattr(run.state, name)
+            buffer.copy_(tensor)
+            if tensor.is_cuda:  # another thread's stream may have allocated it
+                tensor.record_stream(torch.cuda.current_stream())
         run.state = buffers
         self.owner = weakref.ref(run)
 
