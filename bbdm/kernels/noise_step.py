@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, expect, jit, launch, memory_format_of, tl
+from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, memory_format_of, tl
 from bbdm.kernels.philox import TRAINING, draw_normals, normal
 
 COLUMNS = 6  # of a row of the table: weights of x0, y, noise in x_t, then in the target
@@ -53,10 +53,12 @@ def noise_step(
         if image is not None and (image.shape != x0.shape or not image.is_floating_point()):
             got = f"{tuple(image.shape)} of {image.dtype}"
             raise ValueError(f"{name} must be a float tensor of shape {tuple(x0.shape)}, got {got}")
-    expect("t", t, x0.shape[:1])
-    expect("table", table, (len(table), COLUMNS))
+    shapes = {"t": (t, (len(x0),)), "table": (table, (len(table), COLUMNS))}
     if step is not None:
-        expect("step", step, (1,))
+        shapes["step"] = (step, (1,))
+    for name, (tensor, shape) in shapes.items():
+        if tensor.shape != shape:
+            raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
     if seeds is not None and (seeds.shape != x0.shape[:1] or seeds.dtype != torch.int64):
         raise ValueError(f"seeds must be ({len(x0)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
     return _noise_step(x0, y, t, table, noise, seeds, step)

@@ -142,7 +142,10 @@ class Network(nn.Module):
                 condition is missing or unknown, or has another size.
         """
         check_images(x, self.channels, self.strides)
-        seen = matched(conditions, self.inputs)
+        if isinstance(conditions, dict) and list(conditions) == list(self.inputs):
+            seen = conditions
+        else:
+            seen = matched(conditions, self.inputs)
         for name, value in seen.items():
             self.inputs[name].check(value)
         return self.body(x, self.embed(t), self.prepared(seen, x.shape[2:]))
