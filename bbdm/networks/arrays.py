@@ -110,10 +110,3 @@ def padded(images: Any, sides: Sequence[int], edge: bool = True) -> Any:
     for count in reversed(missing):  # torch begins with the last axis
         widths += [0, count]
     return F.pad(images, widths, "replicate" if edge else "constant")
-
-
-def copied(array: Any) -> Any:
-    """An array or a tensor in memory of its own."""
-    if isinstance(array, np.ndarray):
-        return array.copy()
-    return array.clone()
