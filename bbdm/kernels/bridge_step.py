@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, expect, jit, launch, tl
+from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, tl
 from bbdm.kernels.philox import SAMPLING, draw_normals, normal
 
 COLUMNS = 10  # of a row: p_x, p_y, p_pred, c_x, c_y, c_0, c_h, c_z, i_x, i_y
@@ -58,40 +58,21 @@ def bridge_step(
     """
     # A CPU would broadcast what is smaller, and a kernel would read what lies behind it
     shape = x.shape
-    images_fit = shape == pred.shape == x0hat.shape == inputs.shape == y.shape and row.shape == (COLUMNS,)
-    noise_fits = (noise is None or noise.shape == shape) and (seeds is None or seeds.shape == shape[:1])
-    if not images_fit or not noise_fits or (mask is not None and mask.shape != (shape[0], 1, *shape[2:])):
-        _check_shapes(x, x0hat, inputs, pred, y, row, seeds, noise, mask)
+    if pred.shape != shape:
+        raise ValueError(f"the network must predict {tuple(shape)}, got {tuple(pred.shape)}")
+    wanted = {"row": (row, (COLUMNS,)), "x0hat": (x0hat, shape), "inputs": (inputs, shape), "y": (y, shape)}
+    if noise is not None:
+        wanted["noise"] = (noise, shape)
+    if seeds is not None:
+        wanted["seeds"] = (seeds, shape[:1])
+    if mask is not None:
+        wanted["mask"] = (mask, (shape[0], 1, *shape[2:]))
+    for name, (tensor, expected) in wanted.items():
+        if tensor.shape != expected:
+            raise ValueError(f"{name} must be {tuple(expected)}, got {tuple(tensor.shape)}")
     eager = x.device.type == "cpu" and not torch.compiler.is_compiling()
     op = _reference if eager else _bridge_step
     op(x, x0hat, inputs, pred, y, row, step, seeds, noise, mask)
-
-
-def _check_shapes(
-    x: Tensor,
-    x0hat: Tensor,
-    inputs: Tensor,
-    pred: Tensor,
-    y: Tensor,
-    row: Tensor,
-    seeds: Tensor | None,
-    noise: Tensor | None,
-    mask: Tensor | None,
-) -> None:
-    """Raise ValueError for the first tensor of another shape than it must have."""
-    shape = x.shape
-    if pred.shape != shape:
-        raise ValueError(f"the network must predict {tuple(shape)}, got {tuple(pred.shape)}")
-    expect("row", row, (COLUMNS,))
-    expect("x0hat", x0hat, shape)
-    expect("inputs", inputs, shape)
-    expect("y", y, shape)
-    if noise is not None:
-        expect("noise", noise, shape)
-    if seeds is not None:
-        expect("seeds", seeds, shape[:1])
-    if mask is not None:
-        expect("mask", mask, (shape[0], 1, *shape[2:]))
 
 
 def _reference(

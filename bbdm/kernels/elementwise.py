@@ -8,7 +8,6 @@ image).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,12 +45,6 @@ def memory_format_of(images: Tensor) -> torch.memory_format:
     if last is None or images.is_contiguous() or not images.is_contiguous(memory_format=last):
         return torch.contiguous_format
     return last
-
-
-def expect(name: str, tensor: Tensor, shape: Sequence[int]) -> None:
-    """Raise ValueError where a tensor, called by its name, has another shape."""
-    if tensor.shape != shape:
-        raise ValueError(f"{name} must be {tuple(shape)}, got {tuple(tensor.shape)}")
 
 
 def launch(kernel: Any, images: Tensor, *arguments: Any, **constants: Any) -> None:
