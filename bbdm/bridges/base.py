@@ -57,9 +57,7 @@ class Bridge(Path):
     """
 
     name: ClassVar[str]  # in files
-    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = (
-        OBJECTIVES  # those that it may have; a bridge's own beside them
-    )
+    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = OBJECTIVES  # a bridge's own may stand beside them
     positive: ClassVar[tuple[str, ...]] = ()  # fields that must be finite numbers above 0
     spread: float = field(default=PICTURES, kw_only=True, repr=False)
     sigma_data: float = field(default=PICTURES, kw_only=True, repr=False)

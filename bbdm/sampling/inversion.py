@@ -60,7 +60,9 @@ def encode(
     batches = call.batches()
     state = torch.cat([_encoded(sampler, codec, batch, targets) for batch in batches])
     if inverse.row is None:
-        pictures = sampler.backend.decode(state)[(..., *map(slice, batches[0].size))]
+        backend = sampler.backend
+        with backend.turn():
+            pictures = backend.copy(backend.decode(state)[(..., *map(slice, batches[0].size))])
         return call.sources.restore([(list(range(len(pictures))), pictures)])
     noise = state.new_zeros(inverse.steps, *state.shape)
     noise[inverse.row] = state
