@@ -25,8 +25,8 @@ from bbdm.networks.vqgan import VQGAN as VQGAN
 from bbdm.pictures.values import Values as Values
 from bbdm.sampling.sampler import BridgeSampler as BridgeSampler
 from bbdm.training.bridge import bridge_loss as bridge_loss
+from bbdm.training.callbacks import Callback as Callback
 from bbdm.training.config import TrainConfig as TrainConfig
-from bbdm.training.run import Callback as Callback
 from bbdm.training.trainer import Trainer as Trainer
 
 __version__: str

@@ -61,7 +61,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=320)
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--eps", type=float, default=0.1)
-    parser.add_argument("--pairing", choices=("random", "identity"), default="identity")
     parser.add_argument("--pairing_steps", type=int, default=500)
     parser.add_argument("--simulation_steps", type=int, default=6)
     parser.add_argument("--width", type=int, default=32)
@@ -80,7 +79,7 @@ def main() -> None:
     bridge = between_sets(fitted(BrownianBridge(objective="preconditioned"), unet, train), args.eps)
     config = UnpairedConfig(epochs=args.epochs, batch_size=args.batch_size, learning_rate=1e-3, warmup_steps=100,
                             loss="l2", lr_schedule="cosine", ema_decay=0.998, flip=True, preview_every=20,
-                            save_every=100, pairing=args.pairing, pairing_steps=args.pairing_steps,
+                            save_every=100, pairing_steps=args.pairing_steps,
                             simulation_steps=args.simulation_steps)  # fmt: skip
     trainer = Trainer(unet, bridge, config, train, val, args.folder / "run", task=UnpairedTask)
     trainer.resume_newest()

@@ -29,8 +29,8 @@ from bbdm.networks.config import FACTORIES, OWN, UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.pictures import formats
+from bbdm.training.callbacks import Callback
 from bbdm.training.config import BridgeConfig, TrainConfig
-from bbdm.training.run import Callback
 from bbdm.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -278,4 +278,4 @@ def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
 
 def newest(trainer: Trainer) -> Path:
     """A run's newest checkpoint."""
-    return next(iter(trainer.run.checkpoints().values()))
+    return next(iter(trainer.run_folder.checkpoints().values()))

@@ -140,7 +140,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
                 value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
                 if value != wanted:
                     raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
-        elif own := self.named & {"eps", "pairing", "pairing_steps", "simulation_steps"}:
+        elif own := self.named & {"eps", "pairing_steps", "simulation_steps"}:
             raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
         latent = self.vqgan_path is not None
         if latent:

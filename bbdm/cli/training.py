@@ -60,19 +60,19 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             count = torch.get_num_threads()
             report(team, f"threads: {count} (OMP_NUM_THREADS sets it; fewer are faster on a busy machine)")
         trainer = self._begin(team)
-        if trainer.epoch >= self.epochs:
-            report(team, f"nothing is left to train: {trainer.folder} has {trainer.epoch} epochs already")
+        if trainer.step >= trainer.total:
+            report(team, f"nothing is left to train: {trainer.folder} has {trainer.epochs:g} epochs already")
         try:
             with scripts.termination() as asked:
                 done = trainer.fit(self.shown, asked, self.overwrite)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(trainer.run.how_to_resume()) from None
+            raise KeyboardInterrupt(trainer.run_folder.how_to_resume()) from None
         if not done:
-            raise scripts.StoppedError(f"asked to end; {trainer.run.how_to_resume()}", scripts.TERMINATED)
+            raise scripts.StoppedError(f"asked to end; {trainer.run_folder.how_to_resume()}", scripts.TERMINATED)
         trainer.save(self.output_model)
         folder = f"losses and checkpoints: {trainer.folder}"
-        report(team, f"{self.output_model}: weights after epoch {trainer.epoch}; {folder}")
-        trainer.task.release()
+        report(team, f"{self.output_model}: weights after epoch {trainer.epochs:g}; {folder}")
+        trainer.optimization.release()
         team.leave()
 
     def _begin(self, team: Processes) -> Trainer:

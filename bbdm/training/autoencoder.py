@@ -29,6 +29,7 @@ from bbdm.networks.arrays import check_images
 from bbdm.networks.vqgan import VQGAN, PatchGAN
 from bbdm.pictures.images import sides
 from bbdm.training.config import AutoencoderConfig
+from bbdm.training.optimization import Optimization
 from bbdm.training.task import Forward, Losses, Task, mixed
 
 COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
@@ -111,13 +112,12 @@ class AutoencoderTask(Task):
         train: Pairs,
         processes: Processes | None = None,
         codec: None = None,
-        **functions: Any,
     ) -> None:
         settings, size = network.config, sides(train.image_size)
         check_images(torch.empty(0, train.channels, *size), settings.image_channels, (settings.stride,) * 2)
         if config.adversarial_weight and min(size) < PatchGAN.least:
             raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
-        super().__init__(network, config, train, processes, **functions)
+        super().__init__(network, config, train, processes)
         self.perceptual: Any = None
         if config.perceptual != "none":
             from bbdm.evaluation.perceptual import lpips_network  # of an extra
@@ -125,35 +125,38 @@ class AutoencoderTask(Task):
             with self.processes.first_before_others():  # the others find what the first downloads
                 self.perceptual = lpips_network(config.perceptual).to(self.device)
         self.use = CodebookUse(settings.num_codes, self.processes) if settings.num_codes else None
-        self.stateful |= {} if self.use is None else {"use": self.use}
-        if config.adversarial_weight:
-            self.discriminator = PatchGAN(settings.image_channels, config.discriminator_width).to(self.device)
-            self.critic = self.parallel(self.discriminator)
-            self.critic_optimizer = self.new_optimizer(self.discriminator)
-            self.stateful |= {"discriminator": self.discriminator, "critic_optimizer": self.critic_optimizer}
+        if self.use is not None:
+            self.stateful["use"] = self.use
+        self.critic: Any = None  # the discriminator as it is called
+        self.total = 1
+
+    def begin(self, optimization: Optimization) -> None:
+        """Make the adversary, where there is one, with an optimizer of its own."""
+        self.total = optimization.total
+        if not self.config.adversarial_weight:
+            return
+        channels = self.network.config.image_channels
+        self.discriminator = PatchGAN(channels, self.config.discriminator_width).to(self.device)
+        self.critic = optimization.parallel(self.discriminator)
+        self.critic_optimizer = optimization.new_optimizer(self.discriminator)
+        self.stateful |= {"discriminator": self.discriminator, "critic_optimizer": self.critic_optimizer}
+
+    def release(self) -> None:
+        """See :meth:`~bbdm.training.task.Task.release`."""
+        self.critic = None
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """See :meth:`~bbdm.training.task.Task.losses`. The adversary, where it has begun, does its own step.
 
         ``loss`` leaves out the adversary's, which is no distance.
         """
-        x, config = pictures(batch.source, batch.target), self.network.config
-        noise: tuple[torch.Tensor, ...] = ()
-        if not config.num_codes:  # of a KL autoencoder's latents, from seeds of pairs
-            shape = (config.latent_channels, *(side // config.stride for side in x.shape[2:]))
-            noise = (pictures(*(philox.normal(seeds, step, shape, stream) for stream in STREAMS)),)
+        x = pictures(batch.source, batch.target)
         with self.autocast():
-            h, z, more = network(x, *noise)
+            h, z, more = network(x, *self._noise(x, seeds, step))
             image = self.network.decoder.conv_out(h).float()
-        z = self._latents = z.float()
-        if self.use is None:  # more is the logarithm of the latents' variance
-            kl = (z.square() + more.exp() - 1 - more).sum((1, 2, 3)).mean() / 2  # from a standard normal, in nats
-            latent, parts = self.config.kl_weight * kl / x[0].numel(), {"kl": kl}
-        else:  # more are the indices of the codes
-            self.use.add(more)
-            codes = self.network.quantize.look_up(more)
-            codebook = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
-            latent, parts = self.config.codebook_weight * codebook, {"codebook": codebook}
+        z = z.float()
+        self._latents = z
+        latent, parts = self._latent_loss(z, more, x[0].numel())
         seen = image.detach().requires_grad_()
         distance = self._distance(seen, x, parts)
         gradient = torch.autograd.grad(distance, seen)[0]
@@ -162,13 +165,40 @@ class AutoencoderTask(Task):
             gradient = gradient + self._adversary(x, image, seen, gradient, parts)
         return (image * gradient).sum().add(latent), parts  # the gradient at the images is this one
 
+    def _noise(self, x: torch.Tensor, seeds: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """The noise of a KL autoencoder's latents of pictures, from seeds of pairs; nothing of a codebook."""
+        config = self.network.config
+        if config.num_codes:
+            return ()
+        shape = (config.latent_channels, *(side // config.stride for side in x.shape[2:]))
+        sources, targets = (philox.normal(seeds, step, shape, stream) for stream in STREAMS)
+        return (pictures(sources, targets),)
+
+    def _latent_loss(
+        self, z: torch.Tensor, more: torch.Tensor, values: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The weighted loss of latents, and what is reported of it.
+
+        Args:
+            z: the latents (B, C, H, W).
+            more: the logarithm of their variance, or the indices of their codes.
+            values: the number of values of a picture.
+        """
+        if self.use is None:
+            kl = (z.square() + more.exp() - 1 - more).sum((1, 2, 3)).mean() / 2  # from a standard normal, in nats
+            return self.config.kl_weight * kl / values, {"kl": kl}
+        self.use.add(more)
+        codes = self.network.quantize.look_up(more)
+        codebook = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
+        return self.config.codebook_weight * codebook, {"codebook": codebook}
+
     def _distance(self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
         """The distance of images from pictures, of which ``parts`` gets L1 and LPIPS (Zhang et al. 2018)."""
-        distance = parts["l1"] = F.l1_loss(image, x)
-        if self.perceptual is not None:
-            parts["lpips"] = self.perceptual(*(v.expand(-1, 3, -1, -1) for v in (image, x))).mean()
-            distance = distance + self.config.perceptual_weight * parts["lpips"]
-        return distance
+        parts["l1"] = F.l1_loss(image, x)
+        if self.perceptual is None:
+            return parts["l1"]
+        parts["lpips"] = self.perceptual(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
+        return parts["l1"] + self.config.perceptual_weight * parts["lpips"]
 
     def _adversary(
         self, x: torch.Tensor, image: torch.Tensor, seen: torch.Tensor, gradient: torch.Tensor, parts: dict[str, Any]
@@ -182,30 +212,39 @@ class AutoencoderTask(Task):
         parts["adversarial"] = -false.mean()
         against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
         last = self.network.decoder.conv_out.weight
-        both = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
-        reconstruction, adversarial = self.processes.total(torch.stack(both)) / self.processes.count
+        at_last = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
+        reconstruction, adversarial = self.processes.total(torch.stack(at_last)) / self.processes.count
         ratio = (reconstruction.norm() / (adversarial.norm() + SMALLEST)).clamp(max=LARGEST)
-        weight = parts["adversarial_weight"] = self.config.adversarial_weight * ratio
-        loss = parts["discriminator"] = (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
+        weight = self.config.adversarial_weight * ratio
+        loss = (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
         loss.backward()
         self.critic_optimizer.step()
         self.critic_optimizer.zero_grad(set_to_none=True)
+        parts["adversarial_weight"] = weight
+        parts["discriminator"] = loss
         return weight * against
 
-    def __call__(self, batch: Example, step: int) -> float:
-        """Do an optimizer step, then move unused codes, ``restarts`` times over the first half of the run."""
-        loss = super().__call__(batch, step)
-        times = self.config.restarts
-        if self.use is not None and times and step < self.total // 2 and step % max(1, self.total // (2 * times)) == 0:
-            codes = [vqgan.quantize.embedding.weight for vqgan in (self.network, self.average)]
-            if codes[0].requires_grad:
-                self.use.restart(codes, self._latents, mixed(self.config.seed, step))
+    def after_step(self, step: int) -> None:
+        """Move unused codes, ``restarts`` times over the first half of the run."""
+        latents = self._latents
         del self._latents
-        return loss
+        if self.use is None or not self._restarts(step):
+            return
+        codes = self.network.quantize.embedding.weight
+        if codes.requires_grad:
+            averages = self.average.quantize.embedding.weight
+            self.use.restart([codes, averages], latents, mixed(self.config.seed, step))
+
+    def _restarts(self, step: int) -> bool:
+        """Whether unused codes move after optimizer step ``step``."""
+        restarts = self.config.restarts
+        if not restarts or step >= self.total // 2:
+            return False
+        return step % max(1, self.total // (2 * restarts)) == 0
 
     def report(self) -> dict[str, float]:
-        """See :meth:`~bbdm.training.task.Task.report`; and the use of codes."""
-        return super().report() | ({} if self.use is None else self.use.report())
+        """The use of codes since the last report; see :meth:`CodebookUse.report`."""
+        return {} if self.use is None else self.use.report()
 
     @torch.no_grad()
     def reconstruct(self, x: torch.Tensor) -> torch.Tensor:

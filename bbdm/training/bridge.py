@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from bbdm.bridges import Bridge
-from bbdm.codec import Codec, Role
+from bbdm.codec import Codec
 from bbdm.data.examples import Example
 from bbdm.data.latents import LatentDataset
 from bbdm.data.pairs import Pairs
@@ -81,23 +81,41 @@ def distance(
     per_image: bool,
 ) -> torch.Tensor:
     """Distance of predictions from targets; see :func:`bridge_loss`."""
-    prediction, image = prediction.to(target.dtype), tuple(range(1, target.ndim))
-    if isinstance(loss, str):
-        errors = {"l1": F.l1_loss, "l2": F.mse_loss}[loss](prediction, target, reduction="none")
-    elif (errors := loss(prediction, target)).shape != target.shape:
+    prediction = prediction.to(target.dtype)
+    errors = _errors(prediction, target, loss)
+    image = tuple(range(1, target.ndim))
+    if mask is None:
+        losses = errors.mean(dim=image)
+    else:
+        values = mask.sum(dim=image).clamp(min=1) * errors.shape[1]
+        losses = (errors * mask).sum(dim=image) / values
+    if per_image:
+        return losses
+    return errors.mean() if mask is None else losses.mean()
+
+
+def _errors(prediction: torch.Tensor, target: torch.Tensor, loss: Loss | Errors) -> torch.Tensor:
+    """The error of each value.
+
+    Raises:
+        ValueError: a function returned another shape.
+    """
+    if loss == "l1":
+        return F.l1_loss(prediction, target, reduction="none")
+    if loss == "l2":
+        return F.mse_loss(prediction, target, reduction="none")
+    errors = loss(prediction, target)
+    if errors.shape != target.shape:
         shapes = f"{tuple(target.shape)}, got {tuple(errors.shape)}"
         raise ValueError(f"loss must return errors of the target's shape, {shapes}")
-    if mask is not None:
-        losses = (errors * mask).sum(dim=image) / (mask.sum(dim=image).clamp(min=1) * errors.shape[1])
-        return losses if per_image else losses.mean()
-    return errors.mean(dim=image) if per_image else errors.mean()
+    return errors
 
 
 class BridgeTask(Task):
     """The training of a bridge's network.
 
     The other arguments and the errors are those of a :class:`~bbdm.training.trainer.Trainer` and a
-    :class:`~bbdm.training.task.Task`. Without ``train``, batches come from elsewhere.
+    :class:`~bbdm.training.task.Task`.
 
     Args:
         loss: the errors of (prediction, target), of their shape, in place of the settings'.
@@ -119,37 +137,40 @@ class BridgeTask(Task):
         *,
         loss: Errors | None = None,
         times: Times | None = None,
-        **functions: Any,
     ) -> None:
+        bridge.check()
         if train is not None:
             check_start(network, config, train, codec)
-        self.parts = config.grad_accumulation
+        super().__init__(network, config, train, processes)
         self.bridge = bridge
-        super().__init__(network, config, train, processes, **functions)
         self.codec = None if codec is None else codec.placed(self.device, torch.float32)
         self.latents = isinstance(train, LatentDataset)
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
-        self.draw_times = times
+        self._times = times
         self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS  # solver and steps of results
         self.pictures = None
         if train is not None:
             masked = train.masked and train.rows[0].get("mask") is not None
             self.pictures = replace(train.spec, spacing=train.spacing, masked=masked)
-        bridge.check()
+
+    # Learning
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch in the space of the bridge; some examples lack conditions, or go back."""
-        if not self.latents and (self.config.flip or self.config.shift):
+        if not self.latents:
             batch = super().prepared(batch, seeds, step)
         elif self.config.flip:  # latents of a picture, and of the mirrored one
-            rows, mirrored = torch.arange(len(seeds), device=seeds.device), philox.flips(seeds, step).long()
+            rows = torch.arange(len(seeds), device=seeds.device)
+            mirrored = philox.flips(seeds, step).long()
             batch = batch._replace(source=batch.source[rows, mirrored], target=batch.target[rows, mirrored])
         if self.codec is not None:
             batch = encode(batch, self.codec, self.latents)
         if self.two_way:
             batch = turned(batch, drawn_back(seeds, step))
-        return dropped(batch, seeds, step, self.network) if self.network.drop else batch
+        if self.network.drop:
+            batch = dropped(batch, seeds, step, self.network)
+        return batch
 
     def seen(self, batch: Example) -> dict[str, torch.Tensor]:
         """What the network sees of a batch: its conditions, and its source where the network takes that."""
@@ -158,28 +179,50 @@ class BridgeTask(Task):
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
-        bridge, x0 = self.bridge, batch.target
-        t = bridge.draw_times(seeds, step) if self.draw_times is None else self.draw_times(seeds, step, bridge)
-        y, seen = self.network.endpoint(batch.source), self.seen(batch)
-        shown, target = bridge.add_noise(x0, y, t, seeds=seeds, step=step)
-        back = batch.conditions[DIRECTION] == 1 if self.two_way else None
-        if back is not None and bridge.turned is not bridge:  # of each example by its own direction
-            both = zip(bridge.turned.add_noise(x0, y, t, seeds=seeds, step=step), (shown, target), strict=True)
-            shown, target = (torch.where(broadcast(back, x0), *each) for each in both)
+        t = self.times(seeds, step)
+        shown, target = self._noised(batch, t, seeds, step)
         with self.autocast():
-            losses = distance(network(shown, bridge.seen(t), seen), target, self.loss, batch.mask, per_image=True)
-        ways = () if back is None else zip(DIRECTIONS, (~back, back), strict=True)
-        return losses, {f"loss_{way}": 2 * (losses * own).mean() for way, own in ways}  # each is half of a batch
+            prediction = network(shown, self.bridge.seen(t), self.seen(batch))
+            losses = distance(prediction, target, self.loss, batch.mask, per_image=True)
+        if not self.two_way:
+            return losses, {}
+        back = batch.conditions[DIRECTION] == 1
+        reported: dict[str, torch.Tensor] = {}
+        for way, rows in zip(DIRECTIONS, (~back, back), strict=True):
+            reported[f"loss_{way}"] = 2 * (losses * rows).mean()  # each is half of a batch
+        return losses, reported
+
+    def times(self, seeds: torch.Tensor, step: int) -> torch.Tensor:
+        """The times (B,) of training of examples with seeds (B,), as the bridge or the caller draws them."""
+        if self._times is not None:
+            return self._times(seeds, step, self.bridge)
+        return self.bridge.draw_times(seeds, step)
+
+    def _noised(
+        self, batch: Example, t: torch.Tensor, seeds: torch.Tensor, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the network is shown at times (B,), and its target; of each example by its direction."""
+        x0 = batch.target
+        y = self.network.endpoint(batch.source)
+        shown, target = self.bridge.add_noise(x0, y, t, seeds=seeds, step=step)
+        if not self.two_way or self.bridge.turned is self.bridge:
+            return shown, target
+        shown_back, target_back = self.bridge.turned.add_noise(x0, y, t, seeds=seeds, step=step)
+        back = broadcast(batch.conditions[DIRECTION] == 1, x0)
+        return torch.where(back, shown_back, shown), torch.where(back, target_back, target)
 
     def estimate(
         self, network: Forward, table: StepTable, row: int, x: torch.Tensor, y: torch.Tensor, conditions: Conditions
     ) -> torch.Tensor:
         """x0hat (B, C, H, W), float32, that a network makes of a state at the time of a table's row."""
-        (i_x, i_y), (p_x, p_y, p_f) = table.inputs[row].tolist(), table.prediction[row].tolist()
+        i_x, i_y = table.inputs[row].tolist()
+        p_x, p_y, p_f = table.prediction[row].tolist()
         t = torch.full((len(x),), float(table.network_times[row]), device=x.device)
         with self.autocast():
             prediction = network(i_x * x + i_y * y, t, conditions)
         return p_x * x + p_y * y + p_f * prediction.float()
+
+    # Validation, and pictures of the averaged weights
 
     @torch.no_grad()
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
@@ -188,18 +231,29 @@ class BridgeTask(Task):
         There is one more for each condition that training drops: without it. Of two directions, each is the
         mean of both, and there is one more for each direction.
         """
-        batch = batch if self.codec is None else encode(batch, self.codec)
-        ways = {f"_{way}": each for way, each in both_ways(batch).items()} if self.two_way else {"": batch}
-        names = {"validation_loss": [], **{f"validation_without_{name}": [name] for name in self.network.drop}}
-        found: dict[str, float] = {}
-        for name, missing in names.items():
-            for way, each in ways.items():
-                seen = each._replace(conditions=self.network.without(each.conditions, missing))
-                losses = [self.losses(self.average, seen, seeds, step)[0].sum().item() for step in VALIDATION_STEPS]
-                found[name + way] = sum(losses) / len(losses)
-            if self.two_way:
-                found[name] = (found[f"{name}_AtoB"] + found[f"{name}_BtoA"]) / 2
-        return found
+        if self.codec is not None:
+            batch = encode(batch, self.codec)
+        dropped_by_name: dict[str, list[str]] = {"validation_loss": []}
+        for name in self.network.drop:
+            dropped_by_name[f"validation_without_{name}"] = [name]
+        sums: dict[str, float] = {}
+        for name, missing in dropped_by_name.items():
+            if not self.two_way:
+                sums[name] = self._validation_loss(batch, seeds, missing)
+                continue
+            ways = both_ways(batch)
+            for way, turned_batch in ways.items():
+                sums[f"{name}_{way}"] = self._validation_loss(turned_batch, seeds, missing)
+            sums[name] = sum(sums[f"{name}_{way}"] for way in ways) / len(ways)
+        return sums
+
+    def _validation_loss(self, batch: Example, seeds: torch.Tensor, missing: list[str]) -> float:
+        """The loss without some conditions, the mean over VALIDATION_STEPS and the sum over pairs."""
+        batch = batch._replace(conditions=self.network.without(batch.conditions, missing))
+        losses: list[float] = []
+        for step in VALIDATION_STEPS:
+            losses.append(self.losses(self.average, batch, seeds, step)[0].sum().item())
+        return sum(losses) / len(losses)
 
     def translated(self, batch: Example) -> torch.Tensor:
         """What the averaged weights make of sources, by the sampler's default solver and steps."""
@@ -209,11 +263,14 @@ class BridgeTask(Task):
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
         if self.two_way:
-            results = {way: self.translated(each) for way, each in both_ways(batch).items()}
+            results = {way: self.translated(turned_batch) for way, turned_batch in both_ways(batch).items()}
             return {"A": batch.source, "A of B": results["BtoA"], "B": batch.target, "B of A": results["AtoB"]}
-        own = self.network.endpoint_channels is None  # of a slice with neighbours, its own channels are shown
-        source = batch.source if own else self.network.endpoint(batch.source)
+        source = batch.source
+        if self.network.endpoint_channels is not None:  # of a slice with neighbours, the slice itself is shown
+            source = self.network.endpoint(batch.source)
         return {"source": source, "result": self.translated(batch), "target": batch.target}
+
+    # Files
 
     @property
     def description(self) -> dict[str, Any]:
@@ -234,7 +291,8 @@ class BridgeTask(Task):
             codec = replace(codec, weights=None, sha256=self.codec_hash)
         assert self.train is not None
         assert self.pictures is not None
-        network, size = NetworkState.of(self.network, self.average), self.train.image_size
+        network = NetworkState.of(self.network, self.average)
+        size = self.train.image_size
         return Checkpoint(network, self.bridge, codec, size, training, self.defaults, self.pictures).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any]]:
@@ -249,34 +307,37 @@ class BridgeTask(Task):
 def both_ways(batch: Example) -> dict[str, Example]:
     """A whole batch in each direction, by its name."""
     back = torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device)
-    return {way: turned(batch, each) for way, each in zip(DIRECTIONS, (~back, back), strict=True)}
+    return {"AtoB": turned(batch, ~back), "BtoA": turned(batch, back)}
 
 
 def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
     """A batch of pictures, or of latents from a cache, as the codec has it; its mask, of pixels, goes."""
     coded = codec.normalize if latents else codec.encode
-    roles: dict[Role, torch.Tensor] = {"source": batch.source, "target": batch.target}
-    source, target = (coded(v, r).contiguous(memory_format=torch.channels_last) for r, v in roles.items())
+    source = coded(batch.source, "source").contiguous(memory_format=torch.channels_last)
+    target = coded(batch.target, "target").contiguous(memory_format=torch.channels_last)
     return batch._replace(source=source, target=target, mask=None)
 
 
 def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
     """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
     odd = seeds >> 32 & 1  # of the index in the batch
-    return (philox.uniforms(seeds - (odd << 32), step, 1, philox.TURN_LANE)[:, 0] < 0.5) ^ (odd == 1)
+    drawn = philox.uniforms(seeds - (odd << 32), step, 1, philox.TURN_LANE)[:, 0]
+    return (drawn < 0.5) ^ (odd == 1)
 
 
 def turned(batch: Example, back: torch.Tensor) -> Example:
     """A batch of AtoB in which source and target change places where ``back`` (B,) says so."""
-    both, where = (batch.source, batch.target), broadcast(back, batch.source)
-    source, target = (torch.where(where, *pair) for pair in (both[::-1], both))
+    where = broadcast(back, batch.source)
+    source = torch.where(where, batch.target, batch.source)
+    target = torch.where(where, batch.source, batch.target)
     return batch._replace(source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()})
 
 
 def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:
     """A batch in which each condition is "none" for the share of examples that ``network.drop`` says."""
     drawn = philox.uniforms(seeds, step, len(network.drop), philox.DROP_LANE)
-    conditions, none = dict(batch.conditions), network.without(batch.conditions, network.drop)
+    none = network.without(batch.conditions, network.drop)
+    conditions = dict(batch.conditions)
     for column, (name, share) in enumerate(network.drop.items()):
         value = conditions[name]
         conditions[name] = torch.where(broadcast(drawn[:, column] < share, value), none[name], value)
@@ -285,27 +346,40 @@ def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) ->
 
 def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
     """Raise ValueError where a network cannot be trained on pairs or their latents."""
-    spec, stride = train.spec, 1 if codec is None else codec.stride
-    size = sides(train.image_size, spec.axes)
-    have = (train.source_channels, train.channels) if codec is None else (codec.channels, codec.channels)
     if codec is not None:
         check_pictures(network.axes, "a codec")
-    facts: dict[str, tuple[Any, Any]] = {
+    spec = train.spec
+    size = sides(train.image_size, spec.axes)
+    channels = (train.source_channels, train.channels)
+    stride = 1
+    if codec is not None:
+        channels = (codec.channels, codec.channels)
+        stride = codec.stride
+    conditions = sorted({*network.inputs} - {SOURCE})
+    two_way = network.network_config.two_way
+    facts: dict[str, tuple[Any, Any]] = {  # what the network takes, and what the pairs have
         "axes": (network.axes, len(size)),
-        "channels of sources and targets": ((network.source_channels, network.channels), have),
-        "both directions, the class 'direction'": (network.network_config.two_way, spec.direction == "both"),
-        "conditions besides the source": (sorted({*network.inputs} - {SOURCE}), sorted(spec.conditions)),
+        "channels of sources and targets": ((network.source_channels, network.channels), channels),
+        "both directions, the class 'direction'": (two_way, spec.direction == "both"),
+        "conditions besides the source": (conditions, sorted(spec.conditions)),
     }
     for fact, (takes, has) in facts.items():
         if takes != has:
             kind = "pairs" if codec is None else "latents"
             raise ValueError(f"the network has {fact}: {takes}, and the {kind} have {has}")
-    strides = tuple(each * stride for each in network.strides)
-    if any(side % each for side, each in zip(size, strides, strict=True)):
+    strides = tuple(network_stride * stride for network_stride in network.strides)
+    if any(side % multiple for side, multiple in zip(size, strides, strict=True)):
         raise ValueError(f"image_size {train.image_size} is not a multiple of {strides}, strides of network and codec")
     if isinstance(train, LatentDataset):
-        if codec is None or train.codec != codec.description():
-            raise ValueError(f"codec must be that of the stored latents (cache_latents), got {codec and codec.kind}")
-        if (train.flip, 0.0) != (config.flip, config.shift):
-            wanted, got = f"{train.flip}, and shift 0", f"{config.flip} and {config.shift}"
-            raise ValueError(f"flip must be that of the stored latents (cache_latents), {wanted}; got {got}")
+        _check_latents(train, config, codec)
+
+
+def _check_latents(train: LatentDataset, config: BridgeConfig, codec: Codec | None) -> None:
+    """Raise ValueError unless stored latents are those of a run's codec and flips."""
+    if codec is None or train.codec != codec.description():
+        kind = None if codec is None else codec.kind
+        raise ValueError(f"codec must be that of the stored latents (cache_latents), got {kind}")
+    if train.flip != config.flip or config.shift:
+        wanted = f"{train.flip}, and shift 0"
+        got = f"{config.flip} and {config.shift}"
+        raise ValueError(f"flip must be that of the stored latents (cache_latents), {wanted}; got {got}")

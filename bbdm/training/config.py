@@ -8,13 +8,32 @@ from typing import Literal
 from bbdm.base.settings import check, setting
 
 Loss = Literal["l1", "l2"]
-Pairing = Literal["random", "identity"]
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["constant", "cosine", "plateau"]
+Every = int | str  # optimizer steps, or epochs as in "2e"
 FREE = {  # what may change when a run resumes
-    *("epochs", "learning_rate", "grad_accumulation", "grad_clip", "compile"),
-    *("workers", "preview_every", "save_every", "keep"),
+    *("epochs", "max_steps", "learning_rate", "grad_accumulation", "grad_clip", "compile"),
+    *("workers", "validate_every", "preview_every", "save_every", "keep"),
 }
+
+
+def read_every(text: str) -> Every:
+    """A number of optimizer steps, or of epochs as in ``2e``.
+
+    Raises:
+        ValueError: it is neither, or is below 1.
+    """
+    number = text.removesuffix("e")
+    if not number.isdecimal() or int(number) < 1:
+        raise ValueError(f"it is optimizer steps, such as 5000, or epochs, such as 2e; got {text!r}")
+    return text if text.endswith("e") else int(number)
+
+
+def steps_of(every: Every, steps_per_epoch: int) -> int:
+    """The optimizer steps in so many steps or epochs."""
+    if isinstance(every, int):
+        return every
+    return int(every.removesuffix("e")) * steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -26,6 +45,7 @@ class RunConfig:
     """
 
     epochs: int = setting(100, "passes over the pairs", "-e", least=1)
+    max_steps: int | None = setting(None, "optimizer steps of the run, in place of epochs", least=1)
     batch_size: int = setting(64, "pairs in an optimizer step", "-b", least=1)
     learning_rate: float = setting(1e-4, "of the optimizer", "-lr")
     lr_schedule: Schedule = setting(
@@ -43,12 +63,26 @@ class RunConfig:
     compile: bool = setting(False, "faster steps after minutes of compiling")
     seed: int = setting(0, "of weights, order, times and noise", least=0)
     workers: int = setting(0, "processes that read pictures", least=0)
-    preview_every: int = setting(10, "epochs between grids of validation pairs", least=1)
-    save_every: int = setting(500, "optimizer steps between checkpoints, besides one at the end of each epoch", least=1)
+    validate_every: Every = setting(
+        "1e",
+        "optimizer steps, or epochs as in 2e, between validations: lines of metrics, and best.pt",
+        parse=read_every,
+    )
+    preview_every: int = setting(10, "validations between grids of validation pairs", least=1)
+    save_every: Every = setting(
+        500,
+        "optimizer steps, or epochs as in 2e, between checkpoints, besides one after each validation",
+        parse=read_every,
+    )
     keep: int = setting(2, "number of newest checkpoints that are kept", least=1)
 
     def __post_init__(self) -> None:
         check(self)
+        for name in ("validate_every", "save_every"):
+            try:
+                read_every(str(getattr(self, name)))
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         if self.seed >= 2**32:
             raise ValueError(f"seed must be below 2^32, got {self.seed}")
         if not self.learning_rate > 0:
@@ -57,6 +91,11 @@ class RunConfig:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.shift <= 0.5:
             raise ValueError(f"shift must be in [0, 0.5], got {self.shift}")
+
+    @property
+    def parts(self) -> int:
+        """The equal parts that a batch is computed in."""
+        return 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +110,11 @@ class BridgeConfig(RunConfig):
             parts = self.grad_accumulation
             raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")
 
+    @property
+    def parts(self) -> int:
+        """The equal parts that a batch is computed in."""
+        return self.grad_accumulation
+
 
 @dataclass(frozen=True)
 class TrainConfig(BridgeConfig):
@@ -83,10 +127,9 @@ class TrainConfig(BridgeConfig):
 class UnpairedConfig(TrainConfig):
     """How to train between two sets without pairs."""
 
-    pairing: Pairing = setting(
-        "random", "ends before they are made: random pairs, or identity, each its own; of the data set 'unpaired'"
+    pairing_steps: int = setting(
+        2000, "optimizer steps on random pairs, before the other ends are made; of the data set 'unpaired'", least=1
     )
-    pairing_steps: int = setting(2000, "optimizer steps on these ends", least=1)
     simulation_steps: int = setting(16, "steps of the solver that makes the other ends", least=2)
 
 

@@ -12,6 +12,7 @@ which is lowest for results with the distribution of the targets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -25,7 +26,8 @@ from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import DistillConfig
-from bbdm.training.task import DROPOUT, Forward, Losses
+from bbdm.training.optimization import DROPOUT
+from bbdm.training.task import Forward, Losses
 
 FIRST_STREAM = 2  # of noise; each result and each of its calls has a stream of its own
 
@@ -80,25 +82,49 @@ class StudentTask(BridgeTask):
 
         Gradients flow through this call alone.
         """
-        last = (-1 if step in VALIDATION_STEPS else step) % self.config.calls
-        count, table = self.config.results, self.table
+        count = self.config.results
+        table = self.table
+        last = self.config.calls - 1
+        if step not in VALIDATION_STEPS:
+            last = step % self.config.calls
         y = self.network.endpoint(batch.source)
+        shape = tuple(y.shape[1:])
         ends = torch.cat([y] * count)
         conditions = {name: torch.cat([value] * count) for name, value in self.seen(batch).items()}
 
         def noise(row: int) -> torch.Tensor:
-            streams = [FIRST_STREAM + row + j * len(table) for j in range(count)]
-            return torch.cat([philox.normal(seeds, step, tuple(y.shape[1:]), stream) for stream in streams])
+            of_results: list[torch.Tensor] = []
+            for result in range(count):
+                stream = FIRST_STREAM + row + result * len(table)
+                of_results.append(philox.normal(seeds, step, shape, stream))
+            return torch.cat(of_results)
 
         of_y, of_z = table.start
         x = of_y * ends + of_z * noise(len(table) - 1)
         with torch.no_grad():
             for row in range(last):
+                estimate = self.estimate(network, table, row, x, ends, conditions)
                 _, c_y, c_0, _, c_z = table.coefficients[row].tolist()
-                x = c_y * ends + c_0 * self.estimate(network, table, row, x, ends, conditions) + c_z * noise(row)
-        mask = batch.mask
-        images = (*self.estimate(network, table, last, x, ends, conditions).chunk(count), batch.target)
-        *results, target = ((each if mask is None else each * mask).flatten(1) for each in images)
-        error = torch.stack([(each - target).norm(dim=1) for each in results]).mean(0)
-        spread = torch.stack([(a - b).norm(dim=1) for a, b in combinations(results, 2)]).mean(0)
-        return error - spread / 2, {}
+                x = c_y * ends + c_0 * estimate + c_z * noise(row)
+        estimate = self.estimate(network, table, last, x, ends, conditions)
+        return energy_scores(estimate.chunk(count), batch.target, batch.mask), {}
+
+
+def energy_scores(
+    results: Sequence[torch.Tensor], target: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The energy scores (B,) of several results (B, C, *S) of each target; see the head of this module.
+
+    Args:
+        results: at least two of each target, each (B, C, *S).
+        target: the targets (B, C, *S), one for each example.
+        mask: (B, 1, *S), 1 where values count, 0 where they do not; None where all do.
+    """
+    if mask is not None:
+        results = [result * mask for result in results]
+        target = target * mask
+    results = [result.flatten(1) for result in results]
+    target = target.flatten(1)
+    errors = [(result - target).norm(dim=1) for result in results]
+    distances = [(one - other).norm(dim=1) for one, other in combinations(results, 2)]
+    return torch.stack(errors).mean(0) - torch.stack(distances).mean(0) / 2

@@ -17,6 +17,7 @@ from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.tables import MapStyle
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
+from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import Network
 from bbdm.training.bridge import encode
 
@@ -115,5 +116,5 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
     """The checkpoint whose weights a run begins with; the settings are for files that leave them out."""
     try:
         return load_checkpoint(path, config=config)
-    except ValueError:
+    except IncompleteFileError:
         return load_checkpoint(path, num_steps, c_lambda, config=config)

@@ -1,7 +1,7 @@
-"""Training: the loop over epochs, and its checkpoints.
+"""Training: the loop over optimizer steps, and its checkpoints.
 
-What is trained, and one step, is of :mod:`.task`. The order of an epoch is a function of (run seed, epoch),
-so a resumed run sees what an uninterrupted run sees. Each process has its share of each batch.
+What is learned is :mod:`.task`, and how is :mod:`.optimization`. The order of an epoch is a function of (run
+seed, epoch), so a resumed run sees what an uninterrupted run sees. Each process has its share of each batch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ import logging
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +35,15 @@ from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files import weights
 from bbdm.training.bridge import BridgeTask
-from bbdm.training.config import FREE, RunConfig
-from bbdm.training.run import Callback, Previews, Progress, RunFolder, TensorBoard
+from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
+from bbdm.training.config import FREE, Every, RunConfig, steps_of
+from bbdm.training.optimization import DIVERGED, DivergedError, MakeOptimizer, Optimization, Schedule
+from bbdm.training.run import RunFolder
 from bbdm.training.task import Task, mixed, sample_seeds
 
 log = logging.getLogger(__name__)
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 LEASE = 120  # seconds: a file server keeps the lock of a lost node for some 90
-DIVERGED = "Lower learning_rate or set grad_clip"
 
 
 class _AskedError(Exception):
@@ -66,28 +65,33 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called after :class:`~bbdm.training.run.Previews`, and before
-            :class:`~bbdm.training.run.TensorBoard`.
-        task: what is trained: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
+        callbacks: what is called after :class:`~bbdm.training.callbacks.Previews`, and before
+            :class:`~bbdm.training.callbacks.TensorBoard`.
+        task: what is learned: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
-        **functions: in place of settings, by name: ``optimizer`` and ``schedule`` of a
-            :class:`~bbdm.training.task.Task`, ``loss`` and ``times`` of a
+        optimizer: makes the optimizer of a list of parameters, in place of the settings'.
+        schedule: the factor of the learning rates at (step, total steps), in place of the settings'.
+        **functions: arguments of the task by name, such as ``loss`` and ``times`` of a
             :class:`~bbdm.training.bridge.BridgeTask`.
 
     A checkpoint does not hold functions: a run that resumes needs the same ones, and cannot check it.
 
     Attributes:
-        epoch: the number of epochs done.
         step: the number of optimizer steps done.
-        best: the metrics of the epoch with the lowest validation loss, or None.
+        total: the number of optimizer steps of the run.
+        steps_per_epoch: the number of optimizer steps of an epoch.
+        best: the metrics of the validation with the lowest loss, or None.
         resumed_from: the checkpoint of the last resume, or None.
+        task: what the network learns: losses, validation, pictures and files.
+        optimization: how the task is learned: rates, gradients and the average of weights.
         average: the network with the averaged weights.
-        images: pictures that callbacks show of the epoch that ends, by name, for TensorBoard.
+        run_folder: the files of the run.
+        images: pictures that callbacks show of the validation that ends, by name, for TensorBoard.
 
     Raises:
-        ValueError: fewer pairs than one batch, two sets for a task of pairs, pictures of a size that the
-            network cannot take, a codec of another number of channels, or latents of another codec or another
-            ``flip``.
+        ValueError: fewer pairs than one batch, processes and parts that do not share it equally, two sets for
+            a task of pairs, pictures of a size that the network cannot take, a codec of another number of
+            channels, or latents of another codec or another ``flip``.
     """
 
     def __init__(
@@ -102,44 +106,78 @@ class Trainer:
         processes: Processes | None = None,
         callbacks: Sequence[Callback] = (),
         task: Callable[..., Task] = BridgeTask,
+        *,
+        optimizer: MakeOptimizer | None = None,
+        schedule: Schedule | None = None,
         **functions: Callable[..., Any],
     ) -> None:
-        train, self.validation = as_pairs(train), None if validation is None else as_pairs(validation)
-        self.task = task(network, bridge, config, train, processes, codec, **functions)
-        if self.task.paired and not train.paired:
-            raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")
-        self.network, self.average = self.task.network, self.task.average
-        self.bridge: Any = bridge
+        pairs = as_pairs(train)
+        self.validation = None if validation is None else as_pairs(validation)
         self.config = config
-        self.processes, self.device = self.task.processes, self.task.device
-        rank, count = self.processes.rank, self.processes.count
-        self.train = train.shared(rank, count)
+        self.bridge: Any = bridge
+        self.task = task(network, bridge, config, pairs, processes, codec, **functions)
+        self.processes = self.task.processes
+        self.device = self.task.device
+        if self.task.paired and not pairs.paired:
+            raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")
+        _check_batch(config, len(pairs), self.processes.count)
+        self.steps_per_epoch = len(pairs) // config.batch_size
+        self.total = config.max_steps or config.epochs * self.steps_per_epoch
+        self.optimization = Optimization(self.task, optimizer=optimizer, schedule=schedule, total=self.total)
+        self.network = self.task.network
+        self.average = self.task.average
+
+        self.train = pairs.shared(self.processes.rank, self.processes.count)
+        self._share = config.batch_size // self.processes.count  # of a batch, this process's
+        self.batches = Batches(self.train, self._share, self.device, config.workers)
+        self._validation_batches: Batches | None = None
+        self._validation_indices: list[int] = []
+        if self.validation is not None:
+            self._validation_batches = Batches(self.validation, self._share, self.device, config.workers)
+            for index in range(len(self.validation)):  # every batch of as many as processes
+                if index // self._share % self.processes.count == self.processes.rank:
+                    self._validation_indices.append(index)
+
         self.folder = Path(folder)
-        self.run = RunFolder(self.folder, config.keep, self.task.read)
-        self.callbacks: list[Callback] = [*([] if validation is None else [Previews()]), *callbacks]
+        self.run_folder = RunFolder(self.folder, config.keep, self.task.read)
+        self.pairs: Mapping[str, Any] = {  # what a run that resumes must have too
+            "image_size": self.train.image_size,
+            "direction": self.train.spec.direction,
+            "crops": self.train.spec.crops,
+            **self.train.settings(),
+            "number": len(pairs),
+            "names": self.train.names_digest(),
+        }
+        self._validation_names = None if self.validation is None else self.validation.names_digest()
+        self.callbacks: list[Callback] = list(callbacks)
+        if validation is not None:
+            self.callbacks.insert(0, Previews())
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.epoch = self.step = 0
-        self.steps_per_epoch = len(self.train) // config.batch_size
-        self._share = config.batch_size // count  # of a batch, this process's
-        loading = (self._share, self.device, config.workers)
-        self.batches = Batches(self.train, *loading)
-        self._validating = None if self.validation is None else Batches(self.validation, *loading)
-        indices = range(0 if self.validation is None else len(self.validation))
-        self._indices = [i for i in indices if i // self._share % count == rank]  # every batch of as many as processes
-        spec = self.train.spec
-        about = {"image_size": self.train.image_size, "direction": spec.direction, "crops": spec.crops}
-        about |= {**self.train.settings(), "number": len(train), "names": self.train.names_digest()}
-        self.pairs: Mapping[str, Any] = about  # what a run that resumes must have too
-        self._settings = {"train": asdict(config), **self.task.description}
-        self._validation_names = None if self.validation is None else self.validation.names_digest()
-        self.resumed_from: Path | None = None
+
+        self.step = 0
         self.best: dict[str, Any] | None = None
+        self.resumed_from: Path | None = None
         self.images: dict[str, Image] = {}
-        self._epoch_loss = 0.0  # sum over the steps of this epoch
-        self._saved: int | None = None  # the step of the last checkpoint
+        self._validated = 0  # the step of the last validation
+        self._saved = 0  # the step of the last checkpoint
+        self._began = 0.0  # when the steps since the last validation began, in seconds
+        self._steps_here = 0  # those steps, of this process
+        self._called: list[Callback] = []
         self._asked: Callable[[], bool] = lambda: False
         self._reason: str | None = None  # of :meth:`stop`
+
+    @property
+    def epoch(self) -> int:
+        """The number of epochs done."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def epochs(self) -> float:
+        """The number of epochs done, with the share of one that is not."""
+        return self.step / self.steps_per_epoch
+
+    # Resuming
 
     def resume(self, path: str | os.PathLike[str], checkpoint: Any = None) -> None:
         """Resume from a checkpoint of the same run; ``checkpoint`` is its content, where it is read already.
@@ -150,26 +188,29 @@ class Trainer:
                 change; functions are not compared.
         """
         path = Path(path)
-        checkpoint = self.run.read(path) if checkpoint is None else checkpoint
-        (network, before), state = self.task.stored(checkpoint), checkpoint.training
+        if checkpoint is None:
+            checkpoint = self.run_folder.read(path)
+        network, description = self.task.stored(checkpoint)
+        state = checkpoint.training
         if state is None:
             raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-        runs = ((before, state["config"], state["pairs"]), (self.task.description, asdict(self.config), self.pairs))
-        stored, own = (
-            {**what, **{name: value for name, value in config.items() if name not in FREE}, "pairs": dict(pairs)}
-            for what, config, pairs in runs
-        )
-        if changed := manifest.differences(stored, own):
+        before = _compared(description, state["config"], state["pairs"])
+        now = _compared(self.task.description, asdict(self.config), self.pairs)
+        changed = manifest.differences(before, now)
+        if changed:
             raise ValueError(
                 f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
                 "or overwrite this run"
             )
-        self.task.restore(network, state)
-        self.epoch, self.step, self._saved = state["epoch"], state["step"], state["step"]
-        self._epoch_loss, self.best = state["epoch_loss"], state["best"]
+        self.optimization.restore(network, state)
+        self.step = state["step"]
+        self.best = state["best"]
+        self._validated = state["validated"]
+        self._saved = self.step
         self.resumed_from = path
         if self.best is not None and state["validation"] != self._validation_names:
-            log.warning("the validation pairs have changed: %s is the best of epochs from here on", self.run.best)
+            best = self.run_folder.best
+            log.warning("the validation pairs have changed: %s is the best of validations from here on", best)
             self.best = None
 
     def resume_newest(self) -> bool:
@@ -178,25 +219,29 @@ class Trainer:
         Raises:
             ValueError: all are damaged, or :meth:`resume` refuses it.
         """
-        newest = self.run.newest()
-        if newest is not None:
-            self.resume(*newest)
-        return newest is not None
+        newest = self.run_folder.newest()
+        if newest is None:
+            return False
+        self.resume(*newest)
+        return True
+
+    # The loop
 
     def stop(self, reason: str) -> None:
-        """End :meth:`fit` after the epoch that it is in, whose metrics and checkpoint are written.
+        """End :meth:`fit` after the next validation, whose metrics and checkpoint are written.
 
         A callback may call it, in any process. The reason is logged. A run that resumes goes on.
         """
         self._reason = reason
 
     def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False, overwrite: bool = False) -> bool:
-        """Train until ``config.epochs`` are done.
+        """Train until ``config.epochs``, or ``config.max_steps``, are done.
 
         Args:
             progress: show the run on standard error: a bar, and lines; see
-                :class:`~bbdm.training.run.Progress`.
+                :class:`~bbdm.training.callbacks.Progress`.
             stop: called before each step and each batch of validation; once True, the run is saved and ends.
+                Several processes on GPUs look each 10 steps.
             overwrite: delete the later steps of a run in the folder, which is an error otherwise.
 
         Returns:
@@ -205,139 +250,239 @@ class Trainer:
         Raises:
             ValueError: the folder holds checkpoints of later steps, a validation picture cannot be read, or
                 the processes differ in the step where they begin, or in their pairs.
-            StoppedError: the loss is no longer finite, a picture cannot be read, the disk is full, or a
-                callback raised it. The message says what to do next. Nothing that was saved is lost.
+            StoppedError: the loss is no longer finite, a picture cannot be read, or the disk is full. The
+                message says what to do next. Nothing that was saved is lost.
         """
-        first, *others = self.processes.gather({"step": self.step, **self.pairs})
-        for rank, begins in enumerate(others, 1):
-            if differing := manifest.differences(first, begins):
-                raise ValueError(f"process {rank} must begin as process 0 does, and differs from it: {differing}")
-        self._asked, self._reason = stop, None
-        writes = self.processes.rank == 0
-        shown = [*([TensorBoard()] if find_spec("tensorboard") else []), *([Progress()] if progress else [])]
-        self._called: list[Callback] = [*self.callbacks, *(shown if writes else [])]
+        self._asked = stop
+        self._reason = None
         with ExitStack() as ends:
-            ends.callback(self.batches.close)
-            if self._validating is not None:
-                ends.callback(self._validating.close)
-                for _ in self._validating(self._indices):
-                    pass  # a broken picture is found now, not after an epoch
-            if writes:
-                ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
-                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
-                self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs}, overwrite)
-            for callback in self._called:
-                callback.begin(self)
-                ends.callback(callback.end, self)
+            self._begin(ends, progress, overwrite)
             try:
-                while self.epoch < self.config.epochs and self._reason is None:
-                    self._epoch()
+                self._train()
             except _AskedError:
                 return False
+            except DivergedError as error:
+                raise self._stopped(f"{error}", DIVERGED) from error
             except BadPicturesError as error:
-                if self.step != self._saved:
-                    self._save()
+                if self.step > self._saved:  # in whichever process: all have the same state
+                    self._write_checkpoint()
                 raise self._stopped(f"{error}", "Repair the file") from error
-            except (OSError, ValueError) as error:
-                full = isinstance(error, OSError) and error.errno in DISK_FULL
-                raise self._stopped(f"{error}", "Make room on the disk" if full else "Correct this") from error
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                raise self._stopped(f"{error}", "Make room on the disk") from error
             return True
 
-    def _epoch(self) -> None:
-        """The remaining steps of an epoch, then validation, callbacks, metrics and a checkpoint."""
-        started, done = time.perf_counter(), self.step - self.epoch * self.steps_per_epoch
-        self._check_asked()
-        self._steps(done)
-        seconds, steps = time.perf_counter() - started, self.steps_per_epoch - done
-        metrics = {"epoch": self.epoch + 1, "step": self.step, "loss": self._epoch_loss / self.steps_per_epoch}
-        if self.validation is not None:
-            if steps:
-                self._save()  # validation may take long
-            metrics |= self.validate()
-        metrics |= self.task.report()
-        metrics |= {"images_per_second": steps * self.config.batch_size / seconds} if steps else {}
-        metrics["learning_rate"] = self.task.optimizer.param_groups[0]["lr"]
-        self.epoch, self._epoch_loss = self.epoch + 1, 0.0
-        stopped: list[StoppedError] = []  # by callbacks, once the epoch is written
+    def _begin(self, ends: ExitStack, progress: bool, overwrite: bool) -> None:
+        """Look validation pairs over, lock and prepare the folder, and begin the callbacks."""
+        first, *others = self.processes.gather({"step": self.step, **self.pairs})
+        for rank, beginning in enumerate(others, 1):
+            differing = manifest.differences(first, beginning)
+            if differing:
+                raise ValueError(f"process {rank} must begin as process 0 does, and differs from it: {differing}")
+        ends.callback(self.batches.close)
+        if self._validation_batches is not None:
+            ends.callback(self._validation_batches.close)
+            for _ in self._validation_batches(self._validation_indices):
+                pass  # a broken picture is found now, not after an epoch
+        self._called = list(self.callbacks)
+        if self.processes.first:
+            ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
+            pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
+            settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
+            self.run_folder.begin(self.step, settings, overwrite)
+            if find_spec("tensorboard"):
+                self._called.append(TensorBoard())
+            if progress:
+                self._called.append(Progress())
         for callback in self._called:
-            try:
-                callback.after_epoch(self, metrics)
-            except StoppedError as error:
-                stopped.append(error)
-        self.images.clear()
-        lowest = math.inf if self.best is None else self.best["validation_loss"]
-        if best := self.validation is not None and metrics["validation_loss"] < lowest:
-            self.best = {name: metrics[name] for name in ("epoch", "step", "validation_loss")}
-        self._save(best, metrics)
-        if stopped:
-            raise stopped[0]
-        self._reason = next((each for each in self.processes.gather(self._reason) if each is not None), None)
-        if self._reason is not None and self.processes.first:
-            log.info("ended after epoch %s: %s", self.epoch, self._reason)
+            callback.begin(self)
+            ends.callback(callback.end, self)
 
-    def _steps(self, done: int) -> None:
-        """The steps of an epoch after those that are done."""
-        size, drawn = self.config.batch_size, mixed(self.config.seed, self.epoch)  # the order, and crops
-        order, begin = self.train.order(drawn), self.processes.rank * self._share
-        firsts = (step * size + begin for step in range(done, self.steps_per_epoch))
-        indices = chain.from_iterable(order(first, first + self._share) for first in firsts)
-        for batch in self.batches(indices, drawn):
+    def _train(self) -> None:
+        """All steps that are left, with what is due after each."""
+        self._begin_period()
+        self._check_asked()
+        if self.step > self._validated and self._is_due(self.config.validate_every):  # it ended while it validated
+            self._validate_and_save()
+        for batch in self._batches_left():
             loss = self.train_step(batch)
-            if not math.isfinite(loss):
-                raise self._stopped(f"the loss is {loss} at step {self.step}", DIVERGED)
-            self._epoch_loss += loss
             for callback in self._called:
                 callback.after_step(self, loss)
-            if self.step % self.config.save_every == 0 and self.step % self.steps_per_epoch:
+            if self._is_due(self.config.validate_every):
+                self._validate_and_save()
+                if self._reason is not None:
+                    return
+            elif self._is_due(self.config.save_every):
                 self._save()
             self._check_asked()
 
-    def train_step(self, batch: Example) -> float:
-        """Do one optimizer step on a batch from the data set; returns the loss before it."""
-        loss = self.task(batch, self.step)
+    def train_step(self, batch: Example) -> torch.Tensor:
+        """Do one optimizer step on a batch from the data set.
+
+        Returns:
+            The loss of the batch before the step, a scalar on the device.
+
+        Raises:
+            StoppedError: the loss is not finite.
+        """
+        loss = self.optimization.step(batch, self.step)
         self.step += 1
+        self._steps_here += 1
         return loss
+
+    def _batches_left(self) -> Iterator[Example]:
+        """This process's share of the batches of the steps that are left, epoch by epoch."""
+        while self.step < self.total and self._reason is None:
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            until = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
+            drawn = mixed(self.config.seed, epoch)  # the order, and crops
+            yield from self.batches(self._order(drawn, done, until), drawn)
+
+    def _order(self, drawn: int, done: int, until: int) -> Iterator[int]:
+        """The indices of this process's examples in some steps of an epoch."""
+        order = self.train.order(drawn)
+        for step in range(done, until):
+            first = step * self.config.batch_size + self.processes.rank * self._share
+            yield from order(first, first + self._share)
+
+    def _is_due(self, every: Every) -> bool:
+        """Whether the step is one of those, or the last."""
+        return self.step == self.total or self.step % steps_of(every, self.steps_per_epoch) == 0
+
+    # Validation
+
+    def _validate_and_save(self) -> None:
+        """Validation, callbacks, metrics, best weights and a checkpoint, of the steps since the last time."""
+        self.optimization.check(self.step)
+        seconds = time.perf_counter() - self._began
+        means = self.optimization.reported.means()
+        metrics: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": means.pop("loss")}
+        if self.validation is not None:
+            metrics |= self.validate()
+        metrics |= means
+        metrics |= self.task.report()
+        if self._steps_here:
+            metrics["images_per_second"] = self._steps_here * self.config.batch_size / seconds
+        metrics["learning_rate"] = self.optimization.optimizer.param_groups[0]["lr"]
+        errors: list[Exception] = []  # of callbacks, raised when all is written
+        for callback in self._called:
+            try:
+                callback.after_validation(self, metrics)
+            except Exception as error:
+                errors.append(error)
+        self.images.clear()
+        self.optimization.reported.clear()
+        self._validated = self.step
+        self._save(metrics)
+        if errors:
+            raise errors[0]
+        reasons = [reason for reason in self.processes.gather(self._reason) if reason is not None]
+        if reasons:
+            self._reason = reasons[0]
+            if self.processes.first:
+                log.info("ended after step %s: %s", self.step, self._reason)
+        self._begin_period()
+
+    def _begin_period(self) -> None:
+        self._began = time.perf_counter()
+        self._steps_here = 0
 
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
-        assert self._validating is not None
-        totals, done = Counter[str](), 0
-        for batch in self._validating(self._indices):
+        return self.task.validate(self._seeded_batches(), len(self.validation))
+
+    def _seeded_batches(self) -> Iterator[tuple[Example, torch.Tensor]]:
+        """This process's batches of the validation pairs, with the seeds of their examples."""
+        assert self._validation_batches is not None
+        done = 0
+        for batch in self._validation_batches(self._validation_indices):
             if self.processes.count == 1:  # several may have different numbers of batches
                 self._check_asked()
-            seeds = sample_seeds(0, self._indices[done], len(batch.source), self.device)
-            totals.update(self.task.validation_losses(batch, seeds))
-            done += len(batch.source)
-        names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
-        return {name: self.processes.sum(totals[name]) / len(self.validation) for name in names}
+            count = len(batch.source)
+            yield batch, sample_seeds(0, self._validation_indices[done], count, self.device)
+            done += count
+
+    # Files
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights, in the first process. The others need not call this."""
         if self.processes.first:
             weights.write(path, self.task.snapshot())
 
-    def _save(self, best: bool = False, metrics: dict[str, Any] | None = None) -> None:
-        """Write metrics, best weights where these are, and a checkpoint, unless the weights have diverged."""
-        if not torch.stack([weight.isfinite().all() for weight in self.network.parameters()]).all():
-            raise self._stopped(f"weights are not finite at step {self.step}", DIVERGED)
+    def _save(self, metrics: dict[str, Any] | None = None) -> None:
+        """Write a checkpoint, and of a validation its metrics and the best weights, in the first process.
+
+        Raises:
+            DivergedError: the loss, or a weight, is not finite.
+        """
+        self.optimization.check(self.step)
+        self.optimization.check_weights(self.step)
+        best = None
+        if metrics is not None and self._is_best(metrics):
+            self.best = {name: metrics[name] for name in ("epoch", "step", "validation_loss")}
+            best = self.task.snapshot()
         self._saved = self.step
-        if self.processes.rank > 0:
-            return
-        state = {"epoch": self.epoch, "step": self.step, "epoch_loss": self._epoch_loss, "best": self.best}
-        state |= {**self.task.state(), "pairs": self.pairs, "validation": self._validation_names}
-        self.run.write(self.step, self.task.snapshot(state), self.task.snapshot() if best else None, metrics)
+        if self.processes.first:
+            self.run_folder.write(self.step, self.task.snapshot(self._state()), best, metrics)
+
+    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
+        """Whether no validation had a lower loss."""
+        if self.validation is None:
+            return False
+        lowest = math.inf if self.best is None else self.best["validation_loss"]
+        return metrics["validation_loss"] < lowest
+
+    def _write_checkpoint(self) -> None:
+        """Write a checkpoint from this process, whichever it is."""
+        self.optimization.check_weights(self.step)
+        self.run_folder.write(self.step, self.task.snapshot(self._state()))
+
+    def _state(self) -> dict[str, Any]:
+        """All that a run resumes from besides its weights."""
+        return {
+            "step": self.step,
+            "validated": self._validated,
+            "best": self.best,
+            "pairs": self.pairs,
+            "validation": self._validation_names,
+            **self.optimization.state(),
+        }
+
+    # Ends
 
     def _check_asked(self) -> None:
-        """End the run, saved, if it was asked to end.
+        """End the run, saved, if it was asked to end."""
+        if not self._is_asked():
+            return
+        if self.step > self._saved:
+            self._save()
+        self.processes.wait()  # until the first has saved: a process that ends takes the others down
+        raise _AskedError
 
-        At a step that is saved, the checkpoint stays: while an epoch ends, it is of before that.
-        """
-        if self.processes.sum(self._asked()):
-            if self.step != self._saved and self.step:
-                self._save()
-            self.processes.sum(0)  # until the first has saved: a process that ends takes the others down
-            raise _AskedError
+    def _is_asked(self) -> bool:
+        """Whether a process was asked to end, the same in all."""
+        if self.processes.count == 1:
+            return self._asked()
+        if not self.optimization.looks(self.step - 1):
+            return False
+        return self.processes.sum(self._asked()) > 0
 
     def _stopped(self, reason: str, todo: str) -> StoppedError:
-        return StoppedError(f"{reason}. {todo}; {self.run.how_to_resume()}")
+        return StoppedError(f"{reason}. {todo}; {self.run_folder.how_to_resume()}")
+
+
+def _check_batch(config: RunConfig, pairs: int, processes: int) -> None:
+    """Raise ValueError where a batch has more pairs than there are, or cannot be shared equally."""
+    size = config.batch_size
+    if size > pairs:
+        raise ValueError(f"batch_size must be at most the {pairs} training pairs, got {size}")
+    if size % (processes * config.parts):
+        raise ValueError(f"batch_size {size} does not split into {processes} processes x {config.parts} parts")
+
+
+def _compared(description: Mapping[str, Any], config: Mapping[str, Any], pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change when a run resumes."""
+    fixed = {name: value for name, value in config.items() if name not in FREE}
+    return {**description, **fixed, "pairs": dict(pairs)}

@@ -1,7 +1,7 @@
 """Translation between two sets without pairs: the Schroedinger bridge, by iterated Markovian fitting.
 
 One network is trained both ways. It sees the direction as a class, and not the source. First, the ends of a
-path are random pairs, or one picture twice. Then the averaged weights make the other end of each real one,
+path are random pairs. Then the averaged weights make the other end of each real one,
 and each direction learns real targets from such sources: Shi et al. 2023 (DSBM), in the online form of De
 Bortoli et al. 2024. It comes to rest where both directions are one process: of all that lead from one set to
 the other, the nearest to a Brownian motion of variance ``eps``.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.initial import DIGITS
+from bbdm.training.optimization import Optimization
 from bbdm.training.task import Forward, Losses
 
 log = logging.getLogger(__name__)
@@ -80,44 +82,63 @@ class UnpairedTask(BridgeTask):
         if config.simulation_steps > bridge.top:
             raise ValueError(f"simulation_steps must be at most {bridge.top}, as for T, got {config.simulation_steps}")
         super().__init__(network, bridge, config, *args, **functions)
-        if self.train is not None and self.processes.first and config.pairing_steps >= self.total:
-            log.warning("pairing_steps=%s, and the run has %s: no ends are made", config.pairing_steps, self.total)
+        self._simulator: Any = self.average
         self.table = solvers.build(bridge, SOLVER, steps=config.simulation_steps)
         self.defaults = Defaults(SOLVER, min(RESULT_STEPS, int(bridge.top)))
 
+    def begin(self, optimization: Optimization) -> None:
+        """Compile the averaged weights, which make the other ends, where the run is compiled."""
+        self._simulator = optimization.compiled(self.average)
+        pairing, total = self.config.pairing_steps, optimization.total
+        if self.train is not None and self.processes.first and pairing >= total:
+            log.warning("pairing_steps=%s, and the run has %s: no ends are made", pairing, total)
+
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses (B,) of real targets, from sources that are drawn, the same, or made of them."""
-        real = batch.target
+        """Losses (B,) of real targets, from sources that are drawn, or made of them."""
         if step >= self.config.pairing_steps:
-            batch = batch._replace(source=self.other_ends(real, 1 - batch.conditions[DIRECTION], seeds, step))
-        elif self.config.pairing == "identity":
-            batch = batch._replace(source=real)
+            back = 1 - batch.conditions[DIRECTION]
+            sources = self.other_ends(self._simulator, batch.target, back, seeds, step)
+            batch = batch._replace(source=sources)
         return super().losses(network, batch, seeds, step)
 
     @torch.no_grad()
-    def other_ends(self, real: torch.Tensor, way: torch.Tensor, seeds: torch.Tensor, step: int) -> torch.Tensor:
-        """What the averaged weights make of real ends (N, C, H, W), each in its direction (N,)."""
-        table, x = self.table, real
+    def other_ends(
+        self, network: Forward, real: torch.Tensor, way: torch.Tensor, seeds: torch.Tensor, step: int
+    ) -> torch.Tensor:
+        """What a network makes of real ends (N, C, H, W), each in its direction (N,)."""
+        table = self.table
+        x = real
         for row, (c_x, c_y, c_0, _, c_z) in enumerate(table.coefficients.tolist()):
-            estimate = self.estimate(self.average, table, row, x, real, {DIRECTION: way})
+            estimate = self.estimate(network, table, row, x, real, {DIRECTION: way})
             x = c_x * x + c_y * real + c_0 * estimate
             if c_z:
                 x = x + c_z * philox.normal(seeds, step, tuple(x.shape[1:]), FIRST_STREAM + row)
         return x
 
     @torch.no_grad()
-    def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], count: int) -> dict[str, float]:
         """The energy distances of results of the averaged weights to the set that they should be of.
 
-        They are of the pictures of a batch, times their number; ``validation_loss`` is the mean of both ways.
+        They compare whole sets, so that they depend on no batch and no number of processes.
+        ``validation_loss`` is the mean of both ways.
         """
-        batch = batch if self.codec is None else encode(batch, self.codec)
-        found: dict[str, float] = {}
-        sides = (batch.source, batch.target), (batch.target, batch.source)
-        for way, (source, target) in enumerate(sides):
-            results = self.other_ends(source, torch.full_like(seeds, way), seeds, VALIDATION_STEPS[way])
-            found[f"validation_loss_{DIRECTIONS[way]}"] = len(seeds) * energy_distance(results, target)
-        return {"validation_loss": sum(found.values()) / 2, **found}
+        results: dict[str, list[torch.Tensor]] = {way: [] for way in DIRECTIONS}
+        targets: dict[str, list[torch.Tensor]] = {way: [] for way in DIRECTIONS}
+        for batch, seeds in batches:
+            if self.codec is not None:
+                batch = encode(batch, self.codec)
+            sides = ((batch.source, batch.target), (batch.target, batch.source))
+            for number, (way, (source, target)) in enumerate(zip(DIRECTIONS, sides, strict=True)):
+                there = torch.full_like(seeds, number)
+                ends = self.other_ends(self.average, source, there, seeds, VALIDATION_STEPS[number])
+                results[way].append(ends.cpu())
+                targets[way].append(target.cpu())
+        losses: dict[str, float] = {}
+        for way in DIRECTIONS:
+            outputs = torch.cat([ends for of_one in self.processes.gather(results[way]) for ends in of_one])
+            real = torch.cat([ends for of_one in self.processes.gather(targets[way]) for ends in of_one])
+            losses[f"validation_loss_{way}"] = energy_distance(outputs, real)
+        return {"validation_loss": sum(losses.values()) / 2, **losses}
 
 
 def check_bridge(bridge: Bridge) -> None:
@@ -138,6 +159,13 @@ def energy_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     Of two pictures or more it has no bias: sets of one distribution have values around 0. One picture says
     nothing of distances in its set, which count as 0.
     """
-    a, b = a.flatten(1).float(), b.flatten(1).float()
-    own = (torch.cdist(x, x).sum() / max(1, len(x) * (len(x) - 1)) for x in (a, b))
-    return float(2 * torch.cdist(a, b).mean() - sum(own)) / math.sqrt(a.shape[1])
+    a = a.flatten(1).double()
+    b = b.flatten(1).double()
+    between = torch.cdist(a, b).mean()
+    within = _mean_distance(a) + _mean_distance(b)
+    return float(2 * between - within) / math.sqrt(a.shape[1])
+
+
+def _mean_distance(x: torch.Tensor) -> torch.Tensor:
+    """The mean distance of two different rows of (N, D); 0 of one row."""
+    return torch.cdist(x, x).sum() / max(1, len(x) * (len(x) - 1))

@@ -199,7 +199,7 @@ class TestRuns:
         assert loaded.bridge == bbdm.BrownianBridge(50, objective="pinned", density="high", **known)
         assert loaded.unet.config == UNETS["demo"]
         assert bbdm.BridgeSampler.from_checkpoint("new.safetensors", steps=2)([noise(0)], seed=0)[0].size == (16, 16)
-        written = {"config.json", "metrics.jsonl", "step_00000001.pt", "best.pt", "epoch_0001.png"}
+        written = {"config.json", "metrics.jsonl", "step_00000001.pt", "best.pt", "step_00000001.png"}
         assert written <= {file.name for file in Path("new.run").iterdir()}
         assert loaded.training is None  # of the run's own files alone
         assert bbdm.load_checkpoint("new.run/step_00000001.pt").training is not None
@@ -238,7 +238,7 @@ class TestRuns:
         fit("new.pt", "--image_size", "16x24", "--channels", "1", "--source_as", "none")
         loaded = bbdm.load_checkpoint("new.pt")
         assert (loaded.image_size, loaded.unet.config.channels) == ((16, 24), 1)
-        with Image.open("new.run/epoch_0001.png") as preview:
+        with Image.open("new.run/step_00000001.png") as preview:
             assert preview.size == (3 * (24 + 2) + 2, 16 + 2 * 2 + NAME_HEIGHT)
 
     def test_bad_pictures_are_found_before_the_first_step(self, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,9 +277,11 @@ class TestRuns:
             r"trained with loss l2, now l1: resume with the same, .*\(experiment\), or overwrite", last_line(*other)
         )
         fit("model.pt", *other, "--overwrite")
-        assert sorted(path.name for path in Path("model.run").glob("step_*")) == ["step_00000001.pt"]
+        assert sorted(path.name for path in Path("model.run").glob("step_*")) == [
+            "step_00000001.png",
+            "step_00000001.pt",
+        ]
         assert len(Path("model.run/metrics.jsonl").read_text().splitlines()) == 1
-        assert not Path("model.run/epoch_0003.png").exists()
 
 
 @pytest.mark.nightly

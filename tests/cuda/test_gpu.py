@@ -18,7 +18,7 @@ from tests.codec.autoencoders import tiny_kl
 from tests.conftest import MakeTrainer, metrics_of, tiny_unet
 from tests.cuda.test_graph import CASES, captures_at_once
 from tests.cuda.test_training import CASES as TASKS
-from tests.cuda.test_training import CPU, STEPS, bridge_task
+from tests.cuda.test_training import CPU, STEPS, bridge_step
 from tests.execution.test_compiled import SOURCE as PICTURES
 from tests.execution.test_compiled import new_sampler, short_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -68,16 +68,19 @@ def waits(call: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("case", TASKS)
-def test_gpu_losses_are_the_cpus_and_a_step_waits_once(case: str, monkeypatch: pytest.MonkeyPatch):
-    for module in ("run", "task"):
+def test_gpu_losses_are_the_cpus_and_a_step_does_not_wait(case: str, monkeypatch: pytest.MonkeyPatch):
+    """But for its loss where the rate depends on it."""
+    for module in ("callbacks", "optimization"):
         monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
     settings = TASKS[case]
-    (mine, batch), (theirs, own) = (bridge_task(**settings, device=device) for device in (CUDA, CPU))
-    wanted = [theirs(own, index) for index in range(STEPS)]
-    losses: list[float] = []
-    seen = [waits(lambda index=index: losses.append(mine(batch, index))) for index in range(STEPS)]
-    assert losses == pytest.approx(wanted, abs=1e-2 if "precision" in settings else TOLERANCE)
-    assert [len(each) for each in seen[1:]] == [1] * (STEPS - 1)  # for the losses
+    (mine, batch), (theirs, own) = (bridge_step(**settings, device=device) for device in (CUDA, CPU))
+    wanted = [float(theirs.step(own, index)) for index in range(STEPS)]
+    losses: list[torch.Tensor] = []
+    seen = [waits(lambda index=index: losses.append(mine.step(batch, index))) for index in range(STEPS)]
+    tolerance = 1e-2 if "precision" in settings else TOLERANCE
+    assert [float(loss) for loss in losses] == pytest.approx(wanted, abs=tolerance)
+    plateau = settings.get("lr_schedule") == "plateau"
+    assert all((len(each) > 0) == plateau for each in seen[1:])
 
 
 def test_gpu_a_run_is_the_cpus(make_trainer: MakeTrainer, pairs: Pairs):

@@ -1,4 +1,4 @@
-"""What a step of training would wait for on a card: its loss. It is counted on the CPU."""
+"""What a step of training would wait for on a card: nothing, but where it looks. It is counted on the CPU."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,9 +15,10 @@ from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
 from bbdm.training.bridge import BridgeTask
+from bbdm.training.callbacks import TensorBoard
 from bbdm.training.config import TrainConfig
 from bbdm.training.distillation import DistillConfig, StudentTask
-from bbdm.training.run import TensorBoard
+from bbdm.training.optimization import Optimization
 from tests.conftest import SIZE, MakePairs, batch_of
 from tests.cuda.card import Waits
 from tests.cuda.test_graph import codec
@@ -41,35 +42,20 @@ def waits(step: Any, batch: Example) -> list[list[str]]:
     return seen[1:]
 
 
-def bridge_task(
+def bridge_step(
     kind: type[BridgeTask] = BridgeTask,
     bridge: Any = None,
     latents: bool = False,
     device: torch.device = CPU,
     **settings: Any,
-) -> tuple[BridgeTask, Example]:
+) -> tuple[Optimization, Example]:
     config = (DistillConfig if kind is StudentTask else TrainConfig)(batch_size=4, epochs=1, **settings)
     own = codec().placed(device, torch.float32) if latents else None
     unet = short_unet().train().to(device)
-    step = kind(unet, bridge or ABridge(50), config, None, Processes(device), own, total=10)
-    step.latents = latents
+    task = kind(unet, bridge or ABridge(50), config, None, Processes(device), own)
+    task.latents = latents
     source, target = (each[:, None].repeat(1, 2, 1, 1, 1) if latents else each for each in (Y, X0))
-    return step, Example(source.to(device), target.to(device))
-
-
-class Tracked(BridgeTask):
-    """A point in TensorBoard after each step."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        self.written: dict[str, float] = {}
-        self.board = TensorBoard()
-        self.board._writer = SimpleNamespace(add_scalar=lambda name, value, _: self.written.update({name: value}))
-
-    def __call__(self, batch: Example, step: int) -> float:
-        loss = super().__call__(batch, step)
-        self.board.after_step(SimpleNamespace(task=self, step=step + 1), loss)
-        return loss
+    return Optimization(task, total=10), Example(source.to(device), target.to(device))
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -80,19 +66,33 @@ CASES: dict[str, dict[str, Any]] = {
     "distillation": {"kind": StudentTask, "bridge": BrownianBridge(50, objective="pinned"), "calls": 2},
     "wide density": {"bridge": BrownianBridge(50, density="wide")},
     "table of times": {"bridge": I2SB(50)},
-    "TensorBoard": {"kind": Tracked},  # which gets the norm of gradients as a tensor
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_step_waits_for_its_losses_alone(case: str, monkeypatch: pytest.MonkeyPatch):
-    """They come at once, which is no operator on the CPU."""
-    for module in ("run", "task"):
+@pytest.fixture
+def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps look at the device where one with a GPU does; each is shown in TensorBoard."""
+    for module in ("callbacks", "optimization"):
         monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
-    step, batch = bridge_task(**CASES[case])
-    assert waits(step, batch) == [[]] * (STEPS - 1)
-    if isinstance(step, Tracked):
-        assert step.written["gradient_norm"] > 0
+    monkeypatch.setattr(Optimization, "looks", lambda self, step: not self._skips or step % 10 == 9)
+
+
+@pytest.mark.usefixtures("as_on_a_card")
+@pytest.mark.parametrize("case", CASES)
+def test_a_step_does_not_wait(case: str):
+    """But for its loss where the rate depends on it. TensorBoard gets tensors, the norm of gradients too."""
+    optimization, batch = bridge_step(**CASES[case])
+    written: dict[str, Any] = {}
+    board = TensorBoard()
+    board._writer = SimpleNamespace(add_scalar=lambda name, value, _: written.update({name: value}))
+
+    def step(batch: Example, index: int) -> None:
+        loss = optimization.step(batch, index)
+        board.after_step(SimpleNamespace(optimization=optimization, step=index + 1), loss)
+
+    expected = ["training.optimization.step: item"] if case == "all settings" else []
+    assert waits(step, batch) == [expected] * (STEPS - 1)
+    assert float(written["gradient_norm"]) > 0
 
 
 class Edges(nn.Module):
@@ -102,18 +102,19 @@ class Edges(nn.Module):
         return (image.diff(dim=-1) - x.diff(dim=-1)).square().mean((1, 2, 3))
 
 
+@pytest.mark.usefixtures("as_on_a_card")
 @pytest.mark.parametrize(
     ("codes", "restarts", "expected"),
     [({}, 2, [["training.autoencoder.restart: nonzero"], []]), ({"num_codes": 0}, 0, [[], []])],
     ids=["codes", "kl"],
 )
-def test_an_autoencoders_step_waits_for_its_losses_alone(
+def test_an_autoencoders_step_does_not_wait(
     codes: Any, restarts: int, expected: Any, make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """And for codes that are not in use, at the start of two epochs."""
+    """But for codes that are not in use, at the start of two epochs."""
     monkeypatch.setattr("bbdm.evaluation.perceptual.lpips_network", lambda *_: Edges())
     pairs = Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=24))
     settings: dict[str, Any] = {"precision": "bf16", "flip": True, "shift": 0.1, "grad_clip": 1.0, "restarts": restarts}
     config = AutoencoderConfig(2, batch_size=2, adversarial_start=1, discriminator_width=4, **settings)
-    step = AutoencoderTask(tiny_vqgan(**codes), None, config, pairs)
-    assert waits(step, batch_of(pairs, 2)) == expected
+    optimization = Optimization(AutoencoderTask(tiny_vqgan(**codes), None, config, pairs), total=4)
+    assert waits(optimization.step, batch_of(pairs, 2)) == expected

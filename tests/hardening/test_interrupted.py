@@ -79,8 +79,8 @@ MOMENTS: dict[str, Moment] = {
     "SIGTERM in a step": Moment("train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED),
     "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(12), TERMINATED),
     "killed in validation": Moment("validate", 1, kill),
-    "killed before an epoch is saved": Moment("_save", 6, kill),
-    "not finite": Moment("_save", 4, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
+    "killed before an epoch is saved": Moment("_save", 4, kill),
+    "not finite": Moment("_save", 3, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
     "a full disk": Moment("train_step", 8, fill_disk, "No space left on device.* Make room on the disk; " + resumes(6)),
 }
 DAILY = [("train", moment) for moment in MOMENTS if "in validation" not in moment]
@@ -142,8 +142,8 @@ def test_interrupted(script: str, moment: str, place: Path, undisturbed: Undistu
 
 def test_what_undisturbed_runs_leave(undisturbed: Undisturbed) -> None:
     """The newest two checkpoints, and grids of each second epoch and of the last."""
-    names = ["best.pt", "config.json", "epoch_0002.png", "epoch_0003.png", "metrics.jsonl"]
-    names += ["step_00000015.pt", "step_00000018.pt"]
+    names = ["best.pt", "config.json", "metrics.jsonl", "step_00000012.png"]
+    names += ["step_00000015.pt", "step_00000018.png", "step_00000018.pt"]
     assert [*undisturbed("train")] == ["model.pt", *(f"model.run/{name}" for name in names)]
 
 

@@ -21,6 +21,7 @@ from bbdm.execution.processes import Processes
 from bbdm.kernels import philox
 from bbdm.training import autoencoder
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask, CodebookUse
+from bbdm.training.optimization import Optimization
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakePairs, batch_of, metrics_of
 from tests.evaluation.test_metrics import put_backbone
@@ -84,16 +85,16 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     (distance + latent + 0.5 * (norms[0] / (norms[1] + 1e-4)) * adversarial).backward()
 
     found: dict[str, torch.Tensor] = {}
-    update.optimizer.register_step_pre_hook(
+    training.optimization.optimizer.register_step_pre_hook(
         lambda *_: found.update({k: p.grad.clone() for k, p in update.network.named_parameters() if p.grad is not None})
     )
     loss = training.train_step(Example(y, x0))
-    assert loss == pytest.approx((distance + latent).item(), rel=1e-5)
+    assert float(loss) == pytest.approx((distance + latent).item(), rel=1e-5)
     wanted = {key: p.grad for key, p in vqgan.named_parameters() if p.grad is not None}
     assert found.keys() == wanted.keys() == dict(vqgan.named_parameters()).keys()
     for key, gradient in wanted.items():
         assert (found[key] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, key
-    report = update.report()
+    report = training.optimization.reported.means()
     assert report["adversarial_weight"] == pytest.approx(0.5 * (norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
     discriminator.zero_grad()
     hinge = torch.relu(1 - discriminator(x)).mean() / 2 + torch.relu(1 + discriminator(image.detach())).mean() / 2
@@ -112,12 +113,12 @@ def test_the_adversary_begins_at_its_step_and_its_weight_is_clamped(make: Make, 
     discriminator = training.task.discriminator
     before = weights_of(discriminator)
     training.train_step(batch_of(pairs, 2))
-    assert "adversarial" not in training.task.sums
+    assert "adversarial" not in training.optimization.reported.means()
     assert_equal(weights_of(discriminator), before)
     for parameter in discriminator.parameters():
         parameter.data.zero_()  # whose gradient at the images is 0
     training.train_step(batch_of(pairs, 2))
-    assert training.task.report()["adversarial_weight"] == pytest.approx(0.5 * 10)
+    assert training.optimization.reported.means()["adversarial_weight"] == pytest.approx(0.5 * 10)
 
 
 def test_what_needs_no_gradient_stays_bit_for_bit(make: Make):
@@ -125,7 +126,7 @@ def test_what_needs_no_gradient_stays_bit_for_bit(make: Make):
     training = make()
     training.network.requires_grad_(False)
     training.network.decoder.requires_grad_(True)
-    training.task.optimizer = training.task.new_optimizer(training.network)
+    training.optimization.optimizer = training.optimization.new_optimizer(training.network)
     before = weights_of(training.network)
     training.fit()
     for vqgan in (training.network, training.average):
@@ -152,8 +153,9 @@ def test_lpips_is_part_of_the_loss(pairs: Pairs, tmp_path: Path, monkeypatch: py
         wanted = (image - x).abs().mean() + 3 * lpips((image + 1) / 2, (x + 1) / 2, network).mean()
     losses = step.validation_losses(Example(y, x0), torch.arange(2))
     assert losses == {"validation_loss": pytest.approx(2 * wanted.item(), rel=1e-4)}
-    assert math.isfinite(step(Example(y, x0), 0))
-    assert step.report()["lpips"] > 0
+    optimization = Optimization(step)
+    assert math.isfinite(optimization.step(Example(y, x0), 0))
+    assert optimization.reported.means()["lpips"] > 0
 
 
 def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
@@ -164,11 +166,11 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     assert "discriminator" not in record
     assert record["codes_used"] > 0
     training.save(tmp_path / "final.safetensors")
-    for path in (training.folder / "step_00000002.pt", training.run.best, tmp_path / "final.safetensors"):
+    for path in (training.folder / "step_00000002.pt", training.run_folder.best, tmp_path / "final.safetensors"):
         codec = load_codec(path)
         assert codec.kind == "vqgan"
         assert_equal(weights_of(codec.module), weights_of(training.average))
-    batch, vqgan = batch_of(pairs, 4), load_vqgan(training.run.best)
+    batch, vqgan = batch_of(pairs, 4), load_vqgan(training.run_folder.best)
     source, made, target, made_too = training.task.columns(batch).values()
     for side, result, wanted in ((source, made, batch.source), (target, made_too, batch.target)):
         assert torch.equal(side, wanted)

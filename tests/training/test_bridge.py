@@ -20,6 +20,7 @@ from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
 from bbdm.training.bridge import BridgeTask, bridge_loss, drawn_back, turned
 from bbdm.training.config import DistillConfig, Loss, TrainConfig
 from bbdm.training.distillation import StudentTask
+from bbdm.training.optimization import Optimization
 from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, batch_of, metrics_of, tiny_unet
@@ -94,14 +95,14 @@ def test_sources_of_other_channels_are_trained_and_distilled() -> None:
     """The loss of a step is that of the batch by hand, with y in the target's channels."""
     batch = Example(torch.rand(4, 2, 8, 8) * 2 - 1, torch.rand(4, 3, 8, 8) * 2 - 1)
     network, seeds = tiny_unet(condition_channels=2), sample_seeds(0, 0, 4, CPU)
-    task = BridgeTask(network, BRIDGE, TrainConfig(batch_size=4), total=10)
+    task = BridgeTask(network, BRIDGE, TrainConfig(batch_size=4))
     y = batch.source.mean(1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
     about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 0}
     expected = bridge_loss(network, BRIDGE, batch.target, y, BRIDGE.draw_times(seeds, 0), **about).item()
-    assert task(batch, 0) == pytest.approx(expected, rel=1e-4)
+    assert float(Optimization(task, total=10).step(batch, 0)) == pytest.approx(expected, rel=1e-4)
     pinned, config = BrownianBridge(objective="pinned"), DistillConfig(batch_size=4)
-    student = StudentTask(tiny_unet(condition_channels=2), pinned, config, total=9)
-    assert student(batch, 0) > 0
+    student = StudentTask(tiny_unet(condition_channels=2), pinned, config)
+    assert float(Optimization(student, total=9).step(batch, 0)) > 0
     for each in (task, student):
         assert each.columns(batch)["result"].shape == batch.target.shape
 
@@ -126,13 +127,13 @@ def test_half_of_each_batch_goes_back() -> None:
 def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
     """Of a task of one direction with the other's bridge, and the class as a condition of the pairs."""
     network, seeds, config = unet(**WAYS), sample_seeds(0, 0, 4, CPU), TrainConfig(batch_size=4, loss="l2")
-    task = BridgeTask(network, bridge, config, total=10)
+    task = BridgeTask(network, bridge, config)
     batch = Example(torch.rand(4, 1, 8, 8) - 0.5, torch.rand(4, 1, 8, 8) / 2)
     back = torch.tensor([False, True, True, False])
     losses, reported = task.losses(network, turned(batch, back), seeds, 3)
     for name, own in (("AtoB", bridge), ("BtoA", bridge.turned)):
         way = turned(batch, torch.full_like(back, name == "BtoA"))
-        alone = BridgeTask(network, own, config, total=10)
+        alone = BridgeTask(network, own, config)
         alone.two_way = False
         wanted = alone.losses(network, way, seeds, 3)[0][back == (name == "BtoA")]
         torch.testing.assert_close(losses[back == (name == "BtoA")], wanted)
@@ -177,7 +178,7 @@ def test_what_cannot_go_both_ways_is_refused() -> None:
     with pytest.raises(ValueError, match="source of 3 and a target of 1 channels, and one network of direction 'both'"):
         MappedDataset(pictures(3), spec=Spec(direction="both"))
     with pytest.raises(ValueError, match="a student of two directions takes the same steps both ways"):
-        StudentTask(unet(**WAYS), PRECONDITIONED, DistillConfig(batch_size=4), total=9)
+        StudentTask(unet(**WAYS), PRECONDITIONED, DistillConfig(batch_size=4))
 
 
 def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -> None:
@@ -222,8 +223,8 @@ def test_an_optimizer_and_a_schedule(make_trainer: MakeTrainer) -> None:
     functions = {"optimizer": sgd, "schedule": lambda step, total: (step + 1) / (2 * total)}
     run = make_trainer(epochs=1, learning_rate=0.5, warmup_steps=1, further=functions)
     run.fit()
-    assert isinstance(run.task.optimizer, torch.optim.SGD)
-    assert [group["lr"] for group in run.task.optimizer.param_groups] == [0.05, 0.1]
+    assert isinstance(run.optimization.optimizer, torch.optim.SGD)
+    assert [group["lr"] for group in run.optimization.optimizer.param_groups] == [0.05, 0.1]
     assert metrics_of(run)[0]["learning_rate"] == 0.05
 
 
@@ -234,7 +235,7 @@ def at_7(seeds: torch.Tensor, step: int, bridge: Bridge) -> torch.Tensor:
 
 def test_a_loss_and_times_are_those_of_the_functions(pairs: Pairs) -> None:
     functions: dict[str, Any] = {"loss": lambda a, b: (a - b).square(), "times": at_7}
-    task = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, TrainConfig(batch_size=2), total=9, **functions)
+    task = BridgeTask(tiny_unet(condition_channels=3), BRIDGE, TrainConfig(batch_size=2), **functions)
     batch, seeds = batch_of(pairs, 2), torch.arange(2)
     losses, _ = task.losses(task.network, batch, seeds, 3)
     about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 3, "per_image": True}

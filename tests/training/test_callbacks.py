@@ -14,7 +14,7 @@ import torch
 from bbdm import Callback
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
-from bbdm.training import run, task
+from bbdm.training import callbacks, optimization
 from bbdm.training.trainer import Trainer
 from tests.conftest import MakeTrainer, metrics_of, newest, same_weights
 
@@ -29,12 +29,12 @@ class Diary(Callback):
     def begin(self, trainer: Trainer) -> None:
         self.entries.append(("begin", trainer.step))
 
-    def after_step(self, trainer: Trainer, loss: float) -> None:
-        self.entries.append((trainer.step, loss))
+    def after_step(self, trainer: Trainer, loss: torch.Tensor) -> None:
+        self.entries.append((trainer.step, float(loss)))
         if trainer.step == self.last:
             raise self.error("enough")
 
-    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+    def after_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         self.entries.append(("epoch", trainer.epoch))
         metrics["entries"] = len(self.entries)
 
@@ -65,11 +65,11 @@ class Ends(Callback):
     def __init__(self, in_a_step: bool, error: bool = False) -> None:
         self.in_a_step, self.error = in_a_step, error
 
-    def after_step(self, trainer: Trainer, loss: float) -> None:
+    def after_step(self, trainer: Trainer, loss: torch.Tensor) -> None:
         if self.in_a_step:
             trainer.stop("enough")
 
-    def after_epoch(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+    def after_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
         if self.error:
             raise StoppedError("enough")
         trainer.stop("enough")
@@ -86,16 +86,47 @@ def test_an_early_stop_keeps_its_epoch(
     with pytest.raises(StoppedError, match="enough") if ends.error else nullcontext():
         assert trainer.fit(progress=True)
     assert (logger.level, logger.handlers) == (logging.INFO, [])  # as before
-    assert ("ended after epoch 1: enough" in caplog.text) != ends.error
+    assert ("ended after step 2: enough" in caplog.text) != ends.error
     (record,) = metrics_of(trainer)
     assert trainer.best == {"epoch": 1, "step": 2, "validation_loss": record["validation_loss"]}
-    assert trainer.run.best.is_file()
+    assert trainer.run_folder.best.is_file()
     assert diary.entries[-2:] == [("epoch", 1), "end"]
     resumed = make_trainer(validation=pairs, callbacks=[again])
     assert resumed.resume_newest()
     assert (resumed.epoch, resumed.best) == (1, trainer.best)
     resumed.fit()
     assert [entry if isinstance(entry, str) else entry[0] for entry in again.entries] == ["begin", 3, 4, "epoch", "end"]
+
+
+class Broken(Callback):
+    """Fails in one of its methods, as a bug does."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def after_step(self, trainer: Trainer, loss: torch.Tensor) -> None:
+        if self.method == "after_step" and trainer.step == 3:
+            raise ValueError("not mine")
+
+    def after_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        if self.method == "after_validation":
+            raise ValueError("not mine")
+
+
+@pytest.mark.parametrize("method", ["after_step", "after_validation"])
+def test_an_error_of_a_callback_is_the_callers_own(method: str, make_trainer: MakeTrainer) -> None:
+    """With its place in the traceback; the validation that it was called after is saved."""
+    trainer = make_trainer(callbacks=[Broken(method)])
+    with pytest.raises(ValueError, match=r"^not mine$") as caught:
+        trainer.fit()
+    assert caught.traceback[-1].name == method
+    assert [*trainer.run_folder.checkpoints()] == [2]
+    assert [record["step"] for record in metrics_of(trainer)] == [2]
+
+
+def test_a_method_that_is_never_called_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"after_epoch is never called: a Callback has after_step, after_validation$"):
+        type("Mine", (Callback,), {"after_epoch": lambda self, trainer, metrics: None})
 
 
 # On a terminal
@@ -115,9 +146,9 @@ def test_a_run_shows_what_it_trains_and_writes(
     shown = capsys.readouterr().err
     assert f"4 training pairs of 8 x 8, 4 for validation\n6 steps, batch 2; files: {trainer.folder}\n" in shown
     assert f"\nresumed from {file}: step 2 of 6\n" in shown
-    assert re.findall(r"checkpoint: (.*)", shown) == [f"{trainer.run.checkpoint(step)}" for step in (4, 6)]
-    assert re.findall(r"grid: (.*)", shown) == [f"{trainer.folder / 'epoch_0003.png'}"]
-    assert re.findall(r"epoch (\d)/3: loss \S+, validation_loss \S+, images_per_se", shown) == ["2", "3"]
+    assert re.findall(r"checkpoint: (.*)", shown) == [f"{trainer.run_folder.checkpoint(step)}" for step in (4, 6)]
+    assert re.findall(r"grid: (.*)", shown) == [f"{trainer.run_folder.grid(6)}"]
+    assert re.findall(r"epoch (\d), step \d of 6: loss \S+, validation_loss \S+, images_per_se", shown) == ["2", "3"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make_trainer("bar", epochs=1).fit(progress=True)
     assert re.search(r"\| +\d+/4 \[", capsys.readouterr().err)  # pairs
@@ -130,7 +161,7 @@ def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytes
     """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
     import tensorboard.backend.event_processing.event_accumulator as accumulators
 
-    for module in (run, task):
+    for module in (callbacks, optimization):
         monkeypatch.setattr(module, "SHOWN_EVERY", 2)
     settings: dict[str, Any] = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1}
     killed, trainer = make_trainer(callbacks=[Diary(7, KeyboardInterrupt)], **settings), make_trainer(**settings)
@@ -140,8 +171,8 @@ def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytes
     assert trainer.resume_newest()
     assert trainer.step == 4
     trainer.fit()
-    events = accumulators.EventAccumulator(str(trainer.run.events)).Reload()
-    scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second", "loss of the epoch"}
+    events = accumulators.EventAccumulator(str(trainer.run_folder.events)).Reload()
+    scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second", "mean loss"}
     assert set(events.Tags()["scalars"]) - {"entries"} == scalars
     for name in ("loss", "gradient_norm", "learning_rate"):
         assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
@@ -156,5 +187,5 @@ def test_nan_in_a_grid_ends_no_run(make_trainer: MakeTrainer, pairs: Pairs, monk
     trainer = make_trainer(validation=pairs, epochs=1)
     nowhere = torch.full((1, 3, 8, 8), torch.nan)
     monkeypatch.setattr(trainer.task, "columns", lambda _: {"result": nowhere})
-    run.Previews().after_epoch(trainer, {})
+    callbacks.Previews().after_validation(trainer, {})
     assert trainer.images["result"].size[0] > 8

@@ -23,7 +23,7 @@ SEEDS = sample_seeds(0, 0, 3, CPU)
 
 
 def make_step(unet: UNet, bridge: Bridge = BRIDGE, **config: Any) -> StudentTask:
-    return StudentTask(unet, bridge, DistillConfig(**{"batch_size": 3, **config}), total=10)
+    return StudentTask(unet, bridge, DistillConfig(**{"batch_size": 3, **config}))
 
 
 def pairs_of(seed: int) -> Example:

@@ -20,7 +20,11 @@ import torch
 from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import read_rows
+from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
+from bbdm.training.task import mixed
 from tests.conftest import ROOT, MakeTrainer, SavePicture, save_random_pairs, wait_until
 from tests.training.launching import ALONE, TORCHRUN, TRAIN, arguments, assert_close, launch, metrics, run
 
@@ -60,6 +64,22 @@ def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Pa
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
     files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
+
+
+def test_a_bad_picture_of_the_second_process_loses_no_step(data: Path, alone: Path, tmp_path: Path) -> None:
+    """The process that finds it saves, and both go on when it is repaired, as one process without it."""
+    pairs = Pairs(read_rows("edge2shoes", str(data), "train"), Spec(size=16))
+    (index,) = pairs.order(mixed(0, 0))(4 + 4 + 2, 4 + 4 + 3)  # the first that the second reads in the third step
+    file = Path(pairs.rows[index]["source"].path)
+    whole = file.read_bytes()
+    argv = arguments(data, tmp_path / "model.pt")
+    done = run([*TORCHRUN, TRAIN, *argv], DAMAGE=f"1,1,{file}")
+    file.write_bytes(whole)
+    assert done.returncode != 0
+    assert f"{file.name}" in done.stderr
+    assert (tmp_path / "model.run" / "step_00000002.pt").exists()
+    launch(TORCHRUN, argv)
+    assert_close(tmp_path / "model.pt", alone)
 
 
 @pytest.mark.nightly

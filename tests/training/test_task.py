@@ -1,19 +1,20 @@
 """One optimizer step: settings, rates, gradients, the average of weights, and what is drawn for a batch."""
 
 import math
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.exc import Unsupported
 
+from bbdm.base.scripts import StoppedError
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
-from bbdm.training import task
-from bbdm.training.bridge import BridgeTask, dropped
+from bbdm.training import optimization
+from bbdm.training.bridge import BridgeTask, bridge_loss, dropped
 from bbdm.training.config import FREE, TrainConfig
-from bbdm.training.task import EMA, Task, sample_seeds
+from bbdm.training.optimization import EMA, Optimization
+from bbdm.training.task import augmented, sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, ROOT, SIZE, MakeTrainer, batch_of, metrics_of, tiny_unet
 
@@ -56,15 +57,15 @@ def test_the_guide_names_the_settings_that_may_change() -> None:
 )
 def test_learning_rates(schedule: Any, warmup: int, total: int, rates: dict[int, float]) -> None:
     config = TrainConfig(lr_schedule=schedule, warmup_steps=warmup)
-    made = BridgeTask(tiny_unet(), BRIDGE, config, total=total)
-    assert {step: made.rate(step, 8.0) for step in rates} == pytest.approx(rates, abs=1e-12)
+    optimization = Optimization(BridgeTask(tiny_unet(), BRIDGE, config), total=total)
+    assert {step: optimization.rate(step, 8.0) for step in rates} == pytest.approx(rates, abs=1e-12)
 
 
 def test_a_plateau_halves_the_rate(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Losses stop falling, with a patience of 2: halved after 3 more, and after 2 of rest and 3."""
-    monkeypatch.setattr(task, "PATIENCE", 2)
+    monkeypatch.setattr(optimization, "PATIENCE", 2)
     settings: dict[str, Any] = {"lr_schedule": "plateau", "learning_rate": 1e-4, "batch_size": 1}
-    first: Any = make_trainer(**settings).task
+    first: Any = make_trainer(**settings).optimization
     rates: list[float] = []
     for loss in [1.0, 0.5, *[0.49999] * 3, *[0.5] * 5, 0.4]:
         first.plateau.step(loss)
@@ -75,15 +76,15 @@ def test_a_plateau_halves_the_rate(make_trainer: MakeTrainer, monkeypatch: pytes
     assert first.rate(0, 1e-4) == 5e-7
     assert first.rate(0, 1e-7) == 1e-7  # it never raises one
     run = make_trainer("b", epochs=1, **settings)
-    assert run.task.plateau is not None
-    run.task.plateau.step(0.0)  # nothing will be lower
+    assert run.optimization.plateau is not None
+    run.optimization.plateau.step(0.0)  # nothing will be lower
     run.fit()
     assert metrics_of(run)[-1]["learning_rate"] == 0.5e-4
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.25])
 def test_weights_decay_where_it_is_set(decay: float) -> None:
-    optimizer = BridgeTask(tiny_unet(), BRIDGE, TrainConfig(weight_decay=decay)).optimizer
+    optimizer = Optimization(BridgeTask(tiny_unet(), BRIDGE, TrainConfig(weight_decay=decay))).optimizer
     assert isinstance(optimizer, torch.optim.AdamW)  # which is Adam without it
     assert optimizer.defaults["weight_decay"] == decay
 
@@ -98,7 +99,7 @@ def watched(trainer: Trainer) -> list[torch.Tensor]:
     def collect(*_: Any) -> None:
         found.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]))
 
-    trainer.task.optimizer.register_step_pre_hook(collect)
+    trainer.optimization.optimizer.register_step_pre_hook(collect)
     return found
 
 
@@ -110,7 +111,7 @@ def test_gradients_of_parts_and_of_float16_are_those_of_a_batch(make_trainer: Ma
         settings = {"batch_size": 4, "flip": True, "grad_accumulation": parts, "grad_clip": clip}
         trainer = make_trainer(f"{precision} {parts} {clip}", precision=precision, **settings)
         seen = watched(trainer)
-        losses.append(trainer.train_step(batch_of(pairs, 4)))
+        losses.append(float(trainer.train_step(batch_of(pairs, 4))))
         found += seen
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
@@ -123,7 +124,7 @@ def test_gradients_of_parts_and_of_float16_are_those_of_a_batch(make_trainer: Ma
 def test_a_step_that_overflows_float16_changes_no_weights(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
     batch, trainer = batch_of(pairs, 2), make_trainer(precision="fp16")
-    scaler, before = trainer.task.scaler, [p.clone() for p in trainer.network.parameters()]
+    scaler, before = trainer.optimization.scaler, [p.clone() for p in trainer.network.parameters()]
     for scale, same in ((2.0**60, True), (1024.0, False)):
         scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
         assert math.isfinite(trainer.train_step(batch))
@@ -138,10 +139,54 @@ def test_compiled_gradients_are_the_eager_ones(make_trainer: MakeTrainer, pairs:
         unet = tiny_unet(condition_channels=3, attention_resolutions=())
         trainer = make_trainer(f"{compiles}", unet, compile=compiles, grad_clip=1e9)
         seen = watched(trainer)
-        losses.append(trainer.train_step(batch_of(pairs, 4)))
+        losses.append(float(trainer.train_step(batch_of(pairs, 4))))
         found += seen
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert (found[1] - found[0]).norm() <= 1e-4 * found[0].norm()
+
+
+@pytest.mark.parametrize("parts", [1, 4, 5])
+def test_parts_of_unequal_sizes_count_by_their_examples(parts: int) -> None:
+    """Of six examples in parts of 6, of 2 and of 2 and 1: loss and gradients are means over the six."""
+    network = tiny_unet(condition_channels=3)
+    batch = Example(torch.rand(6, 3, SIZE, SIZE) * 2 - 1, torch.rand(6, 3, SIZE, SIZE) * 2 - 1)
+    config = TrainConfig(batch_size=parts, grad_accumulation=parts, learning_rate=1.0)
+    seeds = sample_seeds(0, 0, 6, torch.device("cpu"))
+    about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 0}
+    expected = bridge_loss(network, BRIDGE, batch.target, batch.source, BRIDGE.draw_times(seeds, 0), **about)
+    gradients = torch.autograd.grad(expected, [*network.parameters()])
+    before = [weight.detach().clone() for weight in network.parameters()]
+    optimization = Optimization(BridgeTask(network, BRIDGE, config), optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    assert float(optimization.step(batch, 0)) == pytest.approx(expected.item(), rel=1e-5)
+    for weight, old, gradient in zip(network.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(old - weight.detach(), gradient, rtol=1e-4, atol=1e-6)
+
+
+def diverging(at: int) -> Any:
+    """A loss that is no number from its call ``at`` on."""
+    calls = iter(range(1000))
+    return lambda prediction, target: (prediction - target).abs() * (math.nan if next(calls) >= at else 1.0)
+
+
+@pytest.mark.parametrize("looks", [True, False], ids=["each step", "later, as on a card"])
+def test_no_weight_moves_by_a_loss_that_is_no_number(
+    looks: bool, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the average. Where a step does not wait for the loss, the optimizer itself skips the step."""
+    trainer = make_trainer(further={"loss": diverging(1)}, learning_rate=1e-2)
+    trainer.train_step(batch_of(pairs, 2))
+    weights, average = weights_of(trainer.network), weights_of(trainer.average)
+    monkeypatch.setattr(Optimization, "looks", lambda self, step: looks)
+    if looks:
+        with pytest.raises(StoppedError, match="the loss is nan at step 2"):
+            trainer.train_step(batch_of(pairs, 2))
+        assert torch.equal(weights_of(trainer.average), average)
+    else:
+        trainer.train_step(batch_of(pairs, 2))
+        with pytest.raises(StoppedError, match="the loss is nan at step 2"):
+            trainer.optimization.check(2)
+        assert weights_of(trainer.average).isfinite().all()
+    assert torch.equal(weights_of(trainer.network), weights)
 
 
 def test_a_failure_to_compile_is_an_error(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,8 +271,7 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTr
 
 def changed(batch: Example, seeds: torch.Tensor = SEEDS, step: int = 0, **config: Any) -> Example:
     """A batch, mirrored and moved."""
-    of: Any = SimpleNamespace(config=TrainConfig(**config))
-    return Task.prepared(of, batch, seeds, step)
+    return augmented(batch, seeds, step, **config)
 
 
 def test_pictures_and_volumes_are_moved_together_by_whole_pixels() -> None:

@@ -28,7 +28,7 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.networks.config import UNetConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
-from bbdm.training import task
+from bbdm.training import optimization
 from bbdm.training.config import TrainConfig, UnpairedConfig
 from bbdm.training.run import RunFolder
 from bbdm.training.trainer import Trainer
@@ -71,7 +71,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     case: str, make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of three epochs of two steps, ended within the third. What else draws numbers changes nothing."""
-    monkeypatch.setattr(task, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
+    monkeypatch.setattr(optimization, "GradScaler", partial(torch.amp.GradScaler, growth_interval=2))
     settings = dict(RESUMED[case])
     network, functions = (settings.pop(name, {}) for name in ("network", "functions"))
     train = Pairs(pairs.rows, replace(pairs.spec, direction="both" if "classes" in network else "AtoB"))
@@ -90,7 +90,7 @@ def test_a_resumed_run_is_bitwise_the_undisturbed_one(
     resumed.fit()
     assert same_weights(resumed.network, straight.network)
     assert same_weights(resumed.average, straight.average)
-    scales = [run.task.scaler.state_dict() for run in (resumed, straight)]
+    scales = [run.optimization.scaler.state_dict() for run in (resumed, straight)]
     assert scales[0] == scales[1]
     assert case != "float16" or scales[0]["scale"] != 65536  # it fell and rose
 
@@ -154,15 +154,57 @@ def test_more_epochs_or_none_in_any_folder(make_trainer: MakeTrainer) -> None:
         again.resume(file)
         again.fit()
         assert [record["step"] for record in metrics_of(again)] == steps
-        assert not again.run.checkpoints() or (newest(again).read_bytes() == before) == (epochs == 1)
-    again.run.begin(4, 1, {})
+        assert not again.run_folder.checkpoints() or (newest(again).read_bytes() == before) == (epochs == 1)
+    again.run_folder.begin(2, {}, overwrite=True)
     assert [record["step"] for record in metrics_of(again)] == [2]
 
 
 def test_a_run_that_is_asked_to_end_before_its_first_step_saves_nothing(make_trainer: MakeTrainer) -> None:
     run = make_trainer()
     assert not run.fit(stop=lambda: True)
-    assert (run.step, [*run.run.checkpoints()], run.resume_newest()) == (0, [], False)
+    assert (run.step, [*run.run_folder.checkpoints()], run.resume_newest()) == (0, [], False)
+
+
+# By steps
+
+
+def test_validations_checkpoints_and_the_length_go_by_steps_or_epochs(
+    make_trainer: MakeTrainer, pairs: Pairs, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of epochs of two steps: one checkpoint at each moment, whatever falls together."""
+    caplog.set_level("INFO", "bbdm")
+    settings = {"epochs": 9, "max_steps": 7, "validate_every": 3, "save_every": "2e", "preview_every": 2, "keep": 9}
+    run = make_trainer(validation=pairs, **settings)
+    assert run.fit()
+    assert [(record["step"], record["epoch"]) for record in metrics_of(run)] == [(3, 1), (6, 3), (7, 3)]
+    written = [int(message[-11:-3]) for message in caplog.messages if message.startswith("checkpoint: ")]
+    assert written == [3, 4, 6, 7]
+    assert sorted(path.name for path in run.folder.glob("*.png")) == ["step_00000006.png", "step_00000007.png"]
+    means = [record["loss"] for record in metrics_of(run)]
+    every = make_trainer("each", validation=pairs, **{**settings, "validate_every": 1})
+    every.fit()
+    losses = [record["loss"] for record in metrics_of(every)]
+    assert means == pytest.approx([sum(losses[:3]) / 3, sum(losses[3:6]) / 3, losses[6]])
+
+
+@pytest.mark.parametrize("text", ["0", "e", "1.5e", "-2", "3s", ""])
+def test_steps_that_are_none(text: str) -> None:
+    for name in ("validate_every", "save_every"):
+        with pytest.raises(ValueError, match=rf"{name}: it is optimizer steps, .*, or epochs, .*; got '{text}'"):
+            TrainConfig(**{name: text})
+
+
+def test_a_run_that_ends_while_it_validates_validates_again(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    straight = make_trainer("straight", validation=pairs)
+    straight.fit()
+    run, again = (make_trainer(validation=pairs) for _ in range(2))
+    calls = iter(range(100))
+    assert not run.fit(stop=lambda: run.step == 2 and next(calls) == 1)  # in the second of two batches
+    assert ([*run.run_folder.checkpoints()], metrics_of(run)) == ([2], [])
+    assert again.resume_newest()
+    again.fit()
+    for one, other in zip(metrics_of(again), metrics_of(straight), strict=True):
+        assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
 
 
 # Validation
@@ -177,17 +219,17 @@ def test_the_best_epoch_is_kept_with_its_averaged_weights(
     about = {"epochs": 3, "keep": 4, "preview_every": 9}
     run, again = (make_trainer(validation=pairs, **about) for _ in range(2))
     assert not run.fit(stop=lambda: run.step == 5)
-    before = run.run.best.read_bytes()
+    before = run.run_folder.best.read_bytes()
     other = make_trainer(validation=Pairs(pairs.rows[:3], pairs.spec), **about)
     assert other.resume_newest()
     assert other.best is None
     assert "the validation pairs have changed" in caplog.text
     assert again.resume_newest()
     again.fit()
-    assert run.run.best.read_bytes() == before
+    assert run.run_folder.best.read_bytes() == before
     assert [record["validation_loss"] for record in metrics_of(run)] == [3.0, 1.0, 2.0]
     assert again.best == {"epoch": 2, "step": 4, "validation_loss": 1.0}
-    best, second = (load_checkpoint(path) for path in (run.run.best, run.run.checkpoint(4)))
+    best, second = (load_checkpoint(path) for path in (run.run_folder.best, run.run_folder.checkpoint(4)))
     assert best.training is None
     torch.testing.assert_close(best.unet.ema, second.unet.ema, rtol=0, atol=0)
 
@@ -199,7 +241,7 @@ def test_validation_is_of_the_averaged_weights_at_draws_that_never_change(
     trainer = make_trainer(validation=pairs)
     first = trainer.validate()
     assert make_trainer("b", validation=pairs, batch_size=3).validate() == pytest.approx(first, rel=1e-5)
-    trainer.step, trainer.epoch = 7, 3
+    trainer.step = 7
     assert trainer.validate() == first
     for unet, same in ((trainer.network, True), (trainer.average, False)):
         with torch.no_grad():
@@ -219,8 +261,8 @@ def test_metrics_and_previews(make_trainer: MakeTrainer, pairs: Pairs) -> None:
     assert [record["learning_rate"] for record in metrics] == pytest.approx([0.4e-3, 0.8e-3, 1e-3])
     assert metrics[-1]["validation_loss"] == trainer.validate()["validation_loss"]
     assert all(record["loss"] > 0 and record["images_per_second"] > 0 for record in metrics)
-    assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["epoch_0002.png", "epoch_0003.png"]
-    with Image.open(trainer.folder / "epoch_0003.png") as sheet:
+    assert sorted(file.name for file in trainer.folder.glob("*.png")) == ["step_00000004.png", "step_00000006.png"]
+    with Image.open(trainer.folder / "step_00000006.png") as sheet:
         assert sheet.size == (3 * (SIZE + 2) + 2, 4 * (SIZE + 2) + 2 + NAME_HEIGHT)
         for column, wanted in zip((0, 2), pairs[3], strict=True):
             left, top = 2 + column * (SIZE + 2), 2 + NAME_HEIGHT + 3 * (SIZE + 2)
@@ -286,7 +328,7 @@ def test_which_files_are_checkpoints_and_are_deleted(tmp_path: Path) -> None:
     for name in (*foreign, "best.pt", "step_00000002.pt", "step_00000004.pt"):
         (tmp_path / name).touch()
     for step, left in ((2, {"best.pt", "step_00000002.pt"}), (0, set[str]())):
-        run.begin(step, step, {}, overwrite=True)
+        run.begin(step, {}, overwrite=True)
         assert {path.name for path in tmp_path.glob("*.*")} == foreign | left | {"config.json", "metrics.jsonl"}
         assert [*run.checkpoints()] == [2] * (step == 2)
 
@@ -302,7 +344,7 @@ def test_a_loss_that_is_no_number_ends_the_run(kind: str, make_trainer: MakeTrai
     message = rf"loss is {kind} at step 3\. Lower learning_rate or set grad_clip; .* from step 2, .* in .*run"
     with pytest.raises(StoppedError, match=message):
         trainer.fit()
-    assert [*trainer.run.checkpoints()] == [2]
+    assert [*trainer.run_folder.checkpoints()] == [2]
     state: Any = load_checkpoint(newest(trainer)).unet
     assert all(value.isfinite().all() for value in (*state.weights.values(), *state.ema.values()))
 
@@ -312,7 +354,7 @@ ROOM = r"No space left on device: .*\.pt.\. Make room on the disk; "
 WRITES: dict[str, tuple[str, BaseException, str | None, list[int]]] = {  # the file, its error, and what is saved
     "at a step": ("step_00000002.pt", FULL, ROOM + "nothing is saved yet", []),
     "at the end": ("step_00000004.pt", FULL, ROOM + "the same command resumes from step 2", [2]),
-    "of the best": ("best.pt", FULL, ROOM + "the same command resumes from step 4", [2, 4]),
+    "of the best": ("best.pt", FULL, ROOM + "the same command resumes from step 2", [2]),
     "Ctrl-C": ("step_00000002.pt", KeyboardInterrupt(), None, []),
 }
 
@@ -336,6 +378,6 @@ def test_a_write_that_fails_ends_the_run(
     with pytest.raises(StoppedError if message else KeyboardInterrupt, match=message):
         run.fit()
     assert run.step == (4 if name == "best.pt" else int(name[5:13]))
-    assert sorted(run.run.checkpoints()) == saved
+    assert sorted(run.run_folder.checkpoints()) == saved
     assert sorted(path.name for path in run.folder.glob(".*")) == [".lock"]
-    assert not run.run.best.exists()
+    assert run.run_folder.best.exists() == (case == "at the end")  # it is written before that checkpoint

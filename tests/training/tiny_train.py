@@ -1,7 +1,7 @@
 """`bbdm train` with a tiny network for the demo preset, for tests that start processes of their own.
 
 In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
-SIGTERM there, and PAUSE=SECONDS makes each step last longer. COMMAND is another subcommand, and LEVELS=1
+SIGTERM there, DAMAGE=RANK,STEP,FILE makes a file unreadable there, and PAUSE=SECONDS makes each step last longer. COMMAND is another subcommand, and LEVELS=1
 takes a network of one level. SLOW=RANK delays a process after the first one has looked at a folder."""
 
 import os
@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -32,12 +33,15 @@ def watch_steps() -> None:
     """Act on the environment before each step."""
     original, pause = Trainer.train_step, float(os.environ.get("PAUSE", "0"))
 
-    def train_step(self: Trainer, batch: Example) -> float:
+    def train_step(self: Trainer, batch: Example) -> torch.Tensor:
         here = f"{self.processes.rank},{self.step}"
         if here == os.environ.get("DIE"):
             os.kill(os.getpid(), signal.SIGKILL)
         if here == os.environ.get("TERM_AT"):
             os.kill(os.getpid(), signal.SIGTERM)
+        damage = os.environ.get("DAMAGE", "")
+        if damage.startswith(f"{here},"):
+            Path(damage.removeprefix(f"{here},")).write_bytes(b"no picture")
         time.sleep(pause)
         return original(self, batch)
 

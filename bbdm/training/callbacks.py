@@ -1,0 +1,180 @@
+"""What a run calls at fixed points, and the library's own: grids, lines on a terminal, TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack, suppress
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from bbdm.base import sizes
+from bbdm.base.atomic import write_atomically
+from bbdm.data.examples import collate
+from bbdm.pictures import images
+from bbdm.training.config import steps_of
+from bbdm.training.optimization import SHOWN_EVERY
+
+log = logging.getLogger(__name__)
+LOGGER = logging.getLogger("bbdm")
+PREVIEW_PAIRS = 8
+REFRESHED = 1.0  # seconds between losses on the bar
+BY_STEP = {"epoch", "step", "loss", "learning_rate"}  # which TensorBoard has of each step
+LEFT_OUT = {"epoch", "step", "learning_rate"}  # on a terminal
+
+
+class Callback:
+    """Base class of the callbacks of a :class:`~bbdm.training.trainer.Trainer`: override what is needed.
+
+    ``trainer`` is the run; it has the type Any, so that a callback may name its own. Each of several
+    processes calls its own callbacks; ``trainer.processes.first`` is true in the one that writes files.
+    ``trainer.stop(reason)`` ends the run after the next validation. An error that a callback raises ends the
+    run, as it is; one of :meth:`after_validation` when the metrics and the checkpoint are written. A resumed
+    run calls :meth:`begin` again; the state of a callback is not in the checkpoint.
+    """
+
+    HOOKS: ClassVar[frozenset[str]] = frozenset({"after_step", "after_validation"})
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        for name in vars(cls):
+            if name.startswith("after_") and name not in cls.HOOKS:
+                raise TypeError(f"{cls.__name__}.{name} is never called: a Callback has {', '.join(sorted(cls.HOOKS))}")
+
+    def begin(self, trainer: Any) -> None:
+        """Called before the first step."""
+
+    def after_step(self, trainer: Any, loss: torch.Tensor) -> None:
+        """Called after optimizer step ``trainer.step``.
+
+        ``loss`` is the loss of its batch before the step, a scalar on the device: to read it waits for a GPU.
+        """
+
+    def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Called each ``validate_every``, an epoch by default, also where there are no validation pairs.
+
+        It may add numbers to ``metrics``.
+        """
+
+    def end(self, trainer: Any) -> None:
+        """Called when the run ends, after an error too."""
+
+
+class Previews(Callback):
+    """Writes grids of the first validation pairs: of a bridge (source, result, target).
+
+    A grid is ``step_N.png`` and an image in TensorBoard, written after each validation whose number
+    ``preview_every`` divides and after the last. The seed is 0. Of volumes, three planes through the middle
+    are shown.
+    """
+
+    def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Write the grid of the step, if one is due."""
+        pairs = trainer.validation
+        if pairs is None or not trainer.processes.first or not self._is_due(trainer):
+            return
+        examples = [pairs.read(index) for index in range(min(PREVIEW_PAIRS, len(pairs)))]
+        columns = trainer.task.columns(collate(examples).map(trainer.batches.placed))
+        arrays: list[np.ndarray[Any, Any]] = []
+        for column in columns.values():
+            arrays.append(np.nan_to_num(column.float().cpu().numpy(), nan=-1.0))  # NaN is shown in black
+        rows = [[images.from_array(array) for array in row] for row in zip(*arrays, strict=True)]
+        sheet = images.grid(rows, names=list(columns))
+        path = trainer.run_folder.grid(trainer.step)
+        write_atomically(path, lambda temporary: sheet.save(temporary, "png"))
+        log.info("grid: %s", path)
+        trainer.images[", ".join(columns)] = sheet
+
+    def _is_due(self, trainer: Any) -> bool:
+        steps = steps_of(trainer.config.validate_every, trainer.steps_per_epoch)
+        return trainer.step == trainer.total or trainer.step % (steps * trainer.config.preview_every) == 0
+
+
+class Progress(Callback):
+    """Shows a run on standard error: what begins, a bar over the run, a line for each validation and file.
+
+    While it runs, it shows the library's log from the level INFO on, which has a line for each grid and each
+    checkpoint.
+    """
+
+    def begin(self, trainer: Any) -> None:
+        """Show the device, the sizes of what is trained on what, and the step where it begins."""
+        self._ends = ExitStack()
+        self._ends.callback(LOGGER.setLevel, LOGGER.level)
+        self._ends.enter_context(logging_redirect_tqdm([LOGGER], tqdm))
+        LOGGER.setLevel(logging.INFO)
+        train = trainer.train
+        batch = trainer.config.batch_size
+        size = sum(parameter.numel() for parameter in trainer.network.parameters()) / 1e6
+        team = f"device {trainer.device}, processes: {trainer.processes.count}"
+        LOGGER.info("%s; network of %.1f M parameters, %s", team, size, trainer.config.precision)
+        pairs = f"{len(train)} training pairs of {sizes.shown(train.image_size)}"
+        LOGGER.info("%s, %s for validation", pairs, len(trainer.validation or ()))
+        LOGGER.info("%s steps, batch %s; files: %s", trainer.total, batch, trainer.folder)
+        if trainer.resumed_from is not None:
+            LOGGER.info("resumed from %s: step %s of %s", trainer.resumed_from, trainer.step, trainer.total)
+        bar = tqdm(
+            total=trainer.total,
+            initial=trainer.step,
+            unit=" pairs",
+            unit_scale=batch,
+            leave=False,
+            disable=None,  # in a file, lines are enough
+        )
+        self._bar = self._ends.enter_context(bar)
+        self._refreshed = 0.0
+
+    def after_step(self, trainer: Any, loss: torch.Tensor) -> None:
+        """Advance the bar; about once a second with the loss, for which a GPU is waited."""
+        if not self._bar.disable and time.monotonic() - self._refreshed > REFRESHED:
+            self._refreshed = time.monotonic()
+            epoch = (trainer.step - 1) // trainer.steps_per_epoch + 1
+            self._bar.set_description(f"epoch {epoch}, loss {float(loss):.4f}", refresh=False)
+        self._bar.update()
+
+    def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Show the metrics."""
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT)
+        LOGGER.info("epoch %.4g, step %s of %s: %s", trainer.epochs, trainer.step, trainer.total, shown)
+
+    def end(self, trainer: Any) -> None:
+        """Close the bar."""
+        self._ends.close()
+
+
+class TensorBoard(Callback):
+    """Writes the events of a run to its folder, in the process that writes, where it is installed.
+
+    What a step reports is written every 50 steps, and the metrics and the images after each validation.
+    Points that an earlier process wrote of later steps are not shown.
+    """
+
+    def begin(self, trainer: Any) -> None:
+        """Open the folder of the events."""
+        from torch.utils.tensorboard import SummaryWriter  # of an extra
+
+        self._writer: Any = SummaryWriter(str(trainer.run_folder.events), purge_step=trainer.step + 1)
+
+    def after_step(self, trainer: Any, loss: torch.Tensor) -> None:
+        """Write what the step reported, if that is due."""
+        if trainer.step % SHOWN_EVERY == 0:
+            for name, value in trainer.optimization.last.items():
+                self._writer.add_scalar(name, value, trainer.step)
+
+    def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
+        """Write the metrics, except those that are written by step, and the images."""
+        for name, value in metrics.items():
+            if name not in BY_STEP:
+                self._writer.add_scalar(name, value, trainer.step)
+        self._writer.add_scalar("mean loss", metrics["loss"], trainer.step)
+        for name, image in trainer.images.items():
+            self._writer.add_image(name, np.asarray(image), trainer.step, dataformats="HWC")
+
+    def end(self, trainer: Any) -> None:
+        """Write the remaining points; a full disk loses them without an error."""
+        with suppress(OSError):
+            self._writer.close()
