@@ -82,7 +82,15 @@ def distance(
 ) -> torch.Tensor:
     """Distance of predictions from targets; see :func:`bridge_loss`."""
     prediction = prediction.to(target.dtype)
-    errors = _errors(prediction, target, loss)
+    if loss == "l1":
+        errors = F.l1_loss(prediction, target, reduction="none")
+    elif loss == "l2":
+        errors = F.mse_loss(prediction, target, reduction="none")
+    else:
+        errors = loss(prediction, target)
+    if errors.shape != target.shape:
+        shapes = f"{tuple(target.shape)}, got {tuple(errors.shape)}"
+        raise ValueError(f"loss must return errors of the target's shape, {shapes}")
     image = tuple(range(1, target.ndim))
     if mask is None:
         losses = errors.mean(dim=image)
@@ -92,23 +100,6 @@ def distance(
     if per_image:
         return losses
     return errors.mean() if mask is None else losses.mean()
-
-
-def _errors(prediction: torch.Tensor, target: torch.Tensor, loss: Loss | Errors) -> torch.Tensor:
-    """The error of each value.
-
-    Raises:
-        ValueError: a function returned another shape.
-    """
-    if loss == "l1":
-        return F.l1_loss(prediction, target, reduction="none")
-    if loss == "l2":
-        return F.mse_loss(prediction, target, reduction="none")
-    errors = loss(prediction, target)
-    if errors.shape != target.shape:
-        shapes = f"{tuple(target.shape)}, got {tuple(errors.shape)}"
-        raise ValueError(f"loss must return errors of the target's shape, {shapes}")
-    return errors
 
 
 class BridgeTask(Task):
@@ -147,7 +138,7 @@ class BridgeTask(Task):
         self.latents = isinstance(train, LatentDataset)
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
-        self._times = times
+        self.times = times
         self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS  # solver and steps of results
         self.pictures = None
         if train is not None:
@@ -179,7 +170,7 @@ class BridgeTask(Task):
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
-        t = self.times(seeds, step)
+        t = self.bridge.draw_times(seeds, step) if self.times is None else self.times(seeds, step, self.bridge)
         shown, target = self._noised(batch, t, seeds, step)
         with self.autocast():
             prediction = network(shown, self.bridge.seen(t), self.seen(batch))
@@ -191,12 +182,6 @@ class BridgeTask(Task):
         for way, rows in zip(DIRECTIONS, (~back, back), strict=True):
             reported[f"loss_{way}"] = 2 * (losses * rows).mean()  # each is half of a batch
         return losses, reported
-
-    def times(self, seeds: torch.Tensor, step: int) -> torch.Tensor:
-        """The times (B,) of training of examples with seeds (B,), as the bridge or the caller draws them."""
-        if self._times is not None:
-            return self._times(seeds, step, self.bridge)
-        return self.bridge.draw_times(seeds, step)
 
     def _noised(
         self, batch: Example, t: torch.Tensor, seeds: torch.Tensor, step: int

@@ -97,6 +97,14 @@ class RunConfig:
         """The equal parts that a batch is computed in."""
         return 1
 
+    def check_batch(self, pairs: int, processes: int) -> None:
+        """Raise ValueError where a batch has more pairs than there are, or cannot be shared equally."""
+        if self.batch_size > pairs:
+            raise ValueError(f"batch_size must be at most the {pairs} training pairs, got {self.batch_size}")
+        if self.batch_size % (processes * self.parts):
+            shares = f"{processes} processes x {self.parts} parts"
+            raise ValueError(f"batch_size {self.batch_size} does not split into {shares}")
+
 
 @dataclass(frozen=True)
 class BridgeConfig(RunConfig):

@@ -127,6 +127,7 @@ class Optimization:
         total: the optimizer steps of the whole run, for the learning rate.
 
     Attributes:
+        parts: the number of equal parts that a batch is computed in.
         replica: the network, compiled where the run is, and with gradients averaged over processes.
         ema: the average of the weights.
         reported: what the steps since the last report reported.
@@ -149,6 +150,7 @@ class Optimization:
         self.processes = task.processes
         self.device = task.device
         self.total = total
+        self.parts = config.parts
         self.ema = EMA(network, config.ema_decay, config.ema_start, config.ema_every)
         self.replica: Any = self.parallel(network)
         self.reported = Reported(self.device)
@@ -231,7 +233,9 @@ class Optimization:
         """
         if self._draws:
             torch.manual_seed(mixed(self.config.seed, step * self.processes.count + self.processes.rank))
-        self._set_rates(step)
+        for optimizer, rates in self._rates:
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = self.rate(step, rate)
         shares = self._gradients(batch, step)
         means = self.processes.total(torch.stack([*shares.values()])) / self.processes.count
         self.reported.add([*shares], means)
@@ -250,16 +254,11 @@ class Optimization:
         self.last = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"], **norm}
         return loss
 
-    def _set_rates(self, step: int) -> None:
-        for optimizer, rates in self._rates:
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = self.rate(step, rate)
-
     def _gradients(self, batch: Example, step: int) -> dict[str, torch.Tensor]:
         """Compute the gradients of the batch, part by part; returns what this process's share reports."""
         count = len(batch.source)
         seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
-        size = math.ceil(count / self.config.parts)
+        size = math.ceil(count / self.parts)
         totals: dict[str, torch.Tensor] = {}
         for start in range(0, count, size):
             rows = slice(start, start + size)

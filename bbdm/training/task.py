@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,6 +107,7 @@ class Task(ABC):
         paired: whether the sources and the targets of examples must belong together.
         betas: the two decays of Adam's moments.
         stateful: what else a checkpoint holds the state of, by name.
+        autocast: the context of the network's arithmetic, ``with self.autocast():``.
     """
 
     betas = (0.9, 0.999)
@@ -123,11 +125,8 @@ class Task(ABC):
         self.network = network.to(self.device).train()
         self.average: Any = self.network
         self.stateful: dict[str, Any] = {}
-
-    def autocast(self) -> torch.autocast:
-        """The context of the network's arithmetic."""
-        dtype = AUTOCAST.get(self.config.precision)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None)
+        dtype = AUTOCAST.get(config.precision)
+        self.autocast = partial(torch.autocast, self.device.type, dtype, enabled=dtype is not None)
 
     # Learning
 

@@ -120,7 +120,7 @@ class Trainer:
         self.device = self.task.device
         if self.task.paired and not pairs.paired:
             raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")
-        _check_batch(config, len(pairs), self.processes.count)
+        config.check_batch(len(pairs), self.processes.count)
         self.steps_per_epoch = len(pairs) // config.batch_size
         self.total = config.max_steps or config.epochs * self.steps_per_epoch
         self.optimization = Optimization(self.task, optimizer=optimizer, schedule=schedule, total=self.total)
@@ -196,8 +196,7 @@ class Trainer:
             raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
         before = _compared(description, state["config"], state["pairs"])
         now = _compared(self.task.description, asdict(self.config), self.pairs)
-        changed = manifest.differences(before, now)
-        if changed:
+        if changed := manifest.differences(before, now):
             raise ValueError(
                 f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
                 "or overwrite this run"
@@ -264,8 +263,8 @@ class Trainer:
             except DivergedError as error:
                 raise self._stopped(f"{error}", DIVERGED) from error
             except BadPicturesError as error:
-                if self.step > self._saved:  # in whichever process: all have the same state
-                    self._write_checkpoint()
+                if self.step > self._saved:
+                    self._save(here=True)  # the others wait for this process, and all have the same state
                 raise self._stopped(f"{error}", "Repair the file") from error
             except OSError as error:
                 if error.errno not in DISK_FULL:
@@ -277,8 +276,7 @@ class Trainer:
         """Look validation pairs over, lock and prepare the folder, and begin the callbacks."""
         first, *others = self.processes.gather({"step": self.step, **self.pairs})
         for rank, beginning in enumerate(others, 1):
-            differing = manifest.differences(first, beginning)
-            if differing:
+            if differing := manifest.differences(first, beginning):
                 raise ValueError(f"process {rank} must begin as process 0 does, and differs from it: {differing}")
         ends.callback(self.batches.close)
         if self._validation_batches is not None:
@@ -301,7 +299,7 @@ class Trainer:
 
     def _train(self) -> None:
         """All steps that are left, with what is due after each."""
-        self._begin_period()
+        self._began = time.perf_counter()
         self._check_asked()
         if self.step > self._validated and self._is_due(self.config.validate_every):  # it ended while it validated
             self._validate_and_save()
@@ -318,14 +316,7 @@ class Trainer:
             self._check_asked()
 
     def train_step(self, batch: Example) -> torch.Tensor:
-        """Do one optimizer step on a batch from the data set.
-
-        Returns:
-            The loss of the batch before the step, a scalar on the device.
-
-        Raises:
-            StoppedError: the loss is not finite.
-        """
+        """Do one optimizer step on a batch from the data set; returns its loss before, a scalar on the device."""
         loss = self.optimization.step(batch, self.step)
         self.step += 1
         self._steps_here += 1
@@ -337,20 +328,14 @@ class Trainer:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             until = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
             drawn = mixed(self.config.seed, epoch)  # the order, and crops
-            yield from self.batches(self._order(drawn, done, until), drawn)
-
-    def _order(self, drawn: int, done: int, until: int) -> Iterator[int]:
-        """The indices of this process's examples in some steps of an epoch."""
-        order = self.train.order(drawn)
-        for step in range(done, until):
-            first = step * self.config.batch_size + self.processes.rank * self._share
-            yield from order(first, first + self._share)
+            order = self.train.order(drawn)
+            starts = [step * self.config.batch_size + self.processes.rank * self._share for step in range(done, until)]
+            indices = (index for start in starts for index in order(start, start + self._share))
+            yield from self.batches(indices, drawn)
 
     def _is_due(self, every: Every) -> bool:
         """Whether the step is one of those, or the last."""
         return self.step == self.total or self.step % steps_of(every, self.steps_per_epoch) == 0
-
-    # Validation
 
     def _validate_and_save(self) -> None:
         """Validation, callbacks, metrics, best weights and a checkpoint, of the steps since the last time."""
@@ -382,9 +367,6 @@ class Trainer:
             self._reason = reasons[0]
             if self.processes.first:
                 log.info("ended after step %s: %s", self.step, self._reason)
-        self._begin_period()
-
-    def _begin_period(self) -> None:
         self._began = time.perf_counter()
         self._steps_here = 0
 
@@ -411,8 +393,10 @@ class Trainer:
         if self.processes.first:
             weights.write(path, self.task.snapshot())
 
-    def _save(self, metrics: dict[str, Any] | None = None) -> None:
-        """Write a checkpoint, and of a validation its metrics and the best weights, in the first process.
+    def _save(self, metrics: dict[str, Any] | None = None, here: bool = False) -> None:
+        """Write a checkpoint, and of a validation its metrics and the best weights.
+
+        The first process writes; with ``here``, this one.
 
         Raises:
             DivergedError: the loss, or a weight, is not finite.
@@ -420,28 +404,15 @@ class Trainer:
         self.optimization.check(self.step)
         self.optimization.check_weights(self.step)
         best = None
-        if metrics is not None and self._is_best(metrics):
-            self.best = {name: metrics[name] for name in ("epoch", "step", "validation_loss")}
-            best = self.task.snapshot()
+        if metrics is not None and self.validation is not None:
+            lowest = math.inf if self.best is None else self.best["validation_loss"]
+            if metrics["validation_loss"] < lowest:
+                self.best = {name: metrics[name] for name in ("epoch", "step", "validation_loss")}
+                best = self.task.snapshot()
         self._saved = self.step
-        if self.processes.first:
-            self.run_folder.write(self.step, self.task.snapshot(self._state()), best, metrics)
-
-    def _is_best(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether no validation had a lower loss."""
-        if self.validation is None:
-            return False
-        lowest = math.inf if self.best is None else self.best["validation_loss"]
-        return metrics["validation_loss"] < lowest
-
-    def _write_checkpoint(self) -> None:
-        """Write a checkpoint from this process, whichever it is."""
-        self.optimization.check_weights(self.step)
-        self.run_folder.write(self.step, self.task.snapshot(self._state()))
-
-    def _state(self) -> dict[str, Any]:
-        """All that a run resumes from besides its weights."""
-        return {
+        if not self.processes.first and not here:
+            return
+        state = {
             "step": self.step,
             "validated": self._validated,
             "best": self.best,
@@ -449,37 +420,25 @@ class Trainer:
             "validation": self._validation_names,
             **self.optimization.state(),
         }
-
-    # Ends
+        self.run_folder.write(self.step, self.task.snapshot(state), best, metrics)
 
     def _check_asked(self) -> None:
         """End the run, saved, if it was asked to end."""
-        if not self._is_asked():
+        if self.processes.count == 1:
+            asked = self._asked()
+        elif self.optimization.looks(self.step - 1):
+            asked = self.processes.sum(self._asked()) > 0  # the same in all
+        else:
+            return
+        if not asked:
             return
         if self.step > self._saved:
             self._save()
         self.processes.wait()  # until the first has saved: a process that ends takes the others down
         raise _AskedError
 
-    def _is_asked(self) -> bool:
-        """Whether a process was asked to end, the same in all."""
-        if self.processes.count == 1:
-            return self._asked()
-        if not self.optimization.looks(self.step - 1):
-            return False
-        return self.processes.sum(self._asked()) > 0
-
     def _stopped(self, reason: str, todo: str) -> StoppedError:
         return StoppedError(f"{reason}. {todo}; {self.run_folder.how_to_resume()}")
-
-
-def _check_batch(config: RunConfig, pairs: int, processes: int) -> None:
-    """Raise ValueError where a batch has more pairs than there are, or cannot be shared equally."""
-    size = config.batch_size
-    if size > pairs:
-        raise ValueError(f"batch_size must be at most the {pairs} training pairs, got {size}")
-    if size % (processes * config.parts):
-        raise ValueError(f"batch_size {size} does not split into {processes} processes x {config.parts} parts")
 
 
 def _compared(description: Mapping[str, Any], config: Mapping[str, Any], pairs: Mapping[str, Any]) -> dict[str, Any]:

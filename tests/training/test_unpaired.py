@@ -147,7 +147,7 @@ def test_targets_are_real_and_sources_drawn_or_made(step: int) -> None:
         (p_x, _, p_f) = BRIDGE.prediction(BRIDGE.top).tolist()
         return (real - p_x * seen[-1]) / p_f
 
-    task.times = lambda seeds, step: torch.full_like(seeds, BRIDGE.top)
+    task.times = lambda seeds, step, bridge: torch.full_like(seeds, bridge.top)
     losses, reported = task.losses(network, batch, seeds, step)
     torch.testing.assert_close(seen[0], sources)
     assert losses.max() < 1e-10

@@ -1,8 +1,9 @@
 """`bbdm train` with a tiny network for the demo preset, for tests that start processes of their own.
 
-In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends it
-SIGTERM there, DAMAGE=RANK,STEP,FILE makes a file unreadable there, and PAUSE=SECONDS makes each step last longer. COMMAND is another subcommand, and LEVELS=1
-takes a network of one level. SLOW=RANK delays a process after the first one has looked at a folder."""
+In the environment, DIE=RANK,STEP ends the process of a rank by SIGKILL at an optimizer step, TERM_AT sends
+it SIGTERM there, DAMAGE=RANK,STEP,FILE makes a file unreadable there, and PAUSE=SECONDS makes each step
+last longer. COMMAND is another subcommand, and LEVELS=1 takes a network of one level. SLOW=RANK delays a
+process after the first one has looked at a folder."""
 
 import os
 import signal
