@@ -316,7 +316,7 @@ class Trainer:
             self._check_asked()
 
     def train_step(self, batch: Example) -> torch.Tensor:
-        """Do one optimizer step on a batch from the data set; returns its loss before, a scalar on the device."""
+        """Do one optimizer step on a batch; returns its loss before, a scalar on the device."""
         loss = self.optimization.step(batch, self.step)
         self.step += 1
         self._steps_here += 1
@@ -324,7 +324,7 @@ class Trainer:
 
     def _batches_left(self) -> Iterator[Example]:
         """This process's share of the batches of the steps that are left, epoch by epoch."""
-        while self.step < self.total and self._reason is None:
+        while self.step < self.total:
             epoch, done = divmod(self.step, self.steps_per_epoch)
             until = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
             drawn = mixed(self.config.seed, epoch)  # the order, and crops

@@ -98,6 +98,12 @@ def test_an_early_stop_keeps_its_epoch(
     assert [entry if isinstance(entry, str) else entry[0] for entry in again.entries] == ["begin", 3, 4, "epoch", "end"]
 
 
+def test_a_stop_waits_for_a_validation_of_several_epochs(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(callbacks=[Ends(True)], epochs=6, validate_every="2e")
+    assert trainer.fit()
+    assert ([record["step"] for record in metrics_of(trainer)], [*trainer.run_folder.checkpoints()]) == ([4], [4])
+
+
 class Broken(Callback):
     """Fails in one of its methods, as a bug does."""
 
