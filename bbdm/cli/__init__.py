@@ -70,18 +70,20 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
     """
     words = sys.argv[1:] if argv is None else list(argv)
 
-    def found(path: str) -> Any:
-        module, _, name = path.rpartition(".")
-        return getattr(import_module(f"bbdm.{module}"), name)
-
     def run_command() -> None:
         path, _, *function = COMMANDS[command]
         if not function:
-            return found(path).main(words)
-        settings = found(path).parse(words)
-        found(*function)(settings)
+            return _imported(path).main(words)
+        settings = _imported(path).parse(words)
+        _imported(*function)(settings)
 
     scripts.run(run_command)
+
+
+def _imported(path: str) -> Any:
+    """What stands at a path below the package, such as ``cli.train.Train``."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(f"bbdm.{module}"), name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,8 +24,9 @@ GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     """Rows of a network with its bridge."""
-    unet, bridge, codec, pictures = checkpoint.unet, checkpoint.bridge, checkpoint.codec, checkpoint.pictures
-    state, size = unet.ema or unet.weights or {}, checkpoint.image_size
+    unet = checkpoint.unet
+    pictures = checkpoint.pictures
+    state = unet.ema or unet.weights or {}
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     count = sum(value.numel() for value in state.values())
     yield "network", f"{unet.kind}, {count / 1e6:.1f} M parameters in {', '.join(dtypes)}"
@@ -33,18 +34,18 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     yield "conditions", unet.config.described
     if unet.config.two_way:
         yield "directions", "AtoB; with BtoA, the values of sources and targets change places"
-    yield "bridge", bridge
-    yield "image size", "not stated" if size is None else shown(size)
+    yield "bridge", checkpoint.bridge
+    yield "image size", "not stated" if checkpoint.image_size is None else shown(checkpoint.image_size)
     if not pictures.eight_bit:
-        yield (
-            "values",
-            f"{pictures.source_values} to {pictures.target_values}, stored as {pictures.target_values.dtype}",
-        )
+        values = f"{pictures.source_values} to {pictures.target_values}"
+        yield "values", f"{values}, stored as {pictures.target_values.dtype}"
     for name in ("crop", "slices", "neighbours", "spacing"):
-        if each := getattr(pictures, name):
-            yield name, each
-    yield "codec", "none" if codec is None else codec.config.get("kind", "vqgan")
-    yield "solver", f"{checkpoint.defaults.chosen}, {len(checkpoint.defaults.table(bridge))} steps"
+        value = getattr(pictures, name)
+        if value:
+            yield name, value
+    yield "codec", "none" if checkpoint.codec is None else checkpoint.codec.config.get("kind", "vqgan")
+    steps = len(checkpoint.defaults.table(checkpoint.bridge))
+    yield "solver", f"{checkpoint.defaults.chosen}, {steps} steps"
     yield "network calls", checkpoint.defaults.calls or "any number"
     if checkpoint.training is not None:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
@@ -71,9 +72,15 @@ class Info(Command, FileConfig):
         from bbdm.files.hub import find_checkpoint
         from bbdm.training.run import RunFolder
 
-        newest = next(iter(RunFolder(self.file, keep=1).checkpoints().values()), None)
-        checkpoint = load_checkpoint(newest or find_checkpoint(self.file), **self.missing)
-        print(f"{self.file}: a checkpoint{f', {newest.name} of a training run' if newest else ''}")
+        title = f"{self.file}: a checkpoint"
+        saved = list(RunFolder(self.file, keep=1).checkpoints().values())
+        if saved:
+            path = saved[0]
+            title += f", {path.name} of a training run"
+        else:
+            path = find_checkpoint(self.file)
+        checkpoint = load_checkpoint(path, **self.missing)
+        print(title)
         for name, value in of_checkpoint(checkpoint):
             print(f"  {name:14}{value}")
 
@@ -113,7 +120,8 @@ class Export(Command, FileConfig):
     def __post_init__(self) -> None:
         check(self)
         if self.compiled is not None:
-            if taken := [name for name in GRAPHS if getattr(self, name) != getattr(Export, name)]:
+            taken = [name for name in GRAPHS if getattr(self, name) != getattr(Export, name)]
+            if taken:
                 raise ValueError(f"compiled writes the network alone, and takes no {', '.join(taken)}")
             return
         if self.device is not None:
@@ -135,23 +143,33 @@ class Export(Command, FileConfig):
             ValueError: the folder exists and ``overwrite`` is not set, the graphs differ from PyTorch, or a
                 setting is refused by :meth:`bbdm.BridgeSampler.from_checkpoint`.
         """
-        kind = "onnx" if self.compiled is None else "compiled"
-        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-{kind}"
         if self.compiled is None:
-            from bbdm.onnx.exporter import export
+            self._write_graphs(network)
+        else:
+            self._write_compiled(network, self.compiled)
 
-            sampler = self.build_sampler(self.checkpoint, network=network, solver=self.solver, steps=self.steps)
-            dtype = "fp16" if self.dtype == "fp16" else "fp32"
-            return export(sampler, folder, dtype, self.pipeline, self.calibrate, self.check, self.overwrite)
+    def _write_graphs(self, network: Network | None) -> None:
+        """Write the ONNX graphs."""
+        from bbdm.onnx.exporter import export
+
+        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-onnx"
+        sampler = self.build_sampler(self.checkpoint, network=network, solver=self.solver, steps=self.steps)
+        dtype = "fp16" if self.dtype == "fp16" else "fp32"
+        export(sampler, folder, dtype, self.pipeline, self.calibrate, self.check, self.overwrite)
+
+    def _write_compiled(self, network: Network | None, size: Size) -> None:
+        """Write the network compiled for one picture of a size."""
         import torch
 
+        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-compiled"
         path = folder / "unet.pt2"
         if path.exists() and not self.overwrite:
             raise ValueError(f"{path} exists: overwrite replaces it")
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        settings = {"network": network, "device": device, "dtype": self.dtype, "compile": True}
-        sampler = self.build_sampler(self.checkpoint, **settings)
-        sampler.save_compiled(path, self.compiled)
+        device = self.device
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        sampler = self.build_sampler(self.checkpoint, network=network, device=device, dtype=self.dtype, compile=True)
+        sampler.save_compiled(path, size)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
 
 
@@ -175,10 +193,11 @@ class ConvertVQGAN(Command):
         from bbdm.files.checkpoint import load_vqgan, save_vqgan
 
         check_suffix(self.output)
-        config = (vqgan := load_vqgan(self.state_dict)).config
+        vqgan = load_vqgan(self.state_dict)
+        config = vqgan.config
         if self.in_channels not in (None, config.image_channels):
-            found = f"{self.state_dict} is for images of {config.image_channels} channels"
-            raise ValueError(f"{found}, got in_channels {self.in_channels}")
+            images = f"{self.state_dict} is for images of {config.image_channels} channels"
+            raise ValueError(f"{images}, got in_channels {self.in_channels}")
         save_vqgan(self.output, vqgan)
         codes = f"{config.num_codes} codes of {config.latent_channels} channels"
         print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {config.image_channels} channels")

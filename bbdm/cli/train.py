@@ -21,6 +21,8 @@ from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
 if TYPE_CHECKING:
+    from bbdm.codec import Codec
+    from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
     from bbdm.networks.base import Network
     from bbdm.training.trainer import Trainer
@@ -128,31 +130,15 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the preset, and of a training without pairs."""
-        sets = UNPAIRED_SETTINGS if values.get("dataset") == UNPAIRED else {}
-        return PRESET_SETTINGS.get(values.get("preset", "paper"), {}) | sets
+        defaults = dict(PRESET_SETTINGS.get(values.get("preset", "paper"), {}))
+        if values.get("dataset") == UNPAIRED:
+            defaults |= UNPAIRED_SETTINGS
+        return defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dataset == UNPAIRED:
-            if self.eps is not None and not 0 < self.eps < inf:
-                raise ValueError(f"eps must be a positive number, got {self.eps}")
-            for name in FIXED_OF_SETS:
-                value, wanted = getattr(self, name), UNPAIRED_SETTINGS.get(name)
-                if value != wanted:
-                    raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
-        elif own := self.named & {"eps", "pairing_steps", "simulation_steps"}:
-            raise ValueError(f"{min(own)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
-        latent = self.vqgan_path is not None
-        if latent:
-            check_pictures(PRESETS[self.preset].axes, "vqgan_path")
-        if not latent and (self.cache_latents or self.normalize_latents):
-            raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
-        if not latent and self.preset.startswith("lbbdm"):
-            raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
-        if latent and self.channels:
-            raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
-        if latent and self.slices and self.slices.neighbours:
-            raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
+        self._check_sets()
+        self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
             raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
         if self.init_from and self.ckpt_path:
@@ -160,70 +146,157 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
+    def _check_sets(self) -> None:
+        """Raise ValueError where settings of two sets without pairs are wrong, or are given for pairs."""
+        if self.dataset != UNPAIRED:
+            of_sets = self.named & {"eps", "pairing_steps", "simulation_steps"}
+            if of_sets:
+                raise ValueError(f"{min(of_sets)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
+            return
+        if self.eps is not None and not 0 < self.eps < inf:
+            raise ValueError(f"eps must be a positive number, got {self.eps}")
+        for name in FIXED_OF_SETS:
+            value = getattr(self, name)
+            wanted = UNPAIRED_SETTINGS.get(name)
+            if value != wanted:
+                raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
+
+    def _check_latents(self) -> None:
+        """Raise ValueError where settings of latents lack an autoencoder, or those of pictures have one."""
+        if self.vqgan_path is None:
+            if self.cache_latents or self.normalize_latents:
+                raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
+            if self.preset.startswith("lbbdm"):
+                raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
+            return
+        check_pictures(PRESETS[self.preset].axes, "vqgan_path")
+        if self.channels:
+            raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
+        if self.slices and self.slices.neighbours:
+            raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
+
     def build_bridge(self) -> Bridge:
         """The bridge that the flags name; what they leave open, and a uniform density, is its own default."""
-        kind, usual = VARIANTS.get(self.bridge, (self.bridge, {}))
-        named: dict[str, Any] = {"num_steps": self.time_steps, "objective": self.objective}
-        named |= {"c_lambda": self.c_lambda} if kind == "abridge" else {}
-        named |= {} if self.density == "uniform" else {"density": self.density}
-        return from_config({"kind": kind, **usual, **{key: each for key, each in named.items() if each is not None}})
+        kind, settings = VARIANTS.get(self.bridge, (self.bridge, {}))
+        settings = {"kind": kind, **settings}
+        if self.time_steps is not None:
+            settings["num_steps"] = self.time_steps
+        if self.objective is not None:
+            settings["objective"] = self.objective
+        if kind == "abridge":
+            settings["c_lambda"] = self.c_lambda
+        if self.density != "uniform":
+            settings["density"] = self.density
+        return from_config(settings)
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.data.latents import LatentDataset, measure
         from bbdm.files.checkpoint import load_codec
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
         from bbdm.training.trainer import Trainer
-        from bbdm.training.unpaired import UnpairedTask, between_sets
+        from bbdm.training.unpaired import UnpairedTask
 
-        progress, begins = self.shown and team.first, resumed is None
-        codec = None if self.vqgan_path is None else load_codec(self.vqgan_path).placed(team.device, torch.float32)
-        channels = self.channels or 3 if codec is None else codec.image_channels
-        known = None if begins else resumed.unet.config
-        pairs, validation = self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
-
+        codec = None
+        if self.vqgan_path is not None:
+            codec = load_codec(self.vqgan_path).placed(team.device, torch.float32)
+        pairs, validation = self._pairs(team, codec, resumed)
         torch.manual_seed(self.seed)
-        channels = (pairs.channels, pairs.source_channels) if codec is None else (codec.channels, codec.channels)
-        endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
-        conditions = replace(pairs.further, drop=self.drop or {}).settings()
-        unet: Any = build_network(self.preset, *channels, self.source_as, endpoint=endpoint, **conditions)
-        if self.gradient_checkpointing:
-            unet.gradient_checkpointing = True
-        bridge: Any = self.build_bridge()
-        statistics = {} if begins else resumed.bridge.statistics
-        if self.init_from is not None and begins:
+        network = self._network(pairs, codec)
+        statistics: dict[str, Any] = {}
+        if resumed is not None:
+            statistics = resumed.bridge.statistics
+        elif self.init_from is not None:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
-            if others := initial.copy_weights(unet, trained):
+            others = initial.copy_weights(network, trained)
+            if others:
                 weights = f"{self.init_from} has no weights that fit {', '.join(others)}"
                 report(team, f"{weights}: they stay as initialised")
-
-        if codec is not None and self.cache_latents is not None:
-            with team.first_before_others():  # the others find what the first caches
-                pairs = LatentDataset(pairs, codec, self.cache_latents, self.flip, progress)
-        if codec is not None and self.normalize_latents:
-            stored = resumed and resumed.codec and resumed.codec.statistics
-            codec = codec.with_statistics(stored or measure(pairs, codec, self.flip, progress=progress))
-
-        unpaired = self.dataset == UNPAIRED
-        spread = {} if self.spread is None else {"spread": self.spread}
-        bridge = replace(bridge, **statistics | spread)
-        if unpaired and not begins:
-            own = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
-            bridge = replace(bridge, max_variance=own if self.eps is None else self.eps / 2)
-        elif unpaired or (initial.used(bridge) and not statistics | spread):
-            bridge = initial.fitted(bridge, unet, pairs, codec, team.device)
-            found = bridge.statistics
-            if unpaired:
-                bridge = replace(between_sets(bridge, self.eps), **spread)
-                found = {**bridge.statistics, "eps": 2 * bridge.max_variance}
-            report(team, f"measured: {', '.join(f'{name} {value:g}' for name, value in found.items())}")
-        task, kind = (UnpairedTask, UnpairedConfig) if unpaired else (BridgeTask, TrainConfig)
+        if codec is not None:
+            pairs, codec = self._latents(team, pairs, codec, resumed)
+        if self.spread is not None:
+            statistics = {**statistics, "spread": self.spread}
+        bridge = self._fitted(team, network, pairs, codec, statistics, resumed)
+        task, kind = BridgeTask, TrainConfig
+        if self.dataset == UNPAIRED:
+            task, kind = UnpairedTask, UnpairedConfig
         config = from_values(kind, vars(self))
-        return Trainer(unet, bridge, config, pairs, validation, folder, codec, team, task=task)
+        return Trainer(network, bridge, config, pairs, validation, folder, codec, team, task=task)
+
+    def _pairs(self, team: Processes, codec: Codec | None, resumed: Any) -> tuple[Pairs, Pairs | None]:
+        """The training pairs and those for validation, in the channels that are trained on."""
+        channels = self.channels or 3
+        if codec is not None:
+            channels = codec.image_channels
+        known = None if resumed is None else resumed.unet.config
+        return self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
+
+    def _network(self, pairs: Pairs, codec: Codec | None) -> Network:
+        """The network of the preset, for the channels and the conditions of pairs, as initialised."""
+        channels, source_channels = pairs.channels, pairs.source_channels
+        if codec is not None:
+            channels = source_channels = codec.channels
+        endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
+        conditions = replace(pairs.further, drop=self.drop or {}).settings()
+        network: Any = build_network(
+            self.preset, channels, source_channels, self.source_as, endpoint=endpoint, **conditions
+        )
+        if self.gradient_checkpointing:
+            network.gradient_checkpointing = True
+        return network
+
+    def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
+        """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""
+        from bbdm.data.latents import LatentDataset, measure
+
+        progress = self.shown and team.first
+        latents: Any = pairs
+        if self.cache_latents is not None:
+            with team.first_before_others():  # the others find what the first caches
+                latents = LatentDataset(pairs, codec, self.cache_latents, self.flip, progress)
+        if self.normalize_latents:
+            statistics = None
+            if resumed is not None and resumed.codec is not None:
+                statistics = resumed.codec.statistics
+            codec = codec.with_statistics(statistics or measure(latents, codec, self.flip, progress=progress))
+        return latents, codec
+
+    def _fitted(
+        self,
+        team: Processes,
+        network: Network,
+        pairs: Any,
+        codec: Codec | None,
+        statistics: Mapping[str, Any],
+        resumed: Any,
+    ) -> Bridge:
+        """The bridge that the flags name, with statistics of the pairs, measured where they count."""
+        from bbdm.training import initial
+        from bbdm.training.unpaired import between_sets
+
+        bridge: Any = replace(self.build_bridge(), **statistics)
+        if self.dataset != UNPAIRED:
+            if statistics or not initial.used(bridge):
+                return bridge
+            bridge = initial.fitted(bridge, network, pairs, codec, team.device)
+            report_statistics(team, bridge.statistics)
+            return bridge
+        if resumed is not None:
+            variance = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
+            return replace(bridge, max_variance=variance if self.eps is None else self.eps / 2)
+        bridge = between_sets(initial.fitted(bridge, network, pairs, codec, team.device), self.eps)
+        if self.spread is not None:
+            bridge = replace(bridge, spread=self.spread)
+        report_statistics(team, {**bridge.statistics, "eps": 2 * bridge.max_variance})
+        return bridge
+
+
+def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:
+    """Print what was measured of the pairs."""
+    report(team, f"measured: {', '.join(f'{name} {value:g}' for name, value in statistics.items())}")
 
 
 def build_network(
@@ -240,12 +313,16 @@ def build_network(
     from bbdm.networks.dit import DiT
     from bbdm.networks.unet import UNet
 
-    config, same = PRESETS[preset], source_channels == channels
+    config = PRESETS[preset]
+    same = source_channels == channels
     if source_as == "none" and not same:
         raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
-    shown = not same or (config.condition_channels if source_as is None else source_as == "concat")
-    names = ("in_channels", "out_channels") if isinstance(config, UNetConfig) else ("channels",)
-    settings |= {**dict.fromkeys(names, channels), "condition_channels": source_channels if shown else 0}
+    is_shown = bool(config.condition_channels) if source_as is None else source_as == "concat"
+    settings["condition_channels"] = source_channels if is_shown or not same else 0
+    if isinstance(config, UNetConfig):
+        settings |= {"in_channels": channels, "out_channels": channels}
+    else:
+        settings["channels"] = channels
     kinds: dict[type[Any], type[Any]] = {UNetConfig: UNet, DiTConfig: DiT, WrappedConfig: Wrapped}
     return kinds[type(config)].from_config(replace(config, **settings))
 
