@@ -10,6 +10,7 @@ import time
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,7 @@ class Panel:
             sources = self.sources(drawing, files)
             if maps:
                 count = max(count, 2)
-            options = dict(self.config.call)
-            if direction:
-                options[DIRECTION] = direction
-            if (solver, steps) != (self.sampler.solver, len(self.sampler.table)):
-                options |= {"solver": solver, "steps": steps}
+            options = self._options(direction, solver, steps)
             seeds = resolve_seeds(seed, count * len(sources))
             batch_size = 1 if self.windowed else count
             total = len(seeds) // batch_size * steps
@@ -128,18 +125,28 @@ class Panel:
                         yield gr.skip()
                         last = step
                     calls += steps
-                    outputs |= {f"{name}_{seed}": picture for seed, picture in zip(batch, last.preview(), strict=True)}
+                    for number, picture in zip(batch, last.preview(), strict=True):
+                        outputs[f"{name}_{number}"] = picture
                 if maps:
-                    outputs = {**averages(name, [*outputs.values()]), **outputs}
+                    outputs = averages(name, [*outputs.values()]) | outputs
                 results |= outputs
-                for caption, picture in ({name: source} | outputs).items():
-                    gallery.append((images.resized(picture, min(SHOWN, max(picture.size)), "fit"), caption))
+                gallery += [captioned(name, source), *starmap(captioned, outputs.items())]
                 yield "", gallery, gr.skip()
-            legend = LEGEND if maps else ""
-            status = f"done, seeds {seeds[0]} to {seeds[-1]}{legend}"
+            status = f"done, seeds {seeds[0]} to {seeds[-1]}"
+            if maps:
+                status += LEGEND
             yield status, gallery, gr.DownloadButton(value=zipped(results), interactive=True)
         except (ValueError, OSError) as error:
             raise shown(error) from error
+
+    def _options(self, direction: Any, solver: str, steps: int) -> dict[str, Any]:
+        """The options of a call, where a visitor chose others than the sampler has."""
+        options = dict(self.config.call)
+        if direction:
+            options[DIRECTION] = direction
+        if solver != self.sampler.solver or steps != len(self.sampler.table):
+            options |= {"solver": solver, "steps": steps}
+        return options
 
     def build(self) -> None:
         """Put the panel on the page that is being built."""
@@ -227,11 +234,20 @@ def free_name(name: str, names: Collection[str]) -> str:
     return free
 
 
+def captioned(caption: str, picture: Image.Image) -> tuple[Image.Image, str]:
+    """A picture as the gallery shows it."""
+    return images.resized(picture, min(SHOWN, max(picture.size)), "fit"), caption
+
+
 def averages(name: str, results: Sequence[Image.Image]) -> Pictures:
     """The mean and the spread of the results of a source."""
-    levels = np.stack([np.atleast_3d(np.asarray(each, dtype=float)) for each in results])
-    maps = {"mean": levels.mean(0).round().squeeze(), "spread": (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)}
-    return {f"{name}_{kind}": Image.fromarray(each.astype(np.uint8)) for kind, each in maps.items()}
+    levels = np.stack([np.atleast_3d(np.asarray(result, dtype=float)) for result in results])
+    mean = levels.mean(0).round().squeeze()
+    spread = (2 * levels.std(0, ddof=1).mean(-1)).clip(0, 255)
+    return {
+        f"{name}_mean": Image.fromarray(mean.astype(np.uint8)),
+        f"{name}_spread": Image.fromarray(spread.astype(np.uint8)),
+    }
 
 
 def zipped(results: Pictures) -> Path:

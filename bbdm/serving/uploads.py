@@ -58,7 +58,8 @@ def check_header(source: Path | bytes, name: str, max_pixels: int, stride: int =
     if size is not None:
         check_pixels(name, *size, max_pixels, stride)
         return
-    pillows_limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    limit = Image.MAX_IMAGE_PIXELS or 0
+    pillows_limit = 2 * limit
     if max_pixels <= pillows_limit:
         raise _too_large(name, f"more than {pillows_limit}", max_pixels, stride)
 
