@@ -60,6 +60,11 @@ class UnpairedRows(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         return self.drawn(range(self._count)[index], 0)
 
+    def pictures(self) -> list[Row]:
+        """The pictures of both sets, each as the source of a row, with the set before its name."""
+        rows: list[Row] = [{"name": f"A/{name}", "source": cell} for name, cell in self._sources]
+        return [*rows, *({"name": f"B/{name}", "source": cell} for name, cell in self._targets)]
+
     def drawn(self, index: int, seed: int) -> Row:
         """Row ``index`` of the epoch of a seed, whose order is drawn already."""
         a, source = self._sources[_order(seed, 0, len(self._sources), self._count)[index]]
@@ -95,6 +100,14 @@ def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ..
             if isinstance(value, Cell | os.PathLike):
                 found |= dict.fromkeys(cell_of(value, "").files())
     return tuple(found)
+
+
+def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:
+    """Whether two data sets have the same rows; those of a table are compared by its digest."""
+    digests = [getattr(rows, "digest", None) for rows in (one, other)]
+    if any(digests):
+        return digests[0] == digests[1]
+    return [*one] == [*other]
 
 
 def shown(row: Row) -> str:
@@ -252,6 +265,8 @@ def with_columns(rows: Sequence[Row], further: Mapping[str, str]) -> list[Row]:
     for name, where in further.items():
         if any(name in row for row in rows):
             raise ValueError(f"rows have a {name} already: {where} would be another")
+        if name == files.GROUP and not where.endswith(".csv"):
+            raise ValueError(f"{name} must be a CSV of lines NAME,GROUP, got {where}")
         try:
             column = files.labels_of(name, where) if where.endswith(".csv") else files.pictures_of(name, where)
         except FileNotFoundError as error:

@@ -224,7 +224,7 @@ class Trainer:
                     pass  # a broken picture is found now, not after an epoch
             if writes:
                 ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
-                pairs = {**self.pairs, "stamps": self.train.stamps_digest()}  # by which intervals refuse them
+                pairs = {**self.pairs, **self.train.provenance()}  # by which pairs to judge on are compared
                 self.run.begin(self.step, self.epoch, {**self._settings, "pairs": pairs}, overwrite)
             for callback in self._called:
                 callback.begin(self)

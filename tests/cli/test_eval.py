@@ -68,8 +68,10 @@ def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[
     assert "| diversity ↑ | CRPS ↓ |" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
-    """A copy of all files is the same data; one other picture of the same name makes other data."""
+def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(
+    count: list[int], capsys: pytest.CaptureFixture[str]
+):
+    """A copy of all files is the same data; of another picture of the same name, the result is made anew."""
     whole = run()
     shutil.copytree("data", "copy")
     Path("results/06.png").unlink()
@@ -84,8 +86,14 @@ def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_m
         with pytest.raises(ValueError, match=rf"results holds results of other settings \({difference}"):
             run(*words)
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
-    with pytest.raises(ValueError, match=r"other settings \(files [0-9a-f]"):
-        run(data="copy")
+    count.clear()
+    before = [Path(f"results/{name}.png").read_bytes() for name in NAMES]
+    capsys.readouterr()
+    run(data="copy")
+    assert count == [1]
+    assert "1 results are made anew: their sources, seeds or files have changed\n" in capsys.readouterr().out
+    now = [Path(f"results/{name}.png").read_bytes() for name in NAMES]
+    assert [one == other for one, other in zip(before, now, strict=True)] == [False, True, True]
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
     with pytest.raises(ValueError, match=r"other settings \(weights "):
         run()
@@ -185,7 +193,12 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
     """By their content in the part train."""
     copied = four / "data" / "train" / "copy.png"
     copied.write_bytes((four / "data" / "val" / "05.png").read_bytes())
-    with pytest.raises(ValueError, match=r"val/05.png has the content of data/train/copy.png, a training pair"):
+    by = r"by the part 'train' of data: 05 \(as copy\): calibrate on others"
+    with pytest.raises(ValueError, match=rf"^1 of 4 pairs were in training, {by}"):
+        calibrate()
+    copied.write_bytes(b"broken")  # which training leaves out, and is no reason to leave out the check
+    (four / "data" / "train" / "other.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
+    with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, .*: 05 \(as other\)"):
         calibrate()
 
 
