@@ -14,7 +14,7 @@ from PIL import Image
 import bbdm
 from bbdm import ABridge, BridgeSampler, Intervals, Values, pictures, save_checkpoint
 from bbdm.cli import eval as eval_script
-from bbdm.cli import translate
+from bbdm.cli import train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
@@ -97,6 +97,45 @@ def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_m
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
     with pytest.raises(ValueError, match=r"other settings \(weights "):
         run()
+
+
+FIT = ["--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1", "--quiet"]
+
+
+def test_pairs_that_were_in_training_are_named_and_scored(tiny_demo: None, capsys: pytest.CaptureFixture[str]):
+    """Two of three, of which one has another name. All of `train` may be scored on purpose."""
+    train.main(["edge2shoes", "data", "c.pt", *FIT])
+    capsys.readouterr()
+    assert run()["in_training"] == []
+    assert "in training" not in capsys.readouterr().out
+    shutil.copyfile("data/train/00.png", "data/val/05.png")
+    shutil.copyfile("data/train/01.png", "data/val/06.png")
+    shutil.move("data/train/01.png", "elsewhere.png")  # what was trained on is known by the run
+    assert run()["in_training"] == ["05", "06"]
+    line = "2 of 3 pairs were in training, by c.run/config.json: 05 (as 00), 06 (as 01)\n"
+    assert line in capsys.readouterr().out
+    shutil.copyfile("elsewhere.png", "data/train/01.png")
+    assert run("--split", "train", "--overwrite")["in_training"] == ["00", "01", "02", "03"]
+    Path("c.run/config.json").unlink()
+    assert run("--split", "train")["in_training"] is None
+
+
+def test_a_group_on_both_sides_is_refused(tiny_demo: None):
+    """In training, scores and calibration; of pairs that were in training, the group may be scored."""
+    data = "data,group=films_{split}.csv"
+    Path("films_train.csv").write_text("00,x\n01,x\n02,y\n03,y\n")
+    Path("films_val.csv").write_text("04,y\n05,z\n06,z\n")
+    shared = r"^1 group is on both sides of the split: 'y' \(03, and 04 for validation\); keep each on one side"
+    with pytest.raises(ValueError, match=shared):
+        train.main(["edge2shoes", data, "c.pt", *FIT])
+    Path("films_val.csv").write_text("04,w\n05,z\n06,z\n")
+    train.main(["edge2shoes", data, "c.pt", *FIT])
+    Path("films_val.csv").write_text("04,y\n05,z\n06,z\n")
+    with pytest.raises(ValueError, match=r"^1 group is in training too, by c\.run/.*: 'y' \(of 04\); score others"):
+        run(data=data)
+    with pytest.raises(ValueError, match=r"^1 group is in training too, by the part 'train' .*: 'y' \(of 04\); cali"):
+        Calibrate.main(["c.pt", "edge2shoes", data, "--alpha", "0.5", *FLAGS])
+    run("--split", "train", data=data)
 
 
 def test_fid_end_to_end(monkeypatch: pytest.MonkeyPatch):

@@ -90,6 +90,46 @@ def test_results_are_kept_without_overwrite_and_leftovers_are_deleted(capsys: py
     assert np.array_equal(pixels("results/05.png"), before)
 
 
+def test_results_of_another_solver_are_never_kept(capsys: pytest.CaptureFixture[str]):
+    """Maps, which have other names, replace them; and then samples replace the maps."""
+    run("--solver", "sde-dpm2m", "-r", "2")
+    run("--solver", "ddim", "-r", "2", "--maps", "mean", "--overwrite")
+    assert made() == ["04_mean.png", "05_mean.png", "06_mean.png", *RESULTS[3:]]
+    with pytest.raises(ValueError, match=r"results holds results of other settings \(maps \['mean'\], now \[\]\)"):
+        run("--solver", "ddim", "-r", "2")
+    capsys.readouterr()
+    run("--solver", "ddim", "-r", "2", "--overwrite")
+    assert "6 results in results (" in capsys.readouterr().out
+    run("--solver", "ddim", "-r", "2", output="alone")
+    for name in ("04_0", "04_1", "05_0", "05_1", "06_0", "06_1"):
+        assert Path(f"results/{name}.png").read_bytes() == Path(f"alone/{name}.png").read_bytes()
+
+
+def test_a_folder_that_grew_by_a_picture_makes_that_one(count: list[int], capsys: pytest.CaptureFixture[str]):
+    """With seeds by index, those behind it have other seeds, and are made anew."""
+    Path("own").mkdir()
+    for index, name in enumerate("ac"):
+        noise(index).save(f"own/{name}.png")
+    words = ["folder", "own", "c.pt", "results", "--solver", "ddim", "--steps", "2"]
+    translate.main(words)
+    noise(2).save("own/b.png")
+    count.clear()
+    translate.main(words)
+    assert count == [1]
+    assert "1 results in results, and 2 that were there" in capsys.readouterr().out
+    run(output="pairs")
+    noise(3, 2 * SIZE, SIZE).save("data/val/055.png")
+    count.clear()
+    capsys.readouterr()
+    run(output="pairs")
+    assert sum(count) == 2
+    printed = capsys.readouterr().out
+    assert "1 results are made anew: their sources, seeds or files have changed\n" in printed
+    assert "2 results in pairs, and 2 that were there" in printed
+    (expected,) = BridgeSampler.from_checkpoint("c.pt", steps=3)([sides("06")[0]], seed=3)
+    assert np.abs(pixels("pairs/06.png") - np.asarray(expected, int)).max() <= 1
+
+
 def test_own_sources_keep_their_shape_whatever_the_batch():
     def found(*flags: str) -> list[tuple[int, int]]:
         translate.main(["folder", "own", "c.pt", "out", "--steps", "2", "--overwrite", *flags])
