@@ -14,8 +14,10 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
-from bbdm.data.provenance import Overlap, Trained
-from bbdm.data.rows import UNPAIRED, read_rows, same_rows
+from bbdm.data.cells import ROLES
+from bbdm.data.columns import GROUP
+from bbdm.data.provenance import Overlap, Trained, same_rows
+from bbdm.data.rows import UNPAIRED, only_columns, read_rows
 from bbdm.defaults import Defaults
 from bbdm.evaluation.calibration import Bound, check_unseen
 from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
@@ -208,7 +210,7 @@ class Calibrate(Command, TranslateConfig):
             raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
         translator = Translator(replace(self, output_dir=output.parent))
         pairs = translator.dataset.without(translator.bad)
-        check_unseen(pairs, self._part_train(translator))
+        check_unseen(pairs, self._part_train())
         sampler = translator.sampler(self.solver, self.steps)
         how = {name: getattr(self, name) for name in ("alpha", "delta", "by", "bound", "seed", "batch_size")}
         found = Intervals.calibrate(sampler, pairs, samples=self.num_samples, progress=self.shown, **how, **self.call)
@@ -216,15 +218,20 @@ class Calibrate(Command, TranslateConfig):
         print(f"{found.pairs} pairs: {100 * found.loss:.3g} % of values outside; lambda {found.lambda_:.4g}")
         print(f"mean length {100 * found.length:.3g} % of the range; {output}")
 
-    def _part_train(self, translator: Translator) -> Trained | None:
-        """The part ``train`` of the data set; None where there is none, or it is what calibrates."""
+    def _part_train(self) -> Trained | None:
+        """The part ``train`` of the data set; None where there is none, or it is what calibrates.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
         if self.split == "train":
             return None
+        data_dir = only_columns(self.data_dir, (*ROLES, GROUP))  # others may be of the pairs alone
         try:
-            rows = read_rows(self.dataset, self.data_dir, "train")
+            rows = read_rows(self.dataset, data_dir, "train")
         except FileNotFoundError:
             return None
-        if same_rows(rows, translator.dataset.rows):
+        if "{split}" not in data_dir and same_rows(rows, read_rows(self.dataset, data_dir, self.split)):
             return None
         return Trained.of(rows, f"the part 'train' of {self.data_dir}")
 

@@ -142,6 +142,13 @@ def contents(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
     return found
 
 
+def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:
+    """Whether two data sets are of the same pictures in the same places; streams by their paths."""
+    if isinstance(one, StreamedRows) and isinstance(other, StreamedRows):
+        return one.digest == other.digest
+    return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True))
+
+
 def groups(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The name and the group of each row with one, from the column ``group``.
 

@@ -102,14 +102,6 @@ def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ..
     return tuple(found)
 
 
-def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:
-    """Whether two data sets have the same rows; those of a table are compared by its digest."""
-    digests = [getattr(rows, "digest", None) for rows in (one, other)]
-    if any(digests):
-        return digests[0] == digests[1]
-    return [*one] == [*other]
-
-
 def shown(row: Row) -> str:
     """What messages call a row: its source, which is a path or has the row's name."""
     sources = values_of(row, "source")
@@ -194,6 +186,13 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     if isinstance(rows, list | tuple):  # others are read row by row
         _check_needed(rows)
     return rows
+
+
+def only_columns(data_dir: str, names: Collection[str]) -> str:
+    """What names a data set's folder, as :func:`read_rows` takes it, with some of its further columns."""
+    folders, *further = FURTHER.split(data_dir)
+    kept = [each for each in further if each.partition("=")[0] in names]
+    return ",".join([folders, *kept])
 
 
 def _check_needed(rows: Sequence[Row]) -> None:

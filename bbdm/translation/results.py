@@ -10,6 +10,7 @@ from typing import Any
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
 from bbdm.translation.files import SAMPLE, Files
+from bbdm.translation.record import Item
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class Job:
     def path(self) -> Path:
         """The file of the first kind, of a sample the only one."""
         return next(iter(self.paths.values()))
+
+    def item(self, kind: str, content: str) -> Item:
+        """What decides a result besides the settings, for its line.
+
+        Args:
+            kind: of the result.
+            content: SHA-256 of what is read for it; see :meth:`bbdm.translation.files.Files.content`.
+        """
+        return {"kind": kind, "seeds": [*self.seeds], "content": content}
 
 
 def paths_of(jobs: Iterable[Job]) -> list[Path]:

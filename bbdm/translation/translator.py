@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,10 @@ from tqdm.auto import tqdm
 from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.base.seeds import seed_of
-from bbdm.data import provenance
 from bbdm.data.loading import check_rows
 from bbdm.data.names import RowName
 from bbdm.data.pairs import Pairs
-from bbdm.data.rows import Row, named, read_rows, values_of
+from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
@@ -239,7 +238,7 @@ class Translator:
                         self._group(sampler, group, lines, intervals, self._options(sampler, group, count, bar))
                         bar.update(len(group))
                     for job in large:
-                        item = self.item(job, SAMPLE)
+                        item = job.item(SAMPLE, self.files.content(job.index))
                         self.large.translate(sampler, job, {**lines.settings, "item": item}, self.verbose)
                         lines.add(job.path, item)
                         bar.update(1)
@@ -293,10 +292,8 @@ class Translator:
         """Make and write the results of pictures that are in memory together."""
         sources: list[Any] = []
         abouts: list[Any] = []
-        items: list[dict[str, Item]] = []
+        contents = {index: self.files.content(index) for index in {job.index for job in jobs}}  # before they are read
         for job in jobs:
-            # Before the source is read: of one that changes meanwhile, the line is of what is no longer there
-            items.append({kind: self.item(job, kind) for kind in job.paths})
             source, about = self.files.source(job.index)
             sources.append(source)
             abouts.append(about)
@@ -304,37 +301,14 @@ class Translator:
         maps = [kind for kind in jobs[0].paths if kind != SAMPLE]
         options = {**options, "conditions": self._conditions(jobs) or None}
         results = make(sampler, sources, seeds, maps, intervals, **options)
-        for job, result, about, item in zip(jobs, results, abouts, items, strict=True):
+        for job, result, about in zip(jobs, results, abouts, strict=True):
             for kind, path in job.paths.items():
                 self.files.save(result[kind], about, path, kind)
-                lines.add(path, item[kind])
+                lines.add(path, job.item(kind, contents[job.index]))
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """What the network sees besides the sources of jobs; None for what the data set has not."""
         return {**self._missing, **self.files.conditions([job.index for job in jobs])}
-
-    def item(self, job: Job, kind: str) -> Item:
-        """What decides one result besides the settings: its kind, seeds, and the content of what is read.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            PermissionError: a file may not be read.
-        """
-        return {"kind": kind, "seeds": [*job.seeds], "content": self._content(job.index)}
-
-    def _content(self, index: int) -> str:
-        """SHA-256 of what a row has in the columns that decide its results."""
-        dataset = self.dataset
-        if dataset.stream is not None:  # of which a row is not looked up by its index
-            return provenance.digest_of([dataset.stream.digest, str(index)])
-        row = dataset.rows[index]
-        columns = {"source": dataset.reader.columns(row)["source"]}
-        further = [*dataset.spec.conditions]
-        if self.config.outside is not None:  # else masks decide scores alone
-            further.append("mask")
-        for name in further:
-            columns[name] = values_of(row, name)
-        return provenance.columns_digest(columns)
 
     @cached_property
     def _weights(self) -> str:
@@ -342,7 +316,7 @@ class Translator:
         return state_hash(self._network.state_dict())
 
     def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
-        """All that decides the results, besides what is of one alone: see :meth:`item`."""
+        """All that decides the results, besides what is of one alone."""
         config = self.config
         settings: dict[str, Any] = {}
         if not self._independent:
@@ -435,8 +409,11 @@ class Translator:
             for kind, path in job.paths.items():
                 planned[path.relative_to(folder).as_posix()] = job, kind
 
+        content = cache(self.files.content)  # of a source once for all of its results
+
         def item(name: str) -> Item:
-            return self.item(*planned[name])
+            job, kind = planned[name]
+            return job.item(kind, content(job.index))
 
         record = Record(folder, settings, [*planned], item, self.config.overwrite)
         if record.changed:

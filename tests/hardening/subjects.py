@@ -157,8 +157,8 @@ def latents(folder: Path) -> Subject:
 
 def results(folder: Path) -> Subject:
     settings = {"solver": "dpm2m", "nfe": 4, "weights": "a" * 64, "nested": {"seed": 0}}
-    Record(folder, settings, [], dict)
-    return Subject(folder / "settings.json", lambda: Record(folder, settings, [], dict).settings, of_json)
+    Record(folder, settings, [], lambda name: {})
+    return Subject(folder / "settings.json", lambda: Record(folder, settings, [], lambda name: {}).settings, of_json)
 
 
 def intervals(folder: Path) -> Subject:
