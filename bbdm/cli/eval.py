@@ -45,9 +45,9 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
 class Eval(GPUsCommand, TranslateConfig):
     """Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
 
-    OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
-    interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
-    of steps; sweep.json and a plot compare them.
+    OUTPUT_DIR gets the results, settings.json and results.jsonl, which say what made them, and scores.json;
+    of volumes, with the scores of each. After an interruption, the same command resumes. With --sweep,
+    OUTPUT_DIR gets a folder for each solver and number of steps; sweep.json and a plot compare them.
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.

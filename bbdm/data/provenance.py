@@ -24,14 +24,18 @@ from bbdm.data.tables import ItemRows, StreamedRows, TableRows
 from bbdm.pictures import images
 
 SHOWN = 3  # names in a message
+WAITING = 4096  # values that wait for a thread, of maybe a million
 Value = TypeVar("Value")
 Result = TypeVar("Result")
 
 
-def in_threads(function: Callable[[Value], Result], values: Iterable[Value]) -> list[Result]:
+def in_threads(function: Callable[[Value], Result], values: Sequence[Value]) -> list[Result]:
     """The results of a function of each value, in their order. Threads hash files at once."""
+    results: list[Result] = []
     with ThreadPoolExecutor() as pool:
-        return [*pool.map(function, values)]
+        for start in range(0, len(values), WAITING):
+            results += pool.map(function, values[start : start + WAITING])
+    return results
 
 
 def first_names(names: Iterable[str]) -> str:

@@ -127,7 +127,7 @@ class Record:
             list.
 
     Attributes:
-        settings: as they are written.
+        settings: plain values, as they are written.
         existing: the names of planned results that there are, and that stay.
         changed: the names of those that are made anew: their file, source or seed is another.
 

@@ -36,7 +36,7 @@ class Job:
         """What decides a result besides the settings, for its line.
 
         Args:
-            kind: of the result.
+            kind: that the result has, a sample or the name of a map.
             content: SHA-256 of what is read for it; see :meth:`bbdm.translation.files.Files.content`.
         """
         return {"kind": kind, "seeds": [*self.seeds], "content": content}

@@ -239,6 +239,22 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
     (four / "data" / "train" / "other.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
     with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, .*: 05 \(as other\)"):
         calibrate()
+    (four / "data" / "train" / "other.jpg").touch()
+    with pytest.raises(ValueError, match=r"other\.jpg and .*other\.png have the same name: rename or remove one"):
+        calibrate()
+    shutil.rmtree("data/train")
+    assert calibrate()["pairs"] == 4
+
+
+def test_columns_of_the_pairs_alone_and_a_data_set_of_one_part_are_calibrated_on(four: Path):
+    """The part `train` has not the column, or is the same folder."""
+    Path("seasons.csv").write_text("04,a\n05,b\n06,a\n07,b\n")
+    words = ["--alpha", "0.2", *FLAGS, "--overwrite"]
+    Calibrate.main(["c.pt", "edge2shoes", "data,season=seasons.csv", *words])
+    Calibrate.main(["c.pt", "paired", "data/val,data/val", *words])
+    (four / "data" / "train" / "copy.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
+    with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, by the part 'train' of .*: 05 \(as copy\)"):
+        Calibrate.main(["c.pt", "paired", "data/{split},data/{split}", *words])
 
 
 @pytest.mark.parametrize(
