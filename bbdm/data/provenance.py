@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
 from bbdm.base.atomic import file_sha256
 from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
@@ -52,17 +54,15 @@ def digest_of(parts: Iterable[str]) -> str:
 
 
 def value_digest(value: Any) -> str:
-    """What a row has in a column, as a text.
-
-    Of a picture it is the SHA-256 of its file, of its files one after another, or of what it has in memory; a
-    text or a number stays as it is.
+    """SHA-256 of what a row has in a column: of a picture's files, or of what it is in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: the file may not be read.
     """
-    if isinstance(value, str | int | float):
-        return str(value)
+    is_picture = isinstance(value, Cell | os.PathLike | bytes | Image.Image) or hasattr(value, "__array__")
+    if not is_picture:  # a label, or what a kind of conditions of the user's own takes
+        return hashlib.sha256(repr(value).encode()).hexdigest()
     cell = cell_of(value, "a picture in memory")
     files = [_file_digest(path) for path in cell.files()]
     if len(files) == 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -202,13 +202,10 @@ class Record:
         return False
 
     def _delete(self, names: Collection[str]) -> None:
-        """Delete files, whose names lead nowhere outside of the folder."""
-        for path in [*self._below(names)]:
+        """Delete files; ValueError, before one is deleted, where a name leads out of the folder."""
+        paths = [RowName(name).below(self.folder, "") for name in names]
+        for path in paths:
             path.unlink(missing_ok=True)
-
-    def _below(self, names: Collection[str]) -> Iterator[Path]:
-        for name in names:
-            yield RowName(name).below(self.folder, "")
 
     def close(self) -> None:
         """Write the lines of all processes as one file; without results, delete it and the folder."""
