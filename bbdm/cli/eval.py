@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -15,9 +14,12 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
-from bbdm.data.rows import UNPAIRED, Row, read_rows
+from bbdm.data.cells import ROLES
+from bbdm.data.columns import GROUP
+from bbdm.data.provenance import Overlap, Trained, same_rows
+from bbdm.data.rows import UNPAIRED, only_columns, read_rows
 from bbdm.defaults import Defaults
-from bbdm.evaluation.calibration import Bound, check_copies
+from bbdm.evaluation.calibration import Bound, check_unseen
 from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
 from bbdm.translation.config import TranslateConfig
@@ -43,9 +45,9 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
 class Eval(GPUsCommand, TranslateConfig):
     """Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
 
-    OUTPUT_DIR gets the results, settings.json and scores.json; of volumes, with the scores of each. After an
-    interruption, the same command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number
-    of steps; sweep.json and a plot compare them.
+    OUTPUT_DIR gets the results, settings.json and results.jsonl, which say what made them, and scores.json;
+    of volumes, with the scores of each. After an interruption, the same command resumes. With --sweep,
+    OUTPUT_DIR gets a folder for each solver and number of steps; sweep.json and a plot compare them.
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.
@@ -92,9 +94,10 @@ class Eval(GPUsCommand, TranslateConfig):
             runs = {folder / name: run for name, run in found.items()}
             if first:
                 remove_leftovers(folder)
+        overlap = self._overlap(translator) if first else None
         done: list[dict[str, Any]] = []
         for path, run in runs.items():
-            done.append(self._evaluate(translator, *run, path))
+            done.append(self._evaluate(translator, *run, path, overlap))
             if first:
                 rows = scores.table(done[-1:])
                 print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
@@ -107,7 +110,25 @@ class Eval(GPUsCommand, TranslateConfig):
             print(f"results and scores.json: {folder}")
         translator.processes.leave()
 
-    def _evaluate(self, translator: Translator, solver: str | None, steps: int | None, folder: Path) -> dict[str, Any]:
+    def _overlap(self, translator: Translator) -> Overlap | None:
+        """What the pairs and those of training have in common, printed; None where these are unknown.
+
+        Raises:
+            ValueError: a group has pairs that were in training, and others here.
+        """
+        origin = translator.checkpoint.origin
+        trained = None if origin is None else Trained.of_file(origin.path)
+        if trained is None:
+            return None
+        overlap = trained.overlap(translator.dataset.rows, self.skip_bad)
+        overlap.check_groups("score others")
+        if overlap.pairs:
+            print(overlap)
+        return overlap
+
+    def _evaluate(
+        self, translator: Translator, solver: str | None, steps: int | None, folder: Path, overlap: Overlap | None
+    ) -> dict[str, Any]:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
         from bbdm.evaluation.scores import Scores
 
@@ -139,6 +160,7 @@ class Eval(GPUsCommand, TranslateConfig):
         about |= {"lpips_net": self.lpips_net if "lpips" in metrics else None}
         about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
         about |= {"masks": files.pairs.digest(["mask"])} if files.pairs.rows[0].get("mask") is not None else {}
+        about["in_training"] = None if overlap is None else [*overlap.pairs]
         report = about | report
         manifest.write(folder / "scores.json", report)
         return report
@@ -188,17 +210,30 @@ class Calibrate(Command, TranslateConfig):
             raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
         translator = Translator(replace(self, output_dir=output.parent))
         pairs = translator.dataset.without(translator.bad)
-        trained: Sequence[Row] = []
-        if self.split != "train":
-            with suppress(FileNotFoundError, ValueError):  # there is no such part
-                trained = read_rows(self.dataset, self.data_dir, "train")
-        check_copies(pairs, trained)
+        check_unseen(pairs, self._part_train())
         sampler = translator.sampler(self.solver, self.steps)
         how = {name: getattr(self, name) for name in ("alpha", "delta", "by", "bound", "seed", "batch_size")}
         found = Intervals.calibrate(sampler, pairs, samples=self.num_samples, progress=self.shown, **how, **self.call)
         found.save(output)
         print(f"{found.pairs} pairs: {100 * found.loss:.3g} % of values outside; lambda {found.lambda_:.4g}")
         print(f"mean length {100 * found.length:.3g} % of the range; {output}")
+
+    def _part_train(self) -> Trained | None:
+        """The part ``train`` of the data set; None where there is none, or it is what calibrates.
+
+        Raises:
+            ValueError: it cannot be read.
+        """
+        if self.split == "train":
+            return None
+        data_dir = only_columns(self.data_dir, (*ROLES, GROUP))  # others may be of the pairs alone
+        try:
+            rows = read_rows(self.dataset, data_dir, "train")
+        except FileNotFoundError:
+            return None
+        if "{split}" not in data_dir and same_rows(rows, read_rows(self.dataset, data_dir, self.split)):
+            return None
+        return Trained.of(rows, f"the part 'train' of {self.data_dir}")
 
 
 main = Eval.main

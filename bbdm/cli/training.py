@@ -124,6 +124,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         from bbdm.data.examples import known_conditions
         from bbdm.data.kinds import kind_of
         from bbdm.data.pairs import Pairs
+        from bbdm.data.provenance import check_groups
         from bbdm.data.rows import BadPicturesError, read_rows
 
         conditions, progress = getattr(self, "conditions", None) or {}, self.shown and team.first
@@ -149,7 +150,9 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
                 splits |= {} if validation.same_rows(train) else {"val": validation}
             except FileNotFoundError as error:
                 missing = str(error)
-            if "val" not in splits:
+            if "val" in splits:
+                check_groups(train.rows, splits["val"].rows)
+            else:
                 report(team, f"without validation pairs, no validation loss, grids and best.pt: {missing}")
             for split, pairs in splits.items() if self.check else ():
                 reasons = [*loading.check_rows(pairs, self.workers, progress).values()]

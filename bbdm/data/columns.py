@@ -18,6 +18,7 @@ from bbdm.data.names import RowName
 from bbdm.pictures import formats
 
 PICTURES = (*ROLES, "mask")  # columns of a table that are always paths
+GROUP = "group"  # the column of what must not be on both sides of a split, such as a film, a slide or a patient
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,8 @@ def _table_cell(column: str, text: str, folder: Path, name: RowName) -> Any:
     if column == "source":
         sources = [cell_of(folder / each.strip(), name) for each in text.split(";")]
         return sources[0] if len(sources) == 1 else tuple(sources)
+    if column == GROUP:
+        return text
     path = folder / text
     if column in PICTURES or _is_file_of_a_picture(path):
         return cell_of(path, name)

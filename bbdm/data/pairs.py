@@ -17,9 +17,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from bbdm.base.atomic import file_sha256, stamp
+from bbdm.base.atomic import file_sha256
+from bbdm.data import provenance
 from bbdm.data.cache import Cache
 from bbdm.data.cells import ROLES
+from bbdm.data.columns import GROUP
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import Example, row_conditions, with_sizes
 from bbdm.data.kinds import Condition, kind_of
@@ -82,7 +84,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.spec = replace(spec, conditions=with_sizes(spec.conditions, rows, self.reader))
         self.rows: Sequence[Row] = rows
         if isinstance(rows, TableRows):
-            self.rows = rows.select([*ROLES, "mask", *self.spec.conditions])
+            self.rows = rows.select([*ROLES, "mask", GROUP, *self.spec.conditions])
         self.stream = rows if isinstance(rows, StreamedRows) else None  # which is read from its first row on
         self.cache = cache
         self.prepare = prepare
@@ -334,7 +336,14 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def _sha256(self, file: Path) -> str:
         """SHA-256 of a file; with ``skip_bad``, "" of one that cannot be opened."""
-        return self._of_file(file, file_sha256, "")
+        try:
+            return file_sha256(file)
+        except (FileNotFoundError, PermissionError) as error:
+            if self.skip_bad:
+                return ""
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(images.no_picture(file)) from error
+            raise
 
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
@@ -356,28 +365,22 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 digest.update("\n".join(str(row.get(name)) for name in columns).encode())
         return digest.hexdigest()
 
-    def stamps_digest(self) -> str:
-        """SHA-256 of the paths, sizes and times of all files; "" where there are none."""
-        paths = {path for row in self._files for path in files_of(row)}
-        if not paths:
-            return ""
-        stamps = sorted(self._stamp(path.absolute()) for path in paths)
-        return hashlib.sha256("\n".join(stamps).encode()).hexdigest()
+    def contents(self) -> dict[str, str]:
+        """SHA-256 of the content of rows by name; see :func:`bbdm.data.provenance.contents`.
 
-    def _stamp(self, file: Path) -> str:
-        """Path, size and time of a file; with ``skip_bad``, the path of one that is missing."""
-        return self._of_file(file, stamp, f"{file} missing")
+        Those of files are of the whole files. The rows of a stream and of a map-style data set have no files,
+        and are known by number and by the digest of the whole.
 
-    def _of_file(self, file: Path, digest: Callable[[Path], str], unread: str) -> str:
-        """A digest of a file; with ``skip_bad``, ``unread`` of one that cannot be opened."""
-        try:
-            return digest(file)
-        except (FileNotFoundError, PermissionError) as error:
-            if self.skip_bad:
-                return unread
-            if isinstance(error, FileNotFoundError):
-                raise FileNotFoundError(images.no_picture(file)) from error
-            raise
+        Raises:
+            FileNotFoundError: there is no such file, without ``skip_bad``.
+            PermissionError: a file may not be read, without ``skip_bad``.
+        """
+        return provenance.contents(self.rows, self.skip_bad)
+
+    def provenance(self) -> dict[str, Any]:
+        """What a training records of its pairs: their contents by name, and the groups of all."""
+        groups = {group for _, group in provenance.groups(self.rows)}
+        return {"contents": self.contents(), "groups": sorted(groups)}
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

@@ -60,6 +60,11 @@ class UnpairedRows(Sequence[Row]):
     def __getitem__(self, index: Any) -> Any:
         return self.drawn(range(self._count)[index], 0)
 
+    def pictures(self) -> list[Row]:
+        """The pictures of both sets, each as the source of a row, with the set before its name."""
+        rows: list[Row] = [{"name": f"A/{name}", "source": cell} for name, cell in self._sources]
+        return [*rows, *({"name": f"B/{name}", "source": cell} for name, cell in self._targets)]
+
     def drawn(self, index: int, seed: int) -> Row:
         """Row ``index`` of the epoch of a seed, whose order is drawn already."""
         a, source = self._sources[_order(seed, 0, len(self._sources), self._count)[index]]
@@ -183,6 +188,13 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
     return rows
 
 
+def only_columns(data_dir: str, names: Collection[str]) -> str:
+    """What names a data set's folder, as :func:`read_rows` takes it, with some of its further columns."""
+    folders, *further = FURTHER.split(data_dir)
+    kept = [each for each in further if each.partition("=")[0] in names]
+    return ",".join([folders, *kept])
+
+
 def _check_needed(rows: Sequence[Row]) -> None:
     """Raise ValueError where a row has no name or no source, or two rows have one name."""
     numbers: dict[str, int] = {}
@@ -252,6 +264,8 @@ def with_columns(rows: Sequence[Row], further: Mapping[str, str]) -> list[Row]:
     for name, where in further.items():
         if any(name in row for row in rows):
             raise ValueError(f"rows have a {name} already: {where} would be another")
+        if name == files.GROUP and not where.endswith(".csv"):
+            raise ValueError(f"{name} must be a CSV of lines NAME,GROUP, got {where}")
         try:
             column = files.labels_of(name, where) if where.endswith(".csv") else files.pictures_of(name, where)
         except FileNotFoundError as error:

@@ -7,24 +7,18 @@ needs torch.
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.base.atomic import file_sha256
-from bbdm.data.rows import Row, files_of, shown
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
-    from bbdm.files.content import Origin
+    from bbdm.data.provenance import Trained
 
 Array = npt.NDArray[Any]
 Bound = Literal["hoeffding-bentkus", "conformal"]
@@ -125,40 +119,18 @@ class Losses(NamedTuple):
         return math.ceil(least / MARGIN) * MARGIN
 
 
-def check_unseen(pairs: Pairs, origin: Origin | None) -> None:
-    """Raise ValueError where pairs are those that a network was trained on, by the records of its run.
+def check_unseen(pairs: Pairs, *trained: Trained | None) -> None:
+    """Raise ValueError where a pair, or a group of pairs, was in training.
 
-    A checkpoint that training resumes from has digests of its pairs, and so has the folder of a run,
-    ``OUT.run`` of ``OUT.pt`` or the one that the file is in: of names, and of files with sizes and times.
+    Pairs are compared by the content of their files, whatever their names are.
+
+    Args:
+        pairs: that are to be judged on.
+        trained: what is known of training pairs; None where nothing is.
     """
-    if origin is None:
-        return
-    known = [("their names", origin.pairs)]
-    for folder in (origin.path.with_suffix(".run"), origin.path.parent):
-        with suppress(OSError, ValueError, LookupError, TypeError):  # it may be of another program
-            known.append((str(folder / "config.json"), json.loads((folder / "config.json").read_text())["pairs"]))
-    own = {"names": pairs.names_digest(), "stamps": pairs.stamps_digest()}
-    for where, record in known:
-        if isinstance(record, Mapping) and any(value and record.get(name) == value for name, value in own.items()):
-            raise ValueError(
-                f"these {len(pairs)} pairs were in training, by {where}: calibrate on others, or give other pictures "
-                "other names"
-            )
-
-
-def check_copies(pairs: Pairs, trained: Sequence[Row]) -> None:
-    """Raise ValueError where a row's files have the content of those of a training row."""
-    own = {files_of(row): row for row in pairs.rows}
-    others = {files_of(row): row for row in trained}
-    if () in own or () in others or own.keys() & others.keys():
-        return  # pictures inside tables, or the parts are the same folder
-
-    def files(paths: Sequence[Path], what: Callable[[Path], Any]) -> tuple[Any, ...]:
-        return tuple(map(what, paths))
-
-    alike = {files(paths, os.path.getsize) for paths in own}  # only files of one size are compared
-    found = {paths: row for paths, row in others.items() if files(paths, os.path.getsize) in alike}
-    known = {files(paths, file_sha256): row for paths, row in found.items()}
-    for paths, row in own.items() if known else ():
-        if (other := known.get(files(paths, file_sha256))) is not None:
-            raise ValueError(f"{shown(row)} has the content of {shown(other)}, a training pair: calibrate on others")
+    for each in trained:
+        if each is not None:
+            overlap = each.overlap(pairs.rows, pairs.skip_bad)
+            if overlap.pairs:
+                raise ValueError(f"{overlap}: calibrate on others")
+            overlap.check_groups("calibrate on other groups")

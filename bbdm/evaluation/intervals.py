@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
+from bbdm.data.provenance import Trained
 from bbdm.evaluation.calibration import Bound, Losses, allowed, check_unseen
 from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.pictures.picture import scale
@@ -113,12 +114,13 @@ class Intervals:
             options: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
-            ValueError: the pairs were in training, by the file that the sampler was loaded from or the folder
-                of its run, see :func:`~bbdm.evaluation.calibration.check_unseen`; too few have values; all
-                samples of too many values are equal; there are two sets without pairs, or a target is not
-                finite; or an argument is out of range.
+            ValueError: a pair or a group was in training, by the folder of the run of the file that the
+                sampler was loaded from, see :func:`~bbdm.evaluation.calibration.check_unseen`; too few have
+                values; all samples of too many values are equal; there are two sets without pairs, or a
+                target is not finite; or an argument is out of range.
         """
         from bbdm.data.pairs import as_pairs
+        from bbdm.translation.record import describe
 
         check_risk(alpha, delta, by, bound)
         if unknown := sorted(options.keys() - {*OPTIONS}):
@@ -127,7 +129,7 @@ class Intervals:
         examples = as_pairs(pairs)
         if not examples.paired:
             raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
-        check_unseen(examples, sampler.origin)
+        check_unseen(examples, None if sampler.origin is None else Trained.of_file(sampler.origin.path))
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
         allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
         found = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
@@ -205,6 +207,8 @@ class Intervals:
             FileNotFoundError: there is no such file.
             ValueError: they are of another solver, other steps, values or weights, or the file is damaged.
         """
+        from bbdm.translation.record import describe
+
         path, of = Path(path), cast("BridgeSampler", sampler)
         if not path.is_file():
             raise FileNotFoundError(f"there are no intervals {path}: bbdm calibrate makes them")
@@ -236,17 +240,6 @@ class Intervals:
 def file_of(model: Path) -> Path:
     """The file of the intervals of a network's file: ``OUT.intervals.json`` of ``OUT.pt``."""
     return model.with_name(f"{model.stem}.intervals.json")
-
-
-def describe(sampler: BridgeSampler) -> dict[str, Any]:
-    """What decides the results of a sampler, as plain values: its weights by SHA-256."""
-    from bbdm.networks.base import state_hash
-    from bbdm.translation.results import description
-
-    about, kind = description(sampler, state_hash(sampler.unet.state_dict())), sampler.pictures
-    about |= {"source_values": str(kind.source_values), "target_values": str(kind.target_values)}
-    about |= {"slices": kind.slices} | ({"direction": sampler.direction} if sampler.direction else {})
-    return manifest.as_json({**about, "crop": kind.crop})
 
 
 def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:

@@ -1,7 +1,7 @@
 """Ray: joining a cluster or starting one on this machine, and translating a folder of pictures there.
 
 A result is written whole or not at all, and its seeds follow from its name. So what a lost worker had made is
-there, and Ray gives the rest to another one, which skips what exists.
+there, and Ray gives the rest to another one, which skips what is there with a line that says what made it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bbdm.data.names import RowName
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import LOOPBACK, Serve, TranslateRay
+from bbdm.translation.record import Lines
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
 
@@ -85,12 +86,12 @@ def translate(config: TranslateRay) -> None:
     names = translator.files.names
     bad = translator.bad
 
-    def make(sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], *_: Any) -> None:
+    def make(sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, *_: Any) -> None:
         indices = {names[job.index]: job.index for job in jobs}
         alone = translator.files.alone or sampler.window_grid(config) is not None
         sources = [translator.dataset.rows[index]["source"] for index in indices.values()]
         rows = [{"name": name, "source": str(source)} for name, source in zip(indices, sources, strict=True)]
-        done = outcomes((config, translator, about), rows, 1 if alone else config.batch_size)
+        done = outcomes((config, translator, lines.settings), rows, 1 if alone else config.batch_size)
         for name, error in tqdm(done, total=len(rows), unit="image", disable=not translator.verbose):
             if error:
                 bad[indices[name]] = error
@@ -148,12 +149,13 @@ class Worker:
     """The driver's engine, which ``fetch`` returns, in a process of its own: on its GPU, or on its cores."""
 
     def __init__(self, fetch: Callable[[], Driver]) -> None:
-        config, translator, self.about = fetch()
+        config, translator, settings = fetch()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(config.threads)
         self.engine = translator.on(replace(config, device=device))
         self.sampler = self.engine.sampler(config.solver, config.steps)
+        self.lines = Lines(config.folder, settings)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Make the results of pictures (``name``, ``source``) that do not exist yet: ``name``, ``error``.
@@ -165,9 +167,19 @@ class Worker:
         rows = [{"name": name, "source": Path(path)} for name, path in zip(names, batch["source"], strict=True)]
         try:
             engine = self.engine.of_rows(rows)
-            engine.make(self.sampler, missing(engine.plan(engine.config.folder)), self.about)
+            engine.make(self.sampler, self._missing(engine.plan(engine.config.folder)), self.lines)
             reasons = engine.bad
         except BadPicturesError as error:  # of all of them
             reasons = dict.fromkeys(range(len(names)), str(error))
         errors = [reasons.get(index, "") for index in range(len(names))]
         return {"name": np.array(names), "error": np.array(errors)}
+
+    def _missing(self, jobs: Sequence[Job]) -> list[Job]:
+        """What of jobs is not there, or is of a worker that was lost before it said what made it."""
+        there = [path for path in paths_of(jobs) if path.exists()]
+        if there:
+            known = self.lines.known()
+            for path in there:
+                if path not in known:
+                    path.unlink(missing_ok=True)
+        return missing(jobs)

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from bbdm import pictures
+from bbdm.data import provenance
 from bbdm.data.cells import ROLES, Cell
 from bbdm.data.examples import stacked
 from bbdm.data.pairs import Pairs
 from bbdm.data.reading import Column
-from bbdm.data.rows import first, named, shown
+from bbdm.data.rows import first, named, shown, values_of
 from bbdm.data.scaling import present_values, share_outside
 from bbdm.data.spec import AXES
 from bbdm.pictures import Header, Picture, images
@@ -138,6 +139,24 @@ class Files:
         if "mask" not in columns:
             raise ValueError(f"{shown(row)} has no mask, and --outside needs one, as in DATA,mask=FOLDER")
         return picture, inside(columns["mask"], array.shape[1:])
+
+    def content(self, index: int) -> str:
+        """SHA-256 of what of a row decides its results: source, conditions, and the mask where it is used.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            PermissionError: a file may not be read.
+        """
+        pairs = self.pairs
+        if pairs.stream is not None:  # of which a row is not looked up by its index
+            return provenance.digest_of([pairs.stream.digest, str(index)])
+        row = pairs.rows[index]
+        columns = {"source": pairs.reader.columns(row)["source"]}
+        for name in pairs.spec.conditions:
+            columns[name] = values_of(row, name)
+        if self._outside is not None:  # else masks decide scores alone
+            columns["mask"] = values_of(row, "mask")
+        return provenance.columns_digest(columns)
 
     def size(self, index: int) -> tuple[int, int] | None:
         """About the (height, width) of a source; None of volumes."""

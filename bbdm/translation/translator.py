@@ -1,10 +1,12 @@
-"""The engine of results: jobs of a data set in; out files, named after their sources, and a manifest.
+"""The engine of results: jobs of a data set in; out files, named after their sources, and what made them.
 
-Results that exist are kept, so that an interrupted command can be repeated. :meth:`Translator.run` writes a
-:class:`~bbdm.translation.results.Record` beside them and refuses results of other settings.
+Results that exist are kept, so that an interrupted command can be repeated. :meth:`Translator.run` has a
+:class:`~bbdm.translation.record.Record` beside them, which refuses results of other settings, and deletes
+those whose source, seed or file has changed.
 
 Several processes (see :mod:`bbdm.execution.processes`) share the batches of one process, so the files are the
-same. All call the same methods in the same order; the first alone prints and writes the record.
+same. All call the same methods in the same order; the first alone prints and has the record, to which each
+adds lines.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,14 @@ from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
-from bbdm.networks.base import find_dtype
+from bbdm.networks.base import find_dtype, state_hash
 from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.large import LargePictures
-from bbdm.translation.results import Job, Record, check_paths, description, make, missing, paths_of
+from bbdm.translation.record import Item, Lines, Record, describe
+from bbdm.translation.results import Job, check_paths, make, missing, paths_of
 from bbdm.translation.specs import Pictures, pictures_of
 
 # The names of sources, and arguments of Scores.update
@@ -208,9 +211,7 @@ class Translator:
             return tuple(seed_of(self.files.names[index], first + sample) for sample in samples)
         return tuple(first + index + sample * count for sample in samples)
 
-    def make(
-        self, sampler: BridgeSampler, jobs: Sequence[Job], about: Mapping[str, Any], intervals: Any = None
-    ) -> None:
+    def make(self, sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, intervals: Any = None) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
         Results of one call are written before the next one, so an interruption loses those of one.
@@ -218,7 +219,7 @@ class Translator:
         Args:
             sampler: one of this network.
             jobs: what is missing, the same in all processes.
-            about: the settings that name states of pictures which are larger than memory.
+            lines: get one for each result, and know its settings.
             intervals: those of the sampler, where their ends are made.
 
         Raises:
@@ -234,10 +235,12 @@ class Translator:
                 try:
                     groups, large = self.large.split(sampler, batch)
                     for group in groups:
-                        self._group(sampler, group, intervals, self._options(sampler, group, count, bar))
+                        self._group(sampler, group, lines, intervals, self._options(sampler, group, count, bar))
                         bar.update(len(group))
                     for job in large:
-                        self.large.translate(sampler, job, about, self.verbose)
+                        item = job.item(SAMPLE, self.files.content(job.index))
+                        self.large.translate(sampler, job, {**lines.settings, "item": item}, self.verbose)
+                        lines.add(job.path, item)
                         bar.update(1)
                 except torch.OutOfMemoryError as error:
                     lower = f"lower --batch_size {self.config.batch_size} or --image_size {self._pictures.size}"
@@ -278,10 +281,18 @@ class Translator:
             options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
         return options
 
-    def _group(self, sampler: BridgeSampler, jobs: Sequence[Job], intervals: Any, options: Mapping[str, Any]) -> None:
+    def _group(
+        self,
+        sampler: BridgeSampler,
+        jobs: Sequence[Job],
+        lines: Lines,
+        intervals: Any,
+        options: Mapping[str, Any],
+    ) -> None:
         """Make and write the results of pictures that are in memory together."""
         sources: list[Any] = []
         abouts: list[Any] = []
+        contents = {index: self.files.content(index) for index in {job.index for job in jobs}}  # before they are read
         for job in jobs:
             source, about = self.files.source(job.index)
             sources.append(source)
@@ -293,6 +304,7 @@ class Translator:
         for job, result, about in zip(jobs, results, abouts, strict=True):
             for kind, path in job.paths.items():
                 self.files.save(result[kind], about, path, kind)
+                lines.add(path, job.item(kind, contents[job.index]))
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """What the network sees besides the sources of jobs; None for what the data set has not."""
@@ -300,34 +312,32 @@ class Translator:
 
     @cached_property
     def _weights(self) -> str:
-        """The SHA-256 of the network's file."""
-        return file_sha256(self._model)
+        """The SHA-256 of the network's weights, in the dtype of its file."""
+        return state_hash(self._network.state_dict())
 
     def settings(self, sampler: BridgeSampler) -> dict[str, Any]:
-        """All that decides the results, for the manifest."""
+        """All that decides the results, besides what is of one alone."""
         config = self.config
         settings: dict[str, Any] = {}
         if not self._independent:
             settings |= {"dataset": config.dataset, "split": config.split, "direction": config.direction}
-            settings["sources"] = len(self.files.names)
         settings |= self.dataset.settings()
-        if not self._independent:
-            columns = ["source", "target", *self.dataset.further.each]
-            if config.outside is not None:  # else masks decide scores alone
-                columns.append("mask")
-                settings["outside"] = config.outside
-            settings["files"] = self.dataset.digest(columns)
+        if config.outside is not None:
+            settings["outside"] = config.outside
         if self._by_name:
             settings["seeds"] = "by name"
+        if self._files is not Files:
+            settings["files"] = self._files.__name__
         settings |= {
             "weights": self._weights,
             "config": config.config,
             "num_samples": config.num_samples,
             "seed": config.seed,
+            "maps": [*config.maps],
             **config.call,
             "solver": sampler.solver,
             "nfe": len(sampler.table),
-            **description(sampler, self._weights),
+            **describe(sampler, self._weights),
             "image_size": self._pictures.size,
         }
         if self._load_intervals is not None and config.intervals is not None:
@@ -352,7 +362,7 @@ class Translator:
 
         Raises:
             ValueError: a picture is larger than memory, and there are no windows; or, in the first process,
-                the folder holds results of other settings.
+                the folder holds results of other settings, or a file of a result's name that is no result.
         """
         jobs = self.plan(folder)
         check_paths(self.files, paths_of(jobs))
@@ -362,15 +372,17 @@ class Translator:
         record: Record | None = None
         with self.processes.first_before_others():
             if self.processes.first:
-                names = [path.relative_to(folder).as_posix() for path in paths_of(jobs)]
-                record = Record(folder, settings, names, self.config.overwrite, self._independent)
+                record = self._record(folder, settings, jobs)
             todo = missing(jobs)
         began = time.perf_counter()
         try:
-            (make or self.make)(sampler, todo, settings, intervals)
-        finally:
-            if record is not None and self.processes.count == 1:
+            (make or self.make)(sampler, todo, Lines(folder, settings), intervals)
+        except BaseException:
+            if record is not None and self.processes.count == 1:  # others may write yet
                 record.close()
+            raise
+        if record is not None:
+            record.close()
         seconds = time.perf_counter() - began
         jobs = self._good(jobs)
         if record is None:
@@ -389,6 +401,24 @@ class Translator:
             },
         }
         return jobs, {folder / name for name in record.existing}, report
+
+    def _record(self, folder: Path, settings: Mapping[str, Any], jobs: Sequence[Job]) -> Record:
+        """The record of jobs in a folder; says how many results are made anew."""
+        planned: dict[str, tuple[Job, str]] = {}
+        for job in jobs:
+            for kind, path in job.paths.items():
+                planned[path.relative_to(folder).as_posix()] = job, kind
+
+        content = cache(self.files.content)  # of a source once for all of its results
+
+        def item(name: str) -> Item:
+            job, kind = planned[name]
+            return job.item(kind, content(job.index))
+
+        record = Record(folder, settings, [*planned], item, self.config.overwrite)
+        if record.changed:
+            print(f"{len(record.changed)} results are made anew: their sources, seeds or files have changed")
+        return record
 
     def _good(self, jobs: Sequence[Job]) -> list[Job]:
         """The jobs of sources that could be translated."""

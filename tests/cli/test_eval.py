@@ -14,7 +14,7 @@ from PIL import Image
 import bbdm
 from bbdm import ABridge, BridgeSampler, Intervals, Values, pictures, save_checkpoint
 from bbdm.cli import eval as eval_script
-from bbdm.cli import translate
+from bbdm.cli import train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
@@ -68,8 +68,10 @@ def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[
     assert "| diversity ↑ | CRPS ↓ |" in capsys.readouterr().out
 
 
-def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(count: list[int]):
-    """A copy of all files is the same data; one other picture of the same name makes other data."""
+def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(
+    count: list[int], capsys: pytest.CaptureFixture[str]
+):
+    """A copy of all files is the same data; of another picture of the same name, the result is made anew."""
     whole = run()
     shutil.copytree("data", "copy")
     Path("results/06.png").unlink()
@@ -84,11 +86,56 @@ def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_m
         with pytest.raises(ValueError, match=rf"results holds results of other settings \({difference}"):
             run(*words)
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
-    with pytest.raises(ValueError, match=r"other settings \(files [0-9a-f]"):
-        run(data="copy")
+    count.clear()
+    before = [Path(f"results/{name}.png").read_bytes() for name in NAMES]
+    capsys.readouterr()
+    run(data="copy")
+    assert count == [1]
+    assert "1 results are made anew: their sources, seeds or files have changed\n" in capsys.readouterr().out
+    now = [Path(f"results/{name}.png").read_bytes() for name in NAMES]
+    assert [one == other for one, other in zip(before, now, strict=True)] == [False, True, True]
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
     with pytest.raises(ValueError, match=r"other settings \(weights "):
         run()
+
+
+FIT = ["--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1", "--quiet"]
+
+
+def test_pairs_that_were_in_training_are_named_and_scored(tiny_demo: None, capsys: pytest.CaptureFixture[str]):
+    """Two of three, of which one has another name. All of `train` may be scored on purpose."""
+    train.main(["edge2shoes", "data", "c.pt", *FIT])
+    capsys.readouterr()
+    assert run()["in_training"] == []
+    assert "in training" not in capsys.readouterr().out
+    shutil.copyfile("data/train/00.png", "data/val/05.png")
+    shutil.copyfile("data/train/01.png", "data/val/06.png")
+    shutil.move("data/train/01.png", "elsewhere.png")  # what was trained on is known by the run
+    assert run()["in_training"] == ["05", "06"]
+    line = "2 of 3 pairs were in training, by c.run/config.json: 05 (as 00), 06 (as 01)\n"
+    assert line in capsys.readouterr().out
+    shutil.copyfile("elsewhere.png", "data/train/01.png")
+    assert run("--split", "train", "--overwrite")["in_training"] == ["00", "01", "02", "03"]
+    Path("c.run/config.json").unlink()
+    assert run("--split", "train")["in_training"] is None
+
+
+def test_a_group_on_both_sides_is_refused(tiny_demo: None):
+    """In training, scores and calibration; of pairs that were in training, the group may be scored."""
+    data = "data,group=films_{split}.csv"
+    Path("films_train.csv").write_text("00,x\n01,x\n02,y\n03,y\n")
+    Path("films_val.csv").write_text("04,y\n05,z\n06,z\n")
+    shared = r"^1 group is on both sides of the split: 'y' \(03, and 04 for validation\); keep each on one side"
+    with pytest.raises(ValueError, match=shared):
+        train.main(["edge2shoes", data, "c.pt", *FIT])
+    Path("films_val.csv").write_text("04,w\n05,z\n06,z\n")
+    train.main(["edge2shoes", data, "c.pt", *FIT])
+    Path("films_val.csv").write_text("04,y\n05,z\n06,z\n")
+    with pytest.raises(ValueError, match=r"^1 group is in training too, by c\.run/.*: 'y' \(of 04\); score others"):
+        run(data=data)
+    with pytest.raises(ValueError, match=r"^1 group is in training too, by the part 'train' .*: 'y' \(of 04\); cali"):
+        Calibrate.main(["c.pt", "edge2shoes", data, "--alpha", "0.5", *FLAGS])
+    run("--split", "train", data=data)
 
 
 def test_fid_end_to_end(monkeypatch: pytest.MonkeyPatch):
@@ -185,8 +232,29 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
     """By their content in the part train."""
     copied = four / "data" / "train" / "copy.png"
     copied.write_bytes((four / "data" / "val" / "05.png").read_bytes())
-    with pytest.raises(ValueError, match=r"val/05.png has the content of data/train/copy.png, a training pair"):
+    by = r"by the part 'train' of data: 05 \(as copy\): calibrate on others"
+    with pytest.raises(ValueError, match=rf"^1 of 4 pairs were in training, {by}"):
         calibrate()
+    copied.write_bytes(b"broken")  # which training leaves out, and is no reason to leave out the check
+    (four / "data" / "train" / "other.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
+    with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, .*: 05 \(as other\)"):
+        calibrate()
+    (four / "data" / "train" / "other.jpg").touch()
+    with pytest.raises(ValueError, match=r"other\.jpg and .*other\.png have the same name: rename or remove one"):
+        calibrate()
+    shutil.rmtree("data/train")
+    assert calibrate()["pairs"] == 4
+
+
+def test_columns_of_the_pairs_alone_and_a_data_set_of_one_part_are_calibrated_on(four: Path):
+    """The part `train` has not the column, or is the same folder."""
+    Path("seasons.csv").write_text("04,a\n05,b\n06,a\n07,b\n")
+    words = ["--alpha", "0.2", *FLAGS, "--overwrite"]
+    Calibrate.main(["c.pt", "edge2shoes", "data,season=seasons.csv", *words])
+    Calibrate.main(["c.pt", "paired", "data/val,data/val", *words])
+    (four / "data" / "train" / "copy.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
+    with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, by the part 'train' of .*: 05 \(as copy\)"):
+        Calibrate.main(["c.pt", "paired", "data/{split},data/{split}", *words])
 
 
 @pytest.mark.parametrize(

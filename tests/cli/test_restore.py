@@ -55,8 +55,9 @@ def test_it_is_the_call_by_windows(flags: tuple[str, ...], call: dict[str, Any])
 
 def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
     run("a.bmp", "--samples", "2", "--steps", "2")
+    second = result("a_1.png")
     run("a.bmp", *SAMPLE, "--seed", "1", "--overwrite")
-    assert np.array_equal(result(), result("a_1.png"))
+    assert np.array_equal(result(), second)
     for flag in ("--steps", "--seed"):
         with pytest.raises(ValueError, match="--steps and --seed are of random results: give --samples"):
             run("a.bmp", flag, "2")
@@ -113,7 +114,7 @@ def test_what_cannot_be_restored_is_named_and_the_others_are_done(capsys: pytest
         run("photos", "gone.png")
     assert stopped.value.status == 1
     found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
-    assert found == ["a.png", "deep/c.png", "settings.json"]
+    assert found == ["a.png", "deep/c.png", "results.jsonl", "settings.json"]
     errors = capsys.readouterr().err
     for part in ("photos/b.png", "photos/a.GIF", "v.npy has 2 axes, 3 channels of uint16", "gone.png"):
         assert part in errors
@@ -135,6 +136,10 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     assert not np.array_equal(result(), first)
     about = json.loads(Path("out/settings.json").read_text())
     assert (about["results"], about["settings"]["seeds"]) == (["a.png"], "by name")
+    assert not Path("out/b.png").exists()  # which was of the other settings
+    run("b.bmp", *SAMPLE)
+    run("b.bmp", *SAMPLE, "--overwrite")
+    assert Path("out/a.png").exists()  # which is of these
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """`bbdm translate` as a user runs it, with a network too small to be good."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tests.conftest import SavePicture, noise, tiny_unet
 from tests.data.test_names import HOSTILE
 from tests.networks.test_vqgan import tiny_vqgan
 
-RESULTS = ["04.png", "05.png", "06.png", "grid.png", "settings.json"]
+RESULTS = ["04.png", "05.png", "06.png", "grid.png", "results.jsonl", "settings.json"]
 
 
 pytestmark = pytest.mark.usefixtures("world")
@@ -75,7 +76,7 @@ def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyP
 def test_results_are_kept_without_overwrite_and_leftovers_are_deleted(capsys: pytest.CaptureFixture[str]):
     """What a killed run was writing, and nothing that has another form of name."""
     run()
-    Image.new("RGB", (SIZE, SIZE), "black").save("results/05.png")
+    before = pixels("results/05.png")
     Path("results/06.png").unlink()
     for name in (".04.png.0123abcd.tmp", ".settings.json.0123abcd.tmp", ".04.png.0123.tmp"):
         Path("results", name).touch()
@@ -83,9 +84,50 @@ def test_results_are_kept_without_overwrite_and_leftovers_are_deleted(capsys: py
     run()
     assert "1 results in results, and 2 that were there" in capsys.readouterr().out
     assert made() == [".04.png.0123.tmp", *RESULTS]
-    assert not pixels("results/05.png").any()
+    os.utime("results/05.png", (0, 0))
     run("--overwrite")
-    assert pixels("results/05.png").any()
+    assert os.stat("results/05.png").st_mtime > 0
+    assert np.array_equal(pixels("results/05.png"), before)
+
+
+def test_results_of_another_solver_are_never_kept(capsys: pytest.CaptureFixture[str]):
+    """Maps, which have other names, replace them; and then samples replace the maps."""
+    run("--solver", "sde-dpm2m", "-r", "2")
+    run("--solver", "ddim", "-r", "2", "--maps", "mean", "--overwrite")
+    assert made() == ["04_mean.png", "05_mean.png", "06_mean.png", *RESULTS[3:]]
+    with pytest.raises(ValueError, match=r"results holds results of other settings \(maps \['mean'\], now \[\]\)"):
+        run("--solver", "ddim", "-r", "2")
+    capsys.readouterr()
+    run("--solver", "ddim", "-r", "2", "--overwrite")
+    assert "6 results in results (" in capsys.readouterr().out
+    run("--solver", "ddim", "-r", "2", output="alone")
+    for name in ("04_0", "04_1", "05_0", "05_1", "06_0", "06_1"):
+        assert Path(f"results/{name}.png").read_bytes() == Path(f"alone/{name}.png").read_bytes()
+
+
+def test_a_folder_that_grew_by_a_picture_makes_that_one(count: list[int], capsys: pytest.CaptureFixture[str]):
+    """With seeds by index, those behind it have other seeds, and are made anew."""
+    Path("own").mkdir()
+    for index, name in enumerate("ac"):
+        noise(index).save(f"own/{name}.png")
+    words = ["folder", "own", "c.pt", "results", "--solver", "ddim", "--steps", "2"]
+    translate.main(words)
+    noise(2).save("own/b.png")
+    count.clear()
+    translate.main(words)
+    assert count == [1]
+    assert "1 results in results, and 2 that were there" in capsys.readouterr().out
+    run(output="pairs")
+    noise(3, 2 * SIZE, SIZE).save("data/val/055.png")
+    count.clear()
+    capsys.readouterr()
+    run(output="pairs")
+    assert sum(count) == 2
+    printed = capsys.readouterr().out
+    assert "1 results are made anew: their sources, seeds or files have changed\n" in printed
+    assert "2 results in pairs, and 2 that were there" in printed
+    (expected,) = BridgeSampler.from_checkpoint("c.pt", steps=3)([sides("06")[0]], seed=3)
+    assert np.abs(pixels("pairs/06.png") - np.asarray(expected, int)).max() <= 1
 
 
 def test_own_sources_keep_their_shape_whatever_the_batch():
@@ -157,7 +199,7 @@ def test_no_picture_of_the_user_is_overwritten_and_a_grid_has_16():
         translate.main(["folder", "pictures", "c.pt", "pictures", "--solver", "mean", "--overwrite"])
     assert Path("pictures/grid.png").read_bytes() == before
     translate.main(["folder", "pictures", "c.pt", "results", "--solver", "mean"])
-    assert (len(made()), Image.open("results/grid.png").size) == (19, (SIZE, SIZE))
+    assert (len(made()), Image.open("results/grid.png").size) == (20, (SIZE, SIZE))
     grid, cell = pixels("results/grid_of_results.png")[images.NAME_HEIGHT :], SIZE + 2
     assert grid.shape[0] == 6 * cell + 2  # of three pairs each
     assert not grid[-cell:-2, 2 + 2 * cell :].std()  # the last has one
@@ -290,7 +332,7 @@ def test_what_is_done_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyP
     with pytest.raises(SystemExit):
         cli.run("translate", words)
     assert "interrupted: the same command makes what is missing" in capsys.readouterr().err
-    assert made() == ["a.png", "b.png", "settings.json"]
+    assert made() == ["a.png", "b.png", "results.jsonl", "settings.json"]
     cli.run("translate", words)
     assert "1 results in results, and 2 that were there" in capsys.readouterr().out
     assert calls == [1] * 4
@@ -317,4 +359,4 @@ def test_files_that_are_missing_or_may_not_be_read_are_left_out(
         monkeypatch.setattr("io.open", refuse)
     cli.run("translate", ["table", "rows.csv", "c.pt", "results", "--steps", "2", "--skip_bad"])
     assert f"left out: {wrong}" in capsys.readouterr().out
-    assert made() == ["a.png", "c.png", "grid.png", "settings.json"]
+    assert made() == ["a.png", "c.png", "grid.png", "results.jsonl", "settings.json"]

@@ -12,9 +12,10 @@ import torch
 from scipy.optimize import brentq as find_root
 from scipy.stats import beta, binom, norm
 
-from bbdm import load_checkpoint
+from bbdm import BridgeSampler, Intervals, load_checkpoint
 from bbdm.data.kinds import Condition
 from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.provenance import Trained
 from bbdm.evaluation import calibration
 from bbdm.evaluation.calibration import Bound, Losses, check_unseen
 from tests.conftest import SIZE, MakePairs, MakeTrainer, load_pairs, newest, tiny_unet
@@ -134,11 +135,13 @@ def test_the_guarantee_holds_where_half_of_the_pictures_are_masked(
         assert (risks > ALPHA).sum() <= binom.ppf(1 - FALSE_ALARM, REPEATS, DELTA)
 
 
-def check(file: Path, pairs: Any, seen_by: str | None = None) -> None:
-    """That pairs are refused for a network's file, by a record, or are not."""
-    message = f"these .* pairs were in training, by {seen_by}: calibrate on"
-    with nullcontext() if seen_by is None else pytest.raises(ValueError, match=message):
-        check_unseen(as_pairs(pairs), load_checkpoint(file).origin)
+def check(file: Path, pairs: Any, seen: str | None = None) -> None:
+    """That pairs are refused for a network's file, with their names, or are not."""
+    origin = load_checkpoint(file).origin
+    assert origin is not None
+    message = rf"pairs were in training, by .*w\.run/config\.json: {seen}: calibrate on others"
+    with nullcontext() if seen is None else pytest.raises(ValueError, match=message):
+        check_unseen(as_pairs(pairs), Trained.of_file(origin.path))
 
 
 def items(seed: int) -> list[tuple[torch.Tensor, ...]]:
@@ -148,27 +151,23 @@ def items(seed: int) -> list[tuple[torch.Tensor, ...]]:
 
 
 def test_map_style_pairs_of_the_run_are_refused_and_others_are_not(make_trainer: MakeTrainer, tmp_path: Path):
-    """By the bytes of items, in a checkpoint to resume from, and in the folder of weights alone."""
+    """By the bytes of items, in the folder of the run; weights alone say nothing."""
     trainer = make_trainer("w.run", train=items(0), epochs=1)
     trainer.fit()
     for file in ("w.pt", "w.run/last.pt", "alone/w.pt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         trainer.save(tmp_path / file)
-    check(newest(trainer), items(0), "their names")
-    for file in ("w.pt", "w.run/last.pt"):
-        check(tmp_path / file, items(0), ".*w.run/config.json")
-        check(tmp_path / file, items(1))
+    for file in (newest(trainer), tmp_path / "w.pt", tmp_path / "w.run/last.pt"):
+        check(file, items(0), "0, 1, 2 and 1 more")
+        check(file, items(1))
     check(tmp_path / "alone/w.pt", items(0))
-    for content in ("", "[]", '{"pairs": 3}', '{"pairs": {"number": 4}}', "\udcff"):  # of another program
-        (tmp_path / "alone" / "config.json").write_text(content, errors="surrogateescape")
-        check(tmp_path / "alone/w.pt", items(0))
 
 
 def test_files_of_the_run_are_known_whatever_is_made_of_them(
     make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path
 ):
-    """Training had a class of each pair, and crops; those that are to calibrate have none, or one for all, or
-    other names: then their files are known by sizes and times."""
+    """Training had a class of each pair, and crops; those that are to calibrate have none, one for all, or
+    other names, and are some of those, or all and one more."""
     make_pairs(tmp_path / "c", 4, 2 * SIZE)
     (tmp_path / "labels.csv").write_text("name,class\n0,a\n1,b\n2,a\n3,b\n")
     folders = f"{tmp_path}/c/A,{tmp_path}/c/B,style={tmp_path}/labels.csv"
@@ -177,8 +176,27 @@ def test_files_of_the_run_are_known_whatever_is_made_of_them(
     trainer = make_trainer("w.run", unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1)
     trainer.fit()
     trainer.save(tmp_path / "w.pt")
+    others = make_pairs(tmp_path / "others", 4)  # of the same names
     for conditions in (labels, {"style": Condition("class", size=("a", "b"), label="a")}, {}):
         pairs = load_pairs("paired", folders, size=SIZE, conditions=conditions)
-        check(newest(trainer), pairs, "their names" if conditions is labels else ".*w.run/config.json")
-    for of, where in ((pairs, ".*w.run/config.json"), (make_pairs(tmp_path / "others", 4), None)):
-        check(tmp_path / "w.pt", Pairs([{**row, "name": f"x{row['name']}"} for row in of.rows], of.spec), where)
+        check(tmp_path / "w.pt", pairs, "0, 1, 2 and 1 more")
+        check(newest(trainer), pairs.without([0, 2]), "1, 3")
+    renamed = [{**row, "name": f"x{row['name']}"} for row in pairs.rows]
+    new = {**others.rows[0], "name": "new"}
+    check(tmp_path / "w.pt", Pairs([*renamed, new], pairs.spec), r"x0 \(as 0\), x1 \(as 1\), x2 \(as 2\) and 1 more")
+    check(tmp_path / "w.pt", others)
+
+
+def test_intervals_are_not_calibrated_on_training_pairs(
+    make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path
+):
+    """Of 4 training pairs, 3; nothing is sampled before."""
+    trainer = make_trainer("w.run", epochs=1)
+    trainer.fit()
+    trainer.save(tmp_path / "w.pt")
+    sampler = BridgeSampler.from_checkpoint(tmp_path / "w.pt")
+    pairs = make_pairs(tmp_path / "pairs", 4)
+    with pytest.raises(
+        ValueError, match=r"^3 of 3 pairs were in training, by .*w\.run/config\.json: 1, 2, 3: calibrate"
+    ):
+        Intervals.calibrate(sampler, pairs.without([0]), 0.3, samples=2, bound="conformal")

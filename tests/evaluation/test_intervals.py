@@ -72,7 +72,9 @@ def test_a_file_and_what_it_refuses(tmp_path: Path):
         with pytest.raises(ValueError, match=message):
             Intervals.load(tmp_path / "a.intervals.json", other)
     sampler.pictures = Spec(target=Values(0, 4095, dtype="uint16"))
-    with pytest.raises(ValueError, match=r"target_values 0:255, now 0:4095"):
+    with pytest.raises(
+        ValueError, match=r"target_values.high 255.0, now 4095.0, target_values.dtype uint8, now uint16"
+    ):
         Intervals.load(tmp_path / "a.intervals.json", sampler)
     sampler.pictures = Spec()
     for given in ({"solver": "dpm2m", "steps": 2}, {"window": None}, {"guidance": 2.0}, {"mask": source}):

@@ -54,12 +54,10 @@ def assert_same_pictures(folder: Path, other: Path) -> None:
 
 
 def test_translate_makes_the_files_of_one_process(tmp_path: Path):
-    """They replace existing ones, or those that exist are not made again."""
+    """They replace those of other settings, or those that exist are not made again."""
     translate.main([*words(tmp_path, "one"), *FLAGS])
-    (tmp_path / "two").mkdir()
+    translate.main([*words(tmp_path, "two"), *FLAGS, "--seed", "9"])
     made = [f"{i:02d}_{j}.png" for i in range(5) for j in range(2)]
-    for name in made:
-        Image.new("RGB", (SIZE, SIZE)).save(tmp_path / "two" / name)
     out = in_two("translate", *words(tmp_path, "two"), *FLAGS, "--overwrite")
     assert_same_pictures(tmp_path / "two", tmp_path / "one")
     assert out.startswith(f"10 results in {tmp_path}/two (")
@@ -68,6 +66,11 @@ def test_translate_makes_the_files_of_one_process(tmp_path: Path):
     out = in_two("translate", *words(tmp_path, "two"), *FLAGS)
     assert names(tmp_path / "two") == names(tmp_path / "one")
     assert out.startswith(f"5 results in {tmp_path}/two, and 5 that were there (")
+    lines = [(tmp_path / folder / "results.jsonl").read_text().splitlines() for folder in ("one", "two")]
+    about = [{line["name"]: line["item"] for line in map(json.loads, each)} for each in lines]
+    assert about[0] == about[1]
+    assert about[0].keys() == {*made}
+    assert not list((tmp_path / "two").glob(".*"))
 
 
 def test_eval_has_the_scores_of_one_process(tmp_path: Path):

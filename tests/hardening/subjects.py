@@ -37,7 +37,7 @@ from bbdm.networks.base import state_hash
 from bbdm.pictures import Geometry, Picture, images, write
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.sampling.options import GuidanceOptions
-from bbdm.translation.results import Record
+from bbdm.translation.record import Record
 from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
@@ -157,8 +157,8 @@ def latents(folder: Path) -> Subject:
 
 def results(folder: Path) -> Subject:
     settings = {"solver": "dpm2m", "nfe": 4, "weights": "a" * 64, "nested": {"seed": 0}}
-    Record(folder, settings, [], overwrite=False)
-    return Subject(folder / "settings.json", lambda: Record(folder, settings, [], False).settings, of_json)
+    Record(folder, settings, [], lambda name: {})
+    return Subject(folder / "settings.json", lambda: Record(folder, settings, [], lambda name: {}).settings, of_json)
 
 
 def intervals(folder: Path) -> Subject:

@@ -172,6 +172,28 @@ def test_a_worker_writes_below_its_folder_alone(
     assert tree(tmp_path) == before
 
 
+def test_what_a_lost_worker_has_not_finished_is_made_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was lost before it said what made a result; the other result has its line, and stays."""
+    names = make_sources(tmp_path / "in", 2)
+    drivers: list[Any] = []
+    monkeypatch.setattr(module, "outcomes", lambda driver, *_: drivers.append(driver) or iter(()))
+    run([str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), *STEPS])
+    sources = [str(tmp_path / "in" / f"{name}.png") for name in names]
+    Worker(lambda: drivers[0])({"name": np.array(names, dtype=object), "source": np.array(sources, dtype=object)})
+    expected = results(tmp_path / "out")
+    (part,) = (tmp_path / "out").glob(".results.*.jsonl")
+    part.write_text(part.read_text().splitlines(keepends=True)[0])
+    first, second = (tmp_path / "out" / f"{name}.png" for name in names)
+    before = first.stat().st_mtime_ns
+    noise(9).save(second)
+    Worker(lambda: drivers[0])({"name": np.array(names, dtype=object), "source": np.array(sources, dtype=object)})
+    assert first.stat().st_mtime_ns == before
+    found = results(tmp_path / "out")
+    assert all(np.abs(found[name] - expected[name]).max() <= 1 for name in expected)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 def test_what_is_refused(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (name,) = make_sources(tmp_path / "in", 1)

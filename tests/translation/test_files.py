@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import Percentiles, Values
 from bbdm.training.bridge import BridgeTask
 from bbdm.translation.config import TranslateConfig
-from bbdm.translation.results import Record, make
+from bbdm.translation.record import Lines
+from bbdm.translation.results import make
 from bbdm.translation.translator import Translator
 from tests.conftest import tiny_unet
 
@@ -79,7 +79,7 @@ def test_a_folder_of_nifti_becomes_one():
     network(1, MR_TO_CT)
     run("folder", "mr", "c.pt", "out", "--seed", "4")
     found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
-    assert found == ["a.nii.gz", "grid.png", "settings.json", "ward/b.nii.gz"]
+    assert found == ["a.nii.gz", "grid.png", "results.jsonl", "settings.json", "ward/b.nii.gz"]
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     for name in ("a", "ward/b"):
         source, result = (pictures.read(f"{folder}/{name}.nii.gz") for folder in ("mr", "out"))
@@ -149,8 +149,8 @@ def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
     about: dict[str, Any] = {"dataset": "folder", "data_dir": "in", "output_dir": Path("out"), "device": "cpu"}
     translator = Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), independent=True)
     translator.processes = replace(translator.processes, rank=1, count=2)
-    translator.make(translator.sampler("mean", None), translator.plan(Path("out")), {})
-    assert {path.name for path in Path("out").iterdir()} == {"3.png"}
+    translator.make(translator.sampler("mean", None), translator.plan(Path("out")), Lines(Path("out"), {}))
+    assert {path.name for path in Path("out").glob("*.png")} == {"3.png"}
     assert [*translator.bad] == [2]
 
 
@@ -278,23 +278,6 @@ def test_maps_are_those_of_distributions():
     samples, results = sampler.distribution(sources, 3, seeds), make(sampler, sources, seeds, ["std", "mean"])
     for found, mean, std in zip(results, samples.mean, samples.std, strict=True):
         torch.testing.assert_close(found, {"std": std, "mean": mean}, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("further", [False, True])
-def test_results_that_no_settings_name_are_refused(further: bool, tmp_path: Path):
-    """Where there are no settings or, of results that may become more, where these name others."""
-    folder = tmp_path / "out"
-    folder.mkdir()
-    (folder / "c.png").touch()
-    message = r"c\.png exists, but no .*settings\.json says what made it"
-    with pytest.raises(ValueError, match=message):
-        Record(folder, {"seed": 0}, ["c.png"], False, further)
-    Record(folder, {"seed": 0}, ["a.png"], False, further)
-    (folder / "a.png").touch()
-    with pytest.raises(ValueError, match=message) if further else nullcontext():
-        Record(folder, {"seed": 0}, ["c.png"], False, further)
-    Record(folder, {"seed": 0}, ["b.png"], False, further)
-    assert Record(folder, {"seed": 0}, ["a.png", "b.png"], False, further).existing == {"a.png"}  # which stays known
 
 
 def masks() -> None:
