@@ -71,7 +71,8 @@ def main() -> None:
         save_sets({"A": args.a, "B": args.b}, data)
     spec = Spec(size=SIZE, direction="both")
     rows = {split: read_rows("unpaired", f"{data}/A/{split},{data}/B/{split}") for split in ("train", "val")}
-    train, val = Pairs(rows["train"], spec), Pairs(rows["val"][:VALIDATED], spec)
+    train = Pairs(rows["train"], spec)
+    val = Pairs([rows["val"][index] for index in range(VALIDATED)], spec)
     torch.manual_seed(0)
     shape = {"model_channels": args.width, "channel_mult": (1, 2, 3), "head_channels": args.width, "patch": 2}
     shape |= {"num_res_blocks": 1, "attention_resolutions": (4,), "num_groups": 8}

@@ -12,10 +12,11 @@ import torch
 from bbdm import BridgeSampler, bridges, demo, solvers
 from bbdm.cli.translate import Demo
 from bbdm.pictures.images import open_image, to_array
+from examples import emoji_without_pairs
 from examples.demo import drawings
 from examples.demo.drawings import Style
 from examples.web import tables
-from tests.conftest import ROOT, load_pairs
+from tests.conftest import ROOT, SavePicture, load_pairs, noise
 
 PAIRS = 16
 STUDENT = ROOT / "examples/demo/openmoji64-two.safetensors"
@@ -52,6 +53,24 @@ def test_lines_stay_and_results_are_coloured(file: Path, make: Callable[..., tor
     border = torch.ones(PAIRS, 64, 64, dtype=torch.bool)
     border[:, 2:-2, 2:-2] = False
     assert results.amin(1)[border & (target.amin(1) > 0.99)].mean() > 0.9
+
+
+def test_emoji_without_pairs(save_picture: SavePicture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Of twelve emoji of two makers: a run that resumes, and the scores of both ways."""
+    makers = [tmp_path / name for name in ("a", "b")]
+    for seed, folder in enumerate(makers):
+        for index in range(12):
+            save_picture(folder / f"{index:04x}.png", noise(index + 100 * seed, 8, 8))
+    for name, value in {"SIZE": 8, "HELD_BACK": 2, "VALIDATED": 2}.items():
+        monkeypatch.setattr(emoji_without_pairs, name, value)
+    flags = "--epochs 1 --batch_size 2 --pairing_steps 1 --simulation_steps 2 --width 8".split()
+    monkeypatch.setattr("sys.argv", ["emoji_without_pairs.py", *map(str, makers), str(tmp_path / "out"), *flags])
+    emoji_without_pairs.main()
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert scores["step"] == 2
+    for way in ("AtoB", "BtoA"):
+        assert scores[way]["truth"]["distance"] == 0
+        assert scores[way]["result"]["distance"] > 0
 
 
 SVG = '<svg viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg">{}</svg>'
