@@ -63,7 +63,7 @@ def test_emoji_without_pairs(save_picture: SavePicture, tmp_path: Path, monkeypa
             save_picture(folder / f"{index:04x}.png", noise(index + 100 * seed, 8, 8))
     for name, value in {"SIZE": 8, "HELD_BACK": 2, "VALIDATED": 2}.items():
         monkeypatch.setattr(emoji_without_pairs, name, value)
-    flags = "--epochs 1 --batch_size 2 --pairing_steps 1 --simulation_steps 2 --width 8".split()
+    flags = ["--epochs", "1", "--batch_size", "2", "--pairing_steps", "1", "--simulation_steps", "2", "--width", "8"]
     monkeypatch.setattr("sys.argv", ["emoji_without_pairs.py", *map(str, makers), str(tmp_path / "out"), *flags])
     emoji_without_pairs.main()
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
