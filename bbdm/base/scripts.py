@@ -164,7 +164,7 @@ class Command:
         for name in known:
             if name not in groups[MAIN]:
                 owner = next(each for each in cls.__mro__ if name in get_annotations(each))
-                heading = vars(owner).get("HEADING") or owner.__module__.split(".")[1]
+                heading = vars(owner).get("HEADING") or owner.__module__.removeprefix("bbdm.").partition(".")[0]
                 groups.setdefault(known[name].metadata["group"] or heading, []).append(name)
         usage = ["%(prog)s"]
         for each in (known[name] for name in groups[MAIN] if name in positions):

@@ -18,24 +18,24 @@ from bbdm.base import scripts
 from bbdm.base.settings import setting
 
 COMMANDS: dict[str, tuple[str, ...]] = {  # the class of each, its summary, and what runs mere settings
-    "demo": ("cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
-    "restore": ("cli.translate.Restore", "restore photographs of any size"),
-    "train": ("cli.train.Train", "train a bridge on pairs"),
-    "translate": ("cli.translate.Translate", "translate pictures or a data set"),
-    "calibrate": ("cli.eval.Calibrate", "calibrate intervals of results"),
-    "eval": ("cli.eval.Eval", "score a network on a data set"),
-    "distill": ("cli.training.Distill", "distil a network into one of few calls"),
-    "train-vqgan": ("cli.training.TrainVQGAN", "train an autoencoder"),
-    "info": ("cli.files.Info", "what a file, a folder or a name on the Hub holds"),
-    "export": ("cli.files.Export", "write ONNX graphs, which run without PyTorch"),
-    "app": ("serving.config.App", "translate in the browser", "serving.app.launch"),
-    "serve": ("serving.config.Serve", "serve a network over HTTP", "serving.cluster.serve"),
+    "demo": ("bbdm.cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
+    "restore": ("bbdm.cli.translate.Restore", "restore photographs of any size"),
+    "train": ("bbdm.cli.train.Train", "train a bridge on pairs"),
+    "translate": ("bbdm.cli.translate.Translate", "translate pictures or a data set"),
+    "calibrate": ("bbdm.cli.eval.Calibrate", "calibrate intervals of results"),
+    "eval": ("bbdm.cli.eval.Eval", "score a network on a data set"),
+    "distill": ("bbdm.cli.distill.Distill", "distil a network into one of few calls"),
+    "train-vqgan": ("bbdm.cli.train_vqgan.TrainVQGAN", "train an autoencoder"),
+    "info": ("bbdm.cli.files.Info", "what a file, a folder or a name on the Hub holds"),
+    "export": ("bbdm.cli.files.Export", "write ONNX graphs, which run without PyTorch"),
+    "app": ("bbdm.serving.config.App", "translate in the browser", "bbdm.serving.app.launch"),
+    "serve": ("bbdm.serving.config.Serve", "serve a network over HTTP", "bbdm.serving.cluster.serve"),
     "translate-ray": (
-        "serving.config.TranslateRay",
+        "bbdm.serving.config.TranslateRay",
         "translate pictures on many machines",
-        "serving.cluster.translate",
+        "bbdm.serving.cluster.translate",
     ),
-    "convert-vqgan": ("cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
+    "convert-vqgan": ("bbdm.cli.files.ConvertVQGAN", "convert a VQGAN of latent diffusion"),
 }
 
 
@@ -81,9 +81,9 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
 
 def _imported(path: str) -> Any:
-    """What stands at a path below the package, such as ``cli.train.Train``."""
+    """What stands at a path, such as ``bbdm.cli.train.Train``."""
     module, _, name = path.rpartition(".")
-    return getattr(import_module(f"bbdm.{module}"), name)
+    return getattr(import_module(module), name)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -127,6 +127,11 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     cache_latents: Path | None = setting(None, "folder of latents: they are computed once", group="latents")
     normalize_latents: bool = setting(False, "to mean 0 and spread 1, as BBDM can", group="latents")
 
+    @property
+    def caches(self) -> list[Path]:
+        """The folders of what is computed once, which all processes must see."""
+        return super().caches if self.cache_latents is None else [*super().caches, self.cache_latents]
+
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """Those of the preset, and of a training without pairs."""

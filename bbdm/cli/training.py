@@ -1,27 +1,21 @@
-"""What commands that train share, and those that train a student or an autoencoder.
-
-In Python, ``Distill.of(...)`` and ``TrainVQGAN.of(...)`` have the defaults of the commands.
-"""
+"""What commands that train share: which pairs, where a run is written, and where it resumes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
-from bbdm.base.settings import ShownConfig, from_values, position, setting
+from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.cli import GPUsCommand
-from bbdm.data.config import Crops, DataConfig, DatasetConfig
-from bbdm.data.rows import read_layout
+from bbdm.data.config import Crops, DatasetConfig
 from bbdm.data.spec import Spec
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
-from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
-from bbdm.training.config import AutoencoderConfig, DistillConfig, RunConfig
-from bbdm.translation.config import FileConfig
+from bbdm.training.config import RunConfig
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
@@ -80,18 +74,28 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         from bbdm.training.run import RunFolder
 
         folder = RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.keep, self.read)
-        for path in (folder.path, self.cache_images, getattr(self, "cache_latents", None)):
-            if path is not None:
-                team.check_shared(path)
+        for path in (folder.path, *self.caches):
+            team.check_shared(path)
+        resumed: tuple[Path, Any] | None = None
         with team.first_before_others():
-            path, newest = self.ckpt_path, not self.overwrite
-            resumed = (path, folder.read(path)) if path is not None else folder.newest() if newest else None
-        trainer = self.build(team, folder.path, None if resumed is None else resumed[1])
-        if resumed is not None:
-            trainer.resume(*resumed)
-            if resumed[0].resolve().parent != trainer.folder.resolve() or self.overwrite:
-                trainer.best = None  # of epochs of another run
+            if self.ckpt_path is not None:
+                resumed = self.ckpt_path, folder.read(self.ckpt_path)
+            elif not self.overwrite:
+                resumed = folder.newest()
+        if resumed is None:
+            return self.build(team, folder.path, None)
+        path, checkpoint = resumed
+        trainer = self.build(team, folder.path, checkpoint)
+        trainer.resume(path, checkpoint)
+        is_own = path.resolve().parent == trainer.folder.resolve()
+        if self.overwrite or not is_own:
+            trainer.best = None  # of another run
         return trainer
+
+    @property
+    def caches(self) -> list[Path]:
+        """The folders of what is computed once, which all processes must see."""
+        return [] if self.cache_images is None else [self.cache_images]
 
     def read(self, path: Path) -> Any:
         """The content of a checkpoint of the run; a ValueError says that it is damaged."""
@@ -122,135 +126,85 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         """
         from bbdm.data import loading
         from bbdm.data.examples import known_conditions
-        from bbdm.data.kinds import kind_of
         from bbdm.data.pairs import Pairs
         from bbdm.data.provenance import check_groups
-        from bbdm.data.rows import BadPicturesError, read_rows
+        from bbdm.data.rows import read_rows
 
-        conditions, progress = getattr(self, "conditions", None) or {}, self.shown and team.first
+        conditions = dict(getattr(self, "conditions", None) or {})
         if known is not None:
-            if known.two_way and self.direction != "both":
-                got = f"got direction {self.direction!r}"
-                raise ValueError(f"the network has two directions, and trains on both; {got}")
-            for name, each in conditions.items():
-                if name not in known.each or known.each[name].kind != kind_of(name, conditions).network:
-                    raise ValueError(f"the network takes {known.described}, got {name}={each}")
-        crops = getattr(self, "crop", None) or (Crops(learned.crop) if learned is not None and learned.crop else None)
-        about: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops, "learned": learned}
-        of: tuple[Any, ...] = (self.cache_images, self.degrade, self.skip_bad)
+            self._check_conditions(known, conditions)
+        crops = getattr(self, "crop", None)
+        if crops is None and learned is not None and learned.crop:
+            crops = Crops(learned.crop)
+        shape: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops}
         with team.first_before_others():  # the others find what the first caches
             rows = read_rows(self.dataset, self.data_dir, "train")
             if known is not None:
-                both = {DIRECTION: DIRECTIONS[0]} if known.two_way else {}
-                conditions = known_conditions(known, learned.conditions if learned else conditions, rows, both)
-            train = Pairs(rows, self.spec(self.dataset, rows, **about, conditions=conditions), *of)
-            splits, missing = {"train": train}, "write {split} in the paths"
-            try:
-                validation = Pairs(read_rows(self.dataset, self.data_dir, "val"), train.spec, *of)
-                splits |= {} if validation.same_rows(train) else {"val": validation}
-            except FileNotFoundError as error:
-                missing = str(error)
-            if "val" in splits:
-                check_groups(train.rows, splits["val"].rows)
-            else:
-                report(team, f"without validation pairs, no validation loss, grids and best.pt: {missing}")
-            for split, pairs in splits.items() if self.check else ():
-                reasons = [*loading.check_rows(pairs, self.workers, progress).values()]
-                if reasons and not self.skip_bad:
-                    first = f"{len(reasons)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"
-                    raise BadPicturesError("\n".join([first, *reasons]))
-                for reason in reasons:
-                    report(team, f"left out: {reason}")
+                usual = conditions if learned is None else learned.conditions
+                way = {DIRECTION: DIRECTIONS[0]} if known.two_way else {}
+                conditions = known_conditions(known, usual, rows, way)
+            spec = self.spec(self.dataset, rows, **shape, learned=learned, conditions=conditions)
+            train = Pairs(rows, spec, self.cache_images, self.degrade, self.skip_bad)
+            validation = self._validation_pairs(train, team)
+            self._check_rows("train", train, team)
+            if validation is not None:
+                check_groups(train.rows, validation.rows)
+                self._check_rows("val", validation, team)
         for line in loading.first_look(train):
             report(team, line)
-        if known is not None and (unseen := [name for name in known.each if name not in train.further.each]):
-            raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
-        return train, splits.get("val")
+        if known is not None:
+            unseen = [name for name in known.each if name not in train.further.each]
+            if unseen:
+                raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
+        return train, validation
+
+    def _check_conditions(self, known: ConditionsConfig, conditions: Mapping[str, Any]) -> None:
+        """Raise ValueError where a trained network does not take directions or conditions of the pairs."""
+        from bbdm.data.kinds import kind_of
+
+        if known.two_way and self.direction != "both":
+            got = f"got direction {self.direction!r}"
+            raise ValueError(f"the network has two directions, and trains on both; {got}")
+        for name, condition in conditions.items():
+            if name not in known.each or known.each[name].kind != kind_of(name, conditions).network:
+                raise ValueError(f"the network takes {known.described}, got {name}={condition}")
+
+    def _validation_pairs(self, train: Pairs, team: Processes) -> Pairs | None:
+        """The pairs for validation; None, which is said, where there are none but those of training."""
+        from bbdm.data.pairs import Pairs
+        from bbdm.data.rows import read_rows
+
+        missing = "write {split} in the paths"
+        try:
+            rows = read_rows(self.dataset, self.data_dir, "val")
+            validation = Pairs(rows, train.spec, self.cache_images, self.degrade, self.skip_bad)
+            if not validation.same_rows(train):
+                return validation
+        except FileNotFoundError as error:
+            missing = str(error)
+        report(team, f"without validation pairs, no validation loss, grids and best.pt: {missing}")
+        return None
+
+    def _check_rows(self, split: str, pairs: Pairs, team: Processes) -> None:
+        """With --check, read all pairs, and print what is wrong.
+
+        Raises:
+            BadPicturesError: some cannot be read, without ``skip_bad``.
+        """
+        from bbdm.data import loading
+        from bbdm.data.rows import BadPicturesError
+
+        if not self.check:
+            return
+        reasons = [*loading.check_rows(pairs, self.workers, self.shown and team.first).values()]
+        if reasons and not self.skip_bad:
+            first = f"{len(reasons)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"
+            raise BadPicturesError("\n".join([first, *reasons]))
+        for reason in reasons:
+            report(team, f"left out: {reason}")
 
 
 def report(team: Processes, line: str) -> None:
     """Print a line, once in a team."""
     if team.first:
         print(line)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
-    """Distil a trained bridge into one of few calls: bbdm distill TEACHER DATA STUDENT --calls 2.
-
-    The student begins with the teacher's weights and is trained on the same pairs, by the energy score of its
-    own results. If it ends early, the same command resumes.
-    """
-
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {
-        **SHORT,
-        "epochs": 20,
-        "batch_size": 32,
-        "warmup_steps": 100,
-        "flip": True,
-    }
-    FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
-
-    teacher: Path = position("a file that bbdm.load_checkpoint reads")
-    output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
-    dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout)
-
-    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
-        """The run before its first step; see the base class."""
-        import torch
-
-        from bbdm.files.checkpoint import load_checkpoint
-        from bbdm.training.distillation import StudentTask, student_of
-        from bbdm.training.trainer import Trainer
-
-        config = from_values(DistillConfig, vars(self))
-        teacher = load_checkpoint(self.teacher, **self.missing)
-        student, codec, known = student_of(teacher, self.calls), teacher.build_codec(), teacher.unet.config
-        size = self.image_size or teacher.image_size
-        if size is None:
-            raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
-        channels = known.source_channels if codec is None else codec.image_channels
-        pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
-        torch.manual_seed(self.seed)
-        return Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainVQGAN(TrainingCommand, AutoencoderConfig):
-    """Train an autoencoder, for -vq: bbdm train-vqgan edge2shoes DATA OUTPUT_MODEL [flags].
-
-    It learns sources and targets: L1, LPIPS, an adversary, and a codebook (--kind vq) or a KL divergence
-    (--kind kl). If it ends early, the same command resumes.
-    """
-
-    HEADING: ClassVar[str] = "autoencoder"
-    PAIRS: ClassVar[bool] = False
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {**SHORT, "epochs": 50, "batch_size": 8, "learning_rate": 2e-4}
-    FIRST: ClassVar[str] = "preset kind epochs batch_size image_size device ckpt_path overwrite"
-
-    preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
-    kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
-    image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
-    channels: Literal[1, 3] = setting(3, "of its pictures; 1 for grey ones", group="data")
-
-    def read(self, path: Path) -> Any:
-        """The content of a checkpoint of the run, which is an autoencoder."""
-        from bbdm.files.checkpoint import load_vqgan_state
-
-        return load_vqgan_state(path)
-
-    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
-        """The run before its first step; see the base class."""
-        import torch
-
-        from bbdm.networks.vqgan import VQGAN
-        from bbdm.training.autoencoder import AutoencoderTask
-        from bbdm.training.trainer import Trainer
-
-        config = from_values(AutoencoderConfig, vars(self))
-        torch.manual_seed(self.seed)
-        settings = replace(VQGANS[self.preset], image_channels=self.channels)
-        settings = replace(settings, num_codes=0) if self.kind == "kl" else settings
-        vqgan = VQGAN.from_config(settings).to(team.device)
-        pairs, validation = self.load_pairs(self.image_size, self.channels, team)
-        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=AutoencoderTask)

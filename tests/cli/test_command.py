@@ -224,6 +224,66 @@ def imported(own_names: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[
     sys.modules.pop("mine", None)
 
 
+COMMAND = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bbdm.base.settings import from_values, setting
+from bbdm.cli import COMMANDS
+from bbdm.cli.train import build_network
+from bbdm.cli.training import TrainingCommand
+from bbdm.data.config import DataConfig
+from bbdm.training.config import BridgeConfig
+
+
+@dataclass(frozen=True)
+class RegressConfig(BridgeConfig):
+    power: float = setting(2.0, "of the error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regress(TrainingCommand, DataConfig, RegressConfig):
+    "Learn the target itself: bbdm regress DATASET DATA OUTPUT_MODEL"
+
+    HEADING: ClassVar[str] = "regression"
+
+    def build(self, team, folder, resumed):
+        from bbdm.bridges import BrownianBridge
+        from bbdm.training.bridge import BridgeTask
+        from bbdm.training.trainer import Trainer
+
+        class RegressTask(BridgeTask):
+            def losses(self, network, batch, seeds, step):
+                result = network(batch.source, seeds * 0 + self.bridge.top, self.seen(batch))
+                return (result - batch.target).abs().pow(self.config.power).flatten(1).mean(1), {}
+
+        pairs, validation = self.load_pairs(self.image_size, 3, team)
+        network = build_network("demo", 3, 3)
+        config = from_values(RegressConfig, vars(self))
+        return Trainer(network, BrownianBridge(), config, pairs, validation, folder, processes=team, task=RegressTask)
+
+
+COMMANDS["regress"] = ("mine.Regress", "learn the target itself")
+"""
+
+
+@pytest.mark.usefixtures("tiny_demo", "imported")
+def test_a_task_as_a_command_is_a_file_and_a_row(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+    """With flags, help, resume and a file like any other training."""
+    monkeypatch.setattr(cli, "COMMANDS", dict(cli.COMMANDS))
+    Path("mine.py").write_text(COMMAND)
+    line = "--import mine regress edge2shoes data out.pt --image_size 16 -b 2 --device cpu --power 3"
+    for epochs in ("1", "2"):
+        cli.main([*line.split(), "-e", epochs])
+    assert "out.pt: weights after epoch 2" in capsys.readouterr().out
+    settings = json.loads(Path("out.run/config.json").read_text())
+    assert settings["train"]["power"] == 3
+    assert load_checkpoint("out.pt").bridge.kind == "brownian"
+    with pytest.raises(SystemExit):
+        cli.main(["--import", "mine", "regress", "--help"])
+    assert "of the error (default: 2.0)" in capsys.readouterr().out
+
+
 def test_names_of_a_module_work_in_every_command(world: Path, imported: list[str], capsys: Any):
     Path("mine.py").write_text(MODULE)
     for line in LINES:

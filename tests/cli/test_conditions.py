@@ -13,8 +13,8 @@ from torch import nn
 from bbdm import ABridge, BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.base.seeds import seed_of
 from bbdm.cli import eval, train, translate
+from bbdm.cli.distill import Distill
 from bbdm.cli.eval import Calibrate
-from bbdm.cli.training import Distill
 from bbdm.data.spec import Spec
 from bbdm.pictures import Picture
 from bbdm.pictures.values import Values

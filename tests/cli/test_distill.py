@@ -10,7 +10,7 @@ import torch
 import bbdm
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import translate
-from bbdm.cli.training import Distill
+from bbdm.cli.distill import Distill
 from tests.cli.conftest import SIZE
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan

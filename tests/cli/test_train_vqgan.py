@@ -12,7 +12,7 @@ from PIL import Image
 from bbdm import cli, load_checkpoint, load_vqgan
 from bbdm.cli import train, translate
 from bbdm.cli.files import ConvertVQGAN
-from bbdm.cli.training import TrainVQGAN
+from bbdm.cli.train_vqgan import TrainVQGAN
 from bbdm.codec import LatentStatistics
 from bbdm.networks.config import VQGANS, VQGANConfig
 from bbdm.networks.vqgan import VQGAN

@@ -27,7 +27,8 @@ from bbdm import save_checkpoint
 from bbdm.base.atomic import file_sha256
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import eval, train, translate
-from bbdm.cli.training import Distill, TrainVQGAN
+from bbdm.cli.distill import Distill
+from bbdm.cli.train_vqgan import TrainVQGAN
 from bbdm.data import latents
 from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan

@@ -249,8 +249,9 @@ def test_functions_that_do_not_fit_are_refused(pairs: Pairs, make_trainer: MakeT
         make_trainer(further={"loss": loss}).train_step(batch_of(pairs, 2))
     with pytest.raises(ValueError, match="times must be None for a student"):
         make_trainer(kind=DistillConfig, further={"task": StudentTask, "times": at_7})
+    config: Any = AutoencoderConfig(batch_size=2, adversarial_weight=0)
     with pytest.raises(TypeError, match="loss"):
-        AutoencoderTask(tiny_vqgan(), None, AutoencoderConfig(batch_size=2, adversarial_weight=0), pairs, loss=loss)
+        Trainer(tiny_vqgan(), None, config, pairs, None, "run", task=AutoencoderTask, loss=loss)
 
 
 class Regression(BridgeTask):

@@ -173,7 +173,14 @@ def test_validations_checkpoints_and_the_length_go_by_steps_or_epochs(
 ) -> None:
     """Of epochs of two steps: one checkpoint at each moment, whatever falls together."""
     caplog.set_level("INFO", "bbdm")
-    settings = {"epochs": 9, "max_steps": 7, "validate_every": 3, "save_every": "2e", "preview_every": 2, "keep": 9}
+    settings: dict[str, Any] = {
+        "epochs": 9,
+        "max_steps": 7,
+        "validate_every": 3,
+        "save_every": "2e",
+        "preview_every": 2,
+        "keep": 9,
+    }
     run = make_trainer(validation=pairs, **settings)
     assert run.fit()
     assert [(record["step"], record["epoch"]) for record in metrics_of(run)] == [(3, 1), (6, 3), (7, 3)]
@@ -190,8 +197,9 @@ def test_validations_checkpoints_and_the_length_go_by_steps_or_epochs(
 @pytest.mark.parametrize("text", ["0", "e", "1.5e", "-2", "3s", ""])
 def test_steps_that_are_none(text: str) -> None:
     for name in ("validate_every", "save_every"):
+        setting: dict[str, Any] = {name: text}
         with pytest.raises(ValueError, match=rf"{name}: it is optimizer steps, .*, or epochs, .*; got '{text}'"):
-            TrainConfig(**{name: text})
+            TrainConfig(**setting)
 
 
 def test_a_run_that_ends_while_it_validates_validates_again(make_trainer: MakeTrainer, pairs: Pairs) -> None:

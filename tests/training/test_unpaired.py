@@ -17,7 +17,7 @@ from torch import nn
 from bbdm import DDBM, ABridge, BridgeSampler, BrownianBridge, Intervals, load_checkpoint, wrap
 from bbdm.base.seeds import seed_of
 from bbdm.bridges import Bridge
-from bbdm.cli import eval, train, training, translate
+from bbdm.cli import distill, eval, train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
@@ -378,7 +378,7 @@ TRAIN: dict[str, Any] = {"output_model": Path("out.pt")}
         (train.Train, {**TRAIN, "source_as": "concat"}, "source_as must be none"),
         (train.Train, {**TRAIN, "eps": 0.0}, "eps must be a positive number, got 0.0"),
         (train.Train, {**TRAIN, "eps": 0.1, "dataset": "paired"}, "eps is of the data set 'unpaired', got 'paired'"),
-        (training.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
+        (distill.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
         (Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
         (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2}, "got fid and 2"),
     ],
