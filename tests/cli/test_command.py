@@ -278,7 +278,7 @@ def test_a_task_as_a_command_is_a_file_and_a_row(world: Path, monkeypatch: pytes
     assert "out.pt: weights after epoch 2" in capsys.readouterr().out
     settings = json.loads(Path("out.run/config.json").read_text())
     assert settings["train"]["power"] == 3
-    assert load_checkpoint("out.pt").bridge.kind == "brownian"
+    assert load_checkpoint("out.pt").bridge.config()["kind"] == "brownian"
     with pytest.raises(SystemExit):
         cli.main(["--import", "mine", "regress", "--help"])
     assert "of the error (default: 2.0)" in capsys.readouterr().out
