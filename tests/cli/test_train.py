@@ -68,11 +68,12 @@ BBDM = {  # of the templates Template-BBDM.yaml and Template-LBBDM-f*.yaml of xu
     **{"bridge": "bbdm", "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 0, "loss": "l1"},
     **{"lr_schedule": "plateau", "ema_decay": 0.995, "ema_start": 30000, "ema_every": 8},
 }
+DIT = {**PAPER, "loss": "l2", "precision": "bf16"}
 PRESETS: dict[str, dict[str, Any]] = {  # others are of docs/training.md and docs/networks.md
     "paper": PAPER,
     "paper-pinned": {**ADAM, **FEW_CALLS, "ema_decay": 0.9999},
     **dict.fromkeys(("bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"), BBDM),
-    **dict.fromkeys(("dit-s", "dit-b", "dit-l"), {**PAPER, "loss": "l2", "precision": "bf16"}),
+    **dict.fromkeys(("dit-s", "dit-b", "dit-l"), DIT),
     "volume": {**FEW_CALLS, "channels": 1, "crop": Crops((64, 96, 96)), "batch_size": 2, "ema_decay": 0.999},
     "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
     "demo-residual": {**SMALL, "bridge": "abridge", "objective": None, "density": "uniform", "ema_decay": 0.999},

@@ -131,8 +131,8 @@ def test_other_ends_have_the_mean_and_variance_of_euler_maruyama(way: int, offse
     """Of dx = (x0hat - x)/t dt + sqrt(2 max_variance / T) dw at the times 1600, 900, 400, 100 and 0.
 
     A step of a share s = dt/t takes the mean m to m + s (x0hat(m) - m), and the variance v to
-    (1 - 0.4 s)^2 v + 2 max_variance dt / T. The last one ends in x0hat. Of 24,576 values the standard error of
-    the mean is 0.0064 of a standard deviation, and that of the variance is 0.0090 of it. Four of each are
+    (1 - 0.4 s)^2 v + 2 max_variance dt / T. The last one ends in x0hat. Of 24,576 values the standard error
+    of the mean is 0.0064 of a standard deviation, and that of the variance is 0.0090 of it. Four of each are
     allowed, so that of all seeds 0.01 % fail in each direction.
     """
     task = a_task(wrap(Shrinks(), 3, **WAYS), BrownianBridge(1600, max_variance=0.08))
