@@ -22,7 +22,7 @@ from bbdm.pictures import Picture
 from bbdm.sampling.options import GuidanceOptions
 from tests.cli.conftest import SIZE, pixels, sides
 from tests.conftest import SavePicture, load_pairs, noise, tiny_unet
-from tests.evaluation.test_metrics import Features
+from tests.evaluation.test_metrics import Features, frechet
 
 NAMES = ("04", "05", "06")
 
@@ -138,9 +138,16 @@ def test_a_group_on_both_sides_is_refused(tiny_demo: None):
     run("--split", "train", data=data)
 
 
-def test_fid_end_to_end(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(perceptual, "inception", Features)
-    assert run(scores=("fid",))["scores"]["fid"] > 0
+def test_fid_is_that_of_the_pictures_that_are_there(monkeypatch: pytest.MonkeyPatch):
+    """By SciPy, of a network of two features in place of Inception."""
+    network = Features(2)
+    monkeypatch.setattr(perceptual, "inception", lambda: network)
+    score = run(scores=("fid",))["scores"]["fid"]
+    results = np.stack([pixels(f"results/{name}.png") for name in NAMES])
+    targets = np.stack([sides(name)[1] for name in NAMES])
+    with torch.no_grad():
+        features = [network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy() for images in (results, targets)]
+    assert score == pytest.approx(frechet(*features), rel=1e-3)
 
 
 def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):

@@ -59,21 +59,42 @@ def test_flags(written: str, values: dict[str, Any]) -> None:
     assert values.items() <= vars(commands[0]).items()
 
 
-@pytest.mark.parametrize("preset", [*UNETS, *DITS])
-def test_presets_are_the_same_in_python(preset: str) -> None:
-    """Of BBDM, they are configs/Template-*.yaml of xuekt98/BBDM."""
+FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2", "precision": "bf16"}
+SMALL = {"image_size": 64, "batch_size": 16, "epochs": 50, "learning_rate": 4e-4, "flip": True, "precision": "bf16"}
+SMALL |= {"lr_schedule": "cosine", "warmup_steps": 200, "loss": "l2"}
+ADAM = {"batch_size": 64, "learning_rate": 1e-4, "lr_schedule": "constant", "weight_decay": 0}  # sde-bbdm's README
+PAPER = {"bridge": "abridge", "c_lambda": 2, "epochs": 100, "loss": "l1", "precision": "fp32", **ADAM}
+BBDM = {  # of the templates Template-BBDM.yaml and Template-LBBDM-f*.yaml of xuekt98/BBDM
+    **{"bridge": "bbdm", "batch_size": 8, "learning_rate": 1e-4, "weight_decay": 0, "loss": "l1"},
+    **{"lr_schedule": "plateau", "ema_decay": 0.995, "ema_start": 30000, "ema_every": 8},
+}
+DIT = {**PAPER, "loss": "l2", "precision": "bf16"}
+PRESETS: dict[str, dict[str, Any]] = {  # others are of docs/training.md and docs/networks.md
+    "paper": PAPER,
+    "paper-pinned": {**ADAM, **FEW_CALLS, "ema_decay": 0.9999},
+    **dict.fromkeys(("bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"), BBDM),
+    **dict.fromkeys(("dit-s", "dit-b", "dit-l"), DIT),
+    "volume": {**FEW_CALLS, "channels": 1, "crop": Crops((64, 96, 96)), "batch_size": 2, "ema_decay": 0.999},
+    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "demo-residual": {**SMALL, "bridge": "abridge", "objective": None, "density": "uniform", "ema_decay": 0.999},
+}
+
+
+def test_each_preset_has_its_settings() -> None:
+    assert PRESETS.keys() == {*UNETS, *DITS}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_published_ones_and_the_same_in_python(preset: str) -> None:
     latent = ["-vq", "v.pt"] if preset.startswith("lbbdm") else []
     command = train.Train.parse([*DATA, "--preset", preset, *latent])
     values: dict[str, Any] = {"vqgan_path": "v.pt"} if latent else {}
     assert command == train.Train.of(**NAMES, preset=preset, **values)
-    assert train.PRESET_SETTINGS[preset].items() <= vars(command).items()
+    settings = {name: getattr(command, name) for name in PRESETS[preset]}
+    assert settings == PRESETS[preset]
     if preset == "paper":
-        assert from_values(TrainConfig, vars(command)) == TrainConfig()
+        assert from_values(TrainConfig, vars(command)) == TrainConfig()  # those of Python without a command
         assert (command.preview_every, command.save_every, command.keep) == (10, 500, 2)
-    if "bbdm" in preset:
-        assert (command.batch_size, command.weight_decay, command.learning_rate, command.loss) == (8, 0, 1e-4, "l1")
-        assert (command.ema_decay, command.ema_start, command.ema_every) == (0.995, 30000, 8)
-        assert command.lr_schedule == "plateau"
 
 
 @pytest.mark.parametrize(

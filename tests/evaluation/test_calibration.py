@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq as find_root
-from scipy.stats import beta, binom, norm
+from scipy.stats import beta, binom, entropy, norm
 
 from bbdm import BridgeSampler, Intervals, load_checkpoint
 from bbdm.data.kinds import Condition
@@ -32,9 +32,26 @@ def root(function: Callable[[float], float], low: float, high: float) -> float:
     return float(find_root(function, low, high))  # pyright: ignore[reportArgumentType]
 
 
+def p_value(mean: float, count: int, expectation: float) -> float:
+    """The bound of Hoeffding and Bentkus (Bates et al. 2021), by SciPy."""
+    low = min(mean, expectation)
+    hoeffding = np.exp(-count * entropy([low, 1 - low], [expectation, 1 - expectation]))
+    bentkus = np.e * binom.cdf(np.ceil(count * mean - 1e-8), count, expectation)
+    return float(min(hoeffding, bentkus))
+
+
 def bound_of(mean: float, count: int) -> float:
     """The expectation that a mean of losses exceeds with a probability of at most DELTA."""
-    return root(lambda expectation: calibration.p_value(mean, count, expectation) - DELTA, mean + 1e-12, 1 - 1e-12)
+    return root(lambda expectation: p_value(mean, count, expectation) - DELTA, mean + 1e-12, 1 - 1e-12)
+
+
+@pytest.mark.parametrize("count", [22, 100, 1000])
+@pytest.mark.parametrize("mean", [0, 0.01, 0.077, 0.3, 1])
+def test_the_probability_is_that_of_the_formula(mean: float, count: int):
+    """Above the mean, where it decides, and below it, where it is 1."""
+    for expectation in (0.005, 0.1, 0.35, 0.9):
+        expected = p_value(mean, count, expectation)
+        assert calibration.p_value(mean, count, expectation) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
 @pytest.mark.parametrize("losses", [0, 1, 10, 60, 99])

@@ -226,28 +226,50 @@ def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
     Half of the kills come at a random time, and half just after a random change of a file. It returns how
     many left a file half-written.
     """
-    moments, changes, script = random.Random(kills), CONTEXT.Value("i", 0), SCRIPTS[name]
-    count, seconds, undisturbed = 0, 0.0, dict[str, Any]()
-    runs = inside = done = 0
+    script = SCRIPTS[name]
+    moments = random.Random(kills)
+    changes = CONTEXT.Value("i", 0)
+
+    folder = tmp_path / "undisturbed"
+    began = time.monotonic()
+    process = begin(name, folder, script.argv(place, folder), changes)
+    process.join()
+    seconds = time.monotonic() - began
+    assert process.exitcode == 0, log_of(folder)
+    count = changes.value
+    undisturbed = check_left(folder, {}, {})
+
+    done = 0
+    inside = 0
+    run = 0
     while done < kills:
-        folder, left = tmp_path / str(runs), dict[str, Any]()
-        while True:
-            waits, began = runs > 0 and done < kills, time.monotonic()  # the first run is undisturbed
-            at = moments.randint(1, count) if waits and moments.random() < 0.5 else 0
-            process = begin(name, folder, script.argv(place, folder), changes, at, moments.uniform(0, 0.02))
-            process.join(moments.uniform(0, seconds) if waits and not at else None)
+        run += 1
+        folder = tmp_path / str(run)
+        left: dict[str, Any] = {}
+        killed = True
+        while killed:
+            change = 0  # after which it kills itself; 0 where it does not
+            limit = None  # seconds after which it is killed; None where it is not
+            if done < kills and moments.random() < 0.5:
+                change = moments.randint(1, count)
+            elif done < kills:
+                limit = moments.uniform(0, seconds)
+            process = begin(name, folder, script.argv(place, folder), changes, change, moments.uniform(0, 0.02))
+            process.join(limit)
             if process.exitcode is None:
                 process.kill()
                 process.join()
             killed = process.exitcode == -signal.SIGKILL
-            done += killed
-            inside += killed and bool(list(folder.rglob(".*.tmp")))
+            if killed:
+                done += 1
+            if killed and list(folder.rglob(".*.tmp")):
+                inside += 1
             left = check_left(folder, left, undisturbed)
-            if not killed:
-                break
-        assert process.exitcode == 0, folder.with_suffix(".log").read_text()[-2000:]
-        if runs == 0:
-            count, seconds, undisturbed = changes.value, time.monotonic() - began, left
+        assert process.exitcode == 0, log_of(folder)
         assert_content(folder, undisturbed)
-        runs += 1
     return inside
+
+
+def log_of(folder: Path) -> str:
+    """The end of what a script printed, of the runs in a folder."""
+    return folder.with_suffix(".log").read_text()[-2000:]

@@ -5,6 +5,7 @@ All is compared in float64, which the public code is made to use. It draws its n
 test shows that, and the comparison is with its formula instead.
 """
 
+import argparse
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, solvers, wrap
 from bbdm.bridges import Bridge
+from bbdm.cli.train import Train
 from bbdm.kernels.bridge_step import bridge_step
 from tests.conftest import relative_gap
 from tests.peers.packages import diffusion, sde_bbdm
@@ -55,6 +57,16 @@ def test_forward_diffusion(draw: Draw, bridge: Bridge, make: Callable[[], Any], 
     x_t, target = bridge.add_noise(x0, y, t, noise)
     torch.testing.assert_close(x_t, public.x, rtol=0, atol=TOLERANCE)
     torch.testing.assert_close(target, objective, rtol=0, atol=TOLERANCE)
+
+
+def test_the_defaults_of_a_training_are_the_public_ones() -> None:
+    """Of the flags that both commands have."""
+    parser = sde_bbdm.configs.SDEBBDMTrainingConfigs.get_arguments(argparse.ArgumentParser())
+    public = parser.parse_args(["DATA", "model.pt"])
+    command = Train.parse(["edge2shoes", "DATA", "model.pt"])
+    bridge: Any = command.build_bridge()
+    ours = command.batch_size, command.epochs, bridge.num_steps, bridge.c_lambda
+    assert ours == (public.batch_size, public.epochs, public.time_steps, public.c_lambda)
 
 
 def paper_times() -> list[int]:

@@ -40,11 +40,20 @@ def saved(folder: Path, *pictures: Image.Image) -> list[tuple[str, None]]:
 
 def run(of: Panel, progress: Any = lambda *_, **__: None, **inputs: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The status, pictures and files of the zip that a page shows at the end."""
-    first, *_, (status, gallery, button) = of.run(progress, *{**INPUTS, **inputs}.values())
-    assert (first[:2], first[2].interactive) == (("", []), False)  # nothing of before stays
-    with zipfile.ZipFile(button.value["path"] if isinstance(button.value, dict) else button.value) as archive:
+    updates = list(of.run(progress, *{**INPUTS, **inputs}.values()))
+    status, gallery, button = updates[0]
+    assert status == ""  # nothing of before stays
+    assert gallery == []
+    assert button.interactive is False
+
+    status, gallery, button = updates[-1]
+    pictures = {name: picture for picture, name in gallery}
+    path = button.value
+    if isinstance(path, dict):
+        path = path["path"]
+    with zipfile.ZipFile(path) as archive:
         files = {name: Image.open(io.BytesIO(archive.read(name))) for name in archive.namelist()}
-    return status, {name: picture for picture, name in gallery}, files
+    return status, pictures, files
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from bbdm import ABridge
+from bbdm import ABridge, wrap
 from bbdm.bridges import DDBM, Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec, wrap_codec
 from bbdm.data.examples import Example, collate
@@ -123,21 +123,80 @@ def test_half_of_each_batch_goes_back() -> None:
     assert torch.equal(drawn_back(seeds[2:4], 7), drawn[7, 2:4])
 
 
-@pytest.mark.parametrize("bridge", [ABridge(50), PRECONDITIONED])
-def test_losses_are_those_of_each_direction(bridge: Bridge) -> None:
-    """Of a task of one direction with the other's bridge, and the class as a condition of the pairs."""
-    network, seeds, config = unet(**WAYS), sample_seeds(0, 0, 4, CPU), TrainConfig(batch_size=4, loss="l2")
-    task = BridgeTask(network, bridge, config)
+class Twice(torch.nn.Module):
+    """Predicts twice what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, shown: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
+        return self.gain * shown
+
+
+class ByHand(NamedTuple):
+    """x_t = alpha x0 + beta y + sigma eps; shown is c_in x_t; x0hat = c_skip x_t + c_out F."""
+
+    alpha: float
+    beta: float
+    sigma: float
+    c_in: float
+    c_skip: float
+    c_out: float
+
+
+def abridge_by_hand(back: bool) -> ByHand:
+    """At m = 0.3 (algorithm 1 of the A-Bridge paper): the target is x_t - x0, the same both ways."""
+    return ByHand(0.7, 0.3, 2 * 0.7 * math.sqrt(-math.log(0.7)), c_in=1, c_skip=1, c_out=-1)
+
+
+def ddbm_by_hand(back: bool) -> ByHand:
+    """At t = 1/2 (Zhou et al. 2024, table 1 and equation 13), where the data are sources on the way back."""
+    variance_0, variance_end, covariance = (0.16, 0.04, 0.05) if back else (0.04, 0.16, 0.05)
+    grown, grown_end = 2 * 0.5**2 / 2 + 0.1 * 0.5, 2 / 2 + 0.1
+    ratio = math.expm1(grown) / math.expm1(grown_end)  # of the signal-to-noise ratios at the end and at t
+    scale, scale_end = math.exp(-grown / 2), math.exp(-grown_end / 2)
+    alpha = scale * (1 - ratio)
+    beta = scale / scale_end * ratio
+    variance = -math.expm1(-grown) * (1 - ratio)
+    total = beta**2 * variance_end + alpha**2 * variance_0 + 2 * alpha * beta * covariance + variance
+    kept = beta**2 * (variance_end * variance_0 - covariance**2) + variance_0 * variance
+    c_skip = (alpha * variance_0 + beta * covariance) / total
+    return ByHand(alpha, beta, math.sqrt(variance), total**-0.5, c_skip, math.sqrt(kept / total))
+
+
+@pytest.mark.parametrize(
+    ("bridge", "t", "by_hand"),
+    [(ABridge(50), 15, abridge_by_hand), (PRECONDITIONED, 0.5, ddbm_by_hand)],
+    ids=["A-Bridge", "DDBM"],
+)
+def test_losses_are_those_of_each_direction(bridge: Bridge, t: float, by_hand: Callable[[bool], ByHand]) -> None:
+    """By the papers' formulas, on noise that is a function of seed and step; the mean of each is reported."""
+    step, seeds, back = 3, sample_seeds(0, 0, 4, CPU), torch.tensor([False, True, True, False])
     batch = Example(torch.rand(4, 1, 8, 8) - 0.5, torch.rand(4, 1, 8, 8) / 2)
-    back = torch.tensor([False, True, True, False])
-    losses, reported = task.losses(network, turned(batch, back), seeds, 3)
-    for name, own in (("AtoB", bridge), ("BtoA", bridge.turned)):
-        way = turned(batch, torch.full_like(back, name == "BtoA"))
-        alone = BridgeTask(network, own, config)
-        alone.two_way = False
-        wanted = alone.losses(network, way, seeds, 3)[0][back == (name == "BtoA")]
-        torch.testing.assert_close(losses[back == (name == "BtoA")], wanted)
-        torch.testing.assert_close(reported[f"loss_{name}"], wanted.mean())
+    times = torch.full((4,), t, dtype=torch.float64 if bridge.continuous else torch.int64)
+    task = BridgeTask(
+        wrap(Twice(), 1, **WAYS),
+        bridge,
+        TrainConfig(batch_size=4, loss="l2"),
+        times=lambda seeds, step, bridge: times,
+    )
+    losses, reported = task.losses(task.network, turned(batch, back), seeds, step)
+
+    noise = philox.normal(seeds, step, (1, 8, 8), philox.TRAINING)
+    expected: list[torch.Tensor] = []
+    for index in range(4):
+        goes_back = bool(back[index])
+        x0, y = batch.target[index], batch.source[index]
+        if goes_back:
+            x0, y = y, x0
+        weights = by_hand(goes_back)
+        x_t = weights.alpha * x0 + weights.beta * y + weights.sigma * noise[index]
+        target = (x0 - weights.c_skip * x_t) / weights.c_out
+        expected.append((2 * weights.c_in * x_t - target).square().mean())
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(reported["loss_AtoB"], (expected[0] + expected[3]) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(reported["loss_BtoA"], (expected[1] + expected[2]) / 2, rtol=1e-4, atol=1e-6)
 
 
 # What does not fit
@@ -202,13 +261,40 @@ def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -
         assert torch.equal(getattr(found, side), torch.stack(wanted))
 
 
-def test_validation_losses_are_of_latents(pairs: Pairs) -> None:
-    """Those of a task without a codec on what the codec makes of the pictures."""
-    codec, config, seeds = VQGANCodec(tiny_vqgan()), TrainConfig(batch_size=2), sample_seeds(3, 0, 4, CPU)
-    batch = batch_of(pairs, 4)
-    latents = Example(codec.encode(batch.source, "source"), codec.encode(batch.target, "target"))
-    found = BridgeTask(tiny_unet(), BRIDGE, config, pairs, codec=codec).validation_losses(batch, seeds)
-    assert found == pytest.approx(BridgeTask(tiny_unet(), BRIDGE, config, pairs).validation_losses(latents, seeds))
+class Quarter(torch.nn.Module):
+    """Predicts 1/4 everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.tensor(0.25))
+
+    def forward(self, shown: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return self.value.expand_as(shown)
+
+
+def test_validation_losses_are_of_latents() -> None:
+    """The target y - x0 depends on no time and no noise; latents are halves of means over 2 x 2 pixels.
+
+    The loss is the sum over pairs of the means over their latents.
+    """
+    halves = torch.nn.Conv2d(3, 3, 2, stride=2, groups=3, bias=False)
+    torch.nn.init.constant_(halves.weight, 1 / 8)
+    codec = wrap_codec(
+        halves,
+        channels=3,
+        stride=2,
+        encode=lambda module, pictures: module(pictures),
+        decode=lambda module, latents: latents,
+    )
+    bridge = BrownianBridge(objective="displacement")
+    task = BridgeTask(wrap(Quarter(), 3), bridge, TrainConfig(batch_size=4), codec=codec)
+    batch = Example(torch.rand(4, 3, 8, 8) * 2 - 1, torch.rand(4, 3, 8, 8) * 2 - 1)
+    losses = task.validation_losses(batch, sample_seeds(3, 0, 4, CPU))
+
+    difference = (batch.source - batch.target).numpy()
+    latents = difference.reshape(4, 3, 4, 2, 4, 2).mean((3, 5)) / 2
+    expected = abs(0.25 - latents).mean((1, 2, 3)).sum()
+    assert losses == pytest.approx({"validation_loss": float(expected)}, rel=1e-5)
 
 
 # Functions of the caller

@@ -144,19 +144,35 @@ def test_weights_of_a_codec_are_in_the_final_file_alone(make_trainer: MakeTraine
         make(seed=1, epochs=2).resume_newest()
 
 
-def test_more_epochs_or_none_in_any_folder(make_trainer: MakeTrainer) -> None:
-    """Lines of metrics are cut by their epochs."""
-    first = make_trainer(epochs=1)
+@pytest.mark.parametrize(
+    ("folder", "epochs", "steps"),
+    [("run", 1, [2]), ("other", 1, []), ("run", 2, [2, 4]), ("other", 2, [4])],
+    ids=["none", "none in another folder", "one more", "one more in another folder"],
+)
+def test_more_epochs_or_none_in_any_folder(
+    folder: str, epochs: int, steps: list[int], make_trainer: MakeTrainer
+) -> None:
+    """The metrics are of the epochs that a folder has seen, and the first checkpoint stays as it was."""
+    first = make_trainer("run", epochs=1)
     first.fit()
-    before, file = newest(first).read_bytes(), newest(first)
-    for folder, epochs, steps in (("run", 1, [2]), ("c", 1, []), ("b", 2, [4]), ("run", 2, [2, 4])):
-        again = make_trainer(folder, epochs=epochs)
-        again.resume(file)
-        again.fit()
-        assert [record["step"] for record in metrics_of(again)] == steps
-        assert not again.run_folder.checkpoints() or (newest(again).read_bytes() == before) == (epochs == 1)
-    again.run_folder.begin(2, {}, overwrite=True)
-    assert [record["step"] for record in metrics_of(again)] == [2]
+    file = newest(first)
+    before = file.read_bytes()
+    again = make_trainer(folder, epochs=epochs)
+    again.resume(file)
+    again.fit()
+    assert [record["step"] for record in metrics_of(again)] == steps
+    assert file.read_bytes() == before
+    assert sorted(again.run_folder.checkpoints()) == steps
+
+
+def test_an_epoch_that_is_trained_again_has_one_line_of_metrics(make_trainer: MakeTrainer) -> None:
+    first = make_trainer(epochs=2)
+    first.fit()
+    first.run_folder.checkpoint(4).unlink()  # as where a run was killed before it was written
+    again = make_trainer(epochs=2)
+    assert again.resume_newest()
+    again.fit()
+    assert [record["step"] for record in metrics_of(again)] == [2, 4]
 
 
 def test_a_run_that_is_asked_to_end_before_its_first_step_saves_nothing(make_trainer: MakeTrainer) -> None:
