@@ -35,7 +35,10 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
         solver, colon, numbers = word.partition(":")
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
             raise ValueError(f"sweep is written as SOLVER:NFE,NFE, got {word!r}")
-        for nfe in map(int, numbers.split(",")) if colon else [None]:
+        steps: list[int | None] = [None]
+        if colon:
+            steps = [int(number) for number in numbers.split(",")]
+        for nfe in steps:
             chosen = defaults.over(solver, nfe)
             runs[f"{solver}-{len(chosen.table(bridge))}"] = solver, chosen.steps
     return runs
@@ -86,29 +89,40 @@ class Eval(GPUsCommand, TranslateConfig):
         from bbdm.translation.translator import Translator
 
         optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
-        translator, folder = Translator(self), self.folder
+        translator = Translator(self)
         first = translator.processes.first
-        runs: dict[Path, tuple[str | None, int | None]] = {folder: (self.solver, self.steps)}
-        if self.sweep:
-            found = read_sweep(self.sweep, translator.bridge, translator.checkpoint.defaults)
-            runs = {folder / name: run for name, run in found.items()}
-            if first:
-                remove_leftovers(folder)
         overlap = self._overlap(translator) if first else None
-        done: list[dict[str, Any]] = []
-        for path, run in runs.items():
-            done.append(self._evaluate(translator, *run, path, overlap))
+        if self.sweep:
+            self._sweep(translator, self.sweep, overlap)
+        else:
+            report = self._evaluate(translator, self.solver, self.steps, self.folder, overlap)
             if first:
-                rows = scores.table(done[-1:])
-                print(rows if len(done) == 1 else rows.splitlines()[-1], flush=True)
-            if first and self.sweep:
-                manifest.write(folder / "sweep.json", done)
-        if first and self.sweep:
-            scores.draw(done, plot := folder / "quality_nfe.png")
-            print(f"to look at: {plot}")
-        elif first:
-            print(f"results and scores.json: {folder}")
+                print(scores.table([report]), flush=True)
+                print(f"results and scores.json: {self.folder}")
         translator.processes.leave()
+
+    def _sweep(self, translator: Translator, words: Sequence[str], overlap: Overlap | None) -> None:
+        """Score each solver and number of steps, print a row for each, and draw a plot."""
+        from bbdm.evaluation import scores
+
+        runs = read_sweep(words, translator.bridge, translator.checkpoint.defaults)
+        first = translator.processes.first
+        if first:
+            remove_leftovers(self.folder)
+        reports: list[dict[str, Any]] = []
+        for name, (solver, steps) in runs.items():
+            reports.append(self._evaluate(translator, solver, steps, self.folder / name, overlap))
+            if not first:
+                continue
+            rows = scores.table(reports[-1:])
+            if len(reports) > 1:  # the heading stands already
+                rows = rows.splitlines()[-1]
+            print(rows, flush=True)
+            manifest.write(self.folder / "sweep.json", reports)
+        if first:
+            plot = self.folder / "quality_nfe.png"
+            scores.draw(reports, plot)
+            print(f"to look at: {plot}")
 
     def _overlap(self, translator: Translator) -> Overlap | None:
         """What the pairs and those of training have in common, printed; None where these are unknown.
@@ -132,7 +146,9 @@ class Eval(GPUsCommand, TranslateConfig):
         """Make and score the results of one solver; the report is empty in all processes but the first."""
         from bbdm.evaluation.scores import Scores
 
-        processes, files, values = translator.processes, translator.files, translator.dataset.spec.target_values
+        processes = translator.processes
+        files = translator.files
+        values = translator.dataset.spec.target_values
         metrics = self.metrics or defaults(Setup(values, files.channels, self.num_samples))
         with processes.first_before_others():  # the others find what it downloads
             scores = Scores(  # before the translation, since it may fail
@@ -151,19 +167,27 @@ class Eval(GPUsCommand, TranslateConfig):
         scores.collect(processes)
         if not processes.first:
             return {}
-
-        def known(found: Mapping[str, float]) -> dict[str, float | None]:
-            return {name: None if isnan(score) else score for name, score in found.items()}
-
-        by_patient = {name: known(found) for name, found in scores.by_source().items() if files.volumes}
-        about: dict[str, Any] = {"scores": known(scores.compute()), "by_patient": by_patient}
-        about |= {"lpips_net": self.lpips_net if "lpips" in metrics else None}
-        about |= {"dice_above": self.dice_above} if "dice" in metrics else {}
-        about |= {"masks": files.pairs.digest(["mask"])} if files.pairs.rows[0].get("mask") is not None else {}
-        about["in_training"] = None if overlap is None else [*overlap.pairs]
+        by_patient: dict[str, Any] = {}
+        if files.volumes:
+            by_patient = {name: known(of_sources) for name, of_sources in scores.by_source().items()}
+        about: dict[str, Any] = {
+            "scores": known(scores.compute()),
+            "by_patient": by_patient,
+            "lpips_net": self.lpips_net if "lpips" in metrics else None,
+            "in_training": None if overlap is None else [*overlap.pairs],
+        }
+        if "dice" in metrics:
+            about["dice_above"] = self.dice_above
+        if files.pairs.rows[0].get("mask") is not None:
+            about["masks"] = files.pairs.digest(["mask"])
         report = about | report
         manifest.write(folder / "scores.json", report)
         return report
+
+
+def known(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Scores as JSON has them: None where there is none."""
+    return {name: None if isnan(score) else score for name, score in scores.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,12 +235,23 @@ class Calibrate(Command, TranslateConfig):
         translator = Translator(replace(self, output_dir=output.parent))
         pairs = translator.dataset.without(translator.bad)
         check_unseen(pairs, self._part_train())
-        sampler = translator.sampler(self.solver, self.steps)
-        how = {name: getattr(self, name) for name in ("alpha", "delta", "by", "bound", "seed", "batch_size")}
-        found = Intervals.calibrate(sampler, pairs, samples=self.num_samples, progress=self.shown, **how, **self.call)
-        found.save(output)
-        print(f"{found.pairs} pairs: {100 * found.loss:.3g} % of values outside; lambda {found.lambda_:.4g}")
-        print(f"mean length {100 * found.length:.3g} % of the range; {output}")
+        intervals = Intervals.calibrate(
+            translator.sampler(self.solver, self.steps),
+            pairs,
+            self.alpha,
+            self.delta,
+            self.num_samples,
+            self.by,
+            self.bound,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            progress=self.shown,
+            **self.call,
+        )
+        intervals.save(output)
+        outside = f"{100 * intervals.loss:.3g} % of values outside"
+        print(f"{intervals.pairs} pairs: {outside}; lambda {intervals.lambda_:.4g}")
+        print(f"mean length {100 * intervals.length:.3g} % of the range; {output}")
 
     def _part_train(self) -> Trained | None:
         """The part ``train`` of the data set; None where there is none, or it is what calibrates.

@@ -22,6 +22,7 @@ from bbdm.translation.config import TranslateConfig
 if TYPE_CHECKING:
     from bbdm.translation.files import Files
     from bbdm.translation.results import Job
+    from bbdm.translation.translator import Translator
 
 GRID_PAIRS = 16  # at most
 
@@ -49,35 +50,48 @@ class Translate(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
-        from bbdm.data.names import RowName
         from bbdm.evaluation.intervals import Intervals, file_of
         from bbdm.files.hub import find_checkpoint
-        from bbdm.translation.results import check_paths, paths_of
+        from bbdm.translation.results import paths_of
         from bbdm.translation.translator import Translator
 
         config = self
         load = None
-        folder = self.folder
         if self.with_ends:
             path = self.intervals or file_of(find_checkpoint(self.model))
             config = self.as_calibrated(path)
             load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
-        taken = folder / "grid.png" in paths_of(translator.plan(folder))
-        grid = RowName("grid_of_results" if taken else "grid").below(folder, ".png")
-        check_paths(translator.files, [grid])  # of the results the run checks it
+        grid = self._grid(translator)
         began = time.perf_counter()
-        jobs, existing, _ = translator.run(config.solver, config.steps, folder)
+        jobs, existing, _ = translator.run(config.solver, config.steps, self.folder)
         if translator.processes.first:
-            kept_too = f", and {len(existing)} that were there" if existing else ""
             seconds = time.perf_counter() - began
-            print(f"{len(paths_of(jobs)) - len(existing)} results in {folder}{kept_too} ({seconds:.1f} s)")
+            line = f"{len(paths_of(jobs)) - len(existing)} results in {self.folder}"
+            if existing:
+                line += f", and {len(existing)} that were there"
+            print(f"{line} ({seconds:.1f} s)")
             small = translator.large.small(jobs)
             if small:
                 sheet = draw_grid(translator.files, small)
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")
         translator.processes.leave()
+
+    def _grid(self, translator: Translator) -> Path:
+        """The file of the grid: ``grid.png``, or another where a result has this name.
+
+        Raises:
+            ValueError: it is a picture of the data set.
+        """
+        from bbdm.data.names import RowName
+        from bbdm.translation.results import check_paths, paths_of
+
+        taken = self.folder / "grid.png" in paths_of(translator.plan(self.folder))
+        name = "grid_of_results" if taken else "grid"
+        grid = RowName(name).below(self.folder, ".png")
+        check_paths(translator.files, [grid])  # of the results the run checks it
+        return grid
 
     def as_calibrated(self, path: Path) -> Translate:
         """The command with what a file of intervals fixes: solver, steps, samples, windows and guidance.
@@ -92,10 +106,11 @@ class Translate(GPUsCommand, TranslateConfig):
         fixed = {**intervals.fixed, "num_samples": intervals.samples}
         usual = {each.name: each.default for each in fields(self)}
         for name, value in fixed.items():
-            own = getattr(self, name)
-            if own != value and (name in self.named or own != usual[name]):
+            chosen = getattr(self, name)
+            is_chosen = name in self.named or chosen != usual[name]
+            if is_chosen and chosen != value:
                 raise ValueError(
-                    f"--{name} is {own}, and {path} was calibrated with {value}: leave it out, or calibrate again"
+                    f"--{name} is {chosen}, and {path} was calibrated with {value}: leave it out, or calibrate again"
                 )
         if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
             fixed["image_size"] = self.usual_size
@@ -170,9 +185,10 @@ class Restore(Command, TranslateConfig):
 
         rows, errors = read_photographs(self.photographs)
         if rows:
-            device = find_device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-            dtype = self.dtype or ("bf16" if best_dtype(device) == torch.bfloat16 else "fp32")
-            config = replace(self, dtype=dtype)
+            usual = "cuda" if torch.cuda.is_available() else "cpu"
+            device = find_device(self.device or usual)
+            fastest = "bf16" if best_dtype(device) == torch.bfloat16 else "fp32"
+            config = replace(self, dtype=self.dtype or fastest)
             if self.samples is None:
                 config = replace(config, solver="mean")
             else:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -23,9 +23,6 @@ from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
 from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.training.config import Precision, RunConfig
-
-if TYPE_CHECKING:
-    from bbdm.training.optimization import Optimization
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Forward = Callable[..., torch.Tensor]  # of a network
@@ -149,8 +146,8 @@ class Task(ABC):
             among them is what is reported in place of the mean of the losses.
         """
 
-    def begin(self, optimization: Optimization) -> None:  # noqa: B027  (most tasks have none)
-        """Called once, when an optimization of the network begins: what a task has its own part in."""
+    def begin(self, optimization: Any) -> None:  # noqa: B027  (most tasks have none)
+        """Called once, when an :class:`~bbdm.training.optimization.Optimization` of the network begins."""
 
     def after_step(self, step: int) -> None:  # noqa: B027
         """Called after optimizer step ``step``, counted from 0, and the move of the average."""
