@@ -2,8 +2,7 @@
 
 For each validation pair and each solver, several results with the same seeds: the energy score, saturation
 and flatness beside the target's (see benchmarks/scores.py), the spread, and seconds. Differences to the first
-run, or to that of the file of --base, are paired by image. OUT.json is written after each run, and an
-interrupted command resumes from it.
+run are paired by image. OUT.json is written after each run, and an interrupted command resumes from it.
 
 A run is SOLVER:NFE, or SOLVER:NFE:N for N images spread evenly over the split (ancestral:1000 over all takes
 hours on a CPU).
@@ -70,9 +69,9 @@ def measure(
     }
 
 
-def table(runs: dict[str, dict[str, Any]], against: dict[str, dict[str, Any]]) -> str:
-    """Markdown, one row for each solver; differences are to the first run of ``against``."""
-    first, other = next(iter(against.items()))
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """Markdown, one row for each solver; differences are to the first run."""
+    first, other = next(iter(runs.items()))
     lines = [
         f"| solver | NFE | images | energy score | against {first.replace(':', ' ')}, paired | saturation (target) "
         "| flatness, of the target's | spread | s / image |",
@@ -103,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=demo.WEIGHTS, help="or an export's folder, which runs on ONNX Runtime"
     )
-    parser.add_argument("--base", type=Path, metavar="OTHER.json", help="of the same pairs, by other weights")
     parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE[:N]")
     parser.add_argument("--seeds", type=int, default=8, help="results for each image")
     parser.add_argument("-b", "--batch_size", type=int, default=32)
@@ -124,9 +122,6 @@ def main(argv: list[str] | None = None) -> None:
     done = json.loads(args.output.read_text()) if args.output.exists() else {"setting": setting, "runs": {}}
     if done["setting"] != setting:
         raise SystemExit(f"{args.output} was measured with {done['setting']}, not {setting}: name another file")
-    base = None if args.base is None else json.loads(args.base.read_text())
-    if base is not None and base["setting"]["pairs"] != len(dataset):
-        raise SystemExit(f"{args.base} is of {base['setting']['pairs']} pairs, not {len(dataset)}")
     for run in args.runs:
         if run in done["runs"]:
             continue
@@ -138,7 +133,7 @@ def main(argv: list[str] | None = None) -> None:
         scores = measure(sampler, chosen, sources, targets, args.seeds, args.batch_size)
         done["runs"][run] = {"images": chosen, **scores}
         write_atomically(args.output, lambda temporary: temporary.write_text(json.dumps(done)))
-        print(table(done["runs"], (base or done)["runs"]), flush=True)
+        print(table(done["runs"]), flush=True)
 
 
 if __name__ == "__main__":

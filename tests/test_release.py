@@ -1,6 +1,8 @@
 """What a release would break in silence: its version, the files in it, and the package index's page."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,40 @@ def test_links_of_the_package_indexs_page_are_absolute(wheel: WheelBuilder):
     assert len(files) > 10
     assert [link for link, file in zip(own, files, strict=True) if not file or not (ROOT / file[1]).exists()] == []
     assert [picture for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page) if "/blob/" in picture] == []
+
+
+def workflow(name: str) -> dict[Any, Any]:
+    return yaml.safe_load((ROOT / f".github/workflows/{name}.yml").read_text("utf-8"))
+
+
+def commands(job: dict[str, Any]) -> list[str]:
+    return [step["run"] for step in job["steps"] if "run" in step]
+
+
+def test_the_nightly_workflow_compares_with_the_papers_network():
+    """Its Python imports sde-bbdm; the test of the paper's network is among those that it runs."""
+    job = workflow("nightly")["jobs"]["nightly"]
+    assert job["container"] in ("python:3.11", "python:3.12")
+    assert commands(job) == ["python -m pip install -e '.[dev,peers]'", ".ci/nightly -rs"]
+    nightly = (ROOT / ".ci/nightly").read_text("utf-8").splitlines()
+    assert 'python -m pytest -m nightly "$@"' in nightly
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-q", "--collect-only", "-m", "nightly", "tests/peers"]
+    collected = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if sys.version_info[:2] in ((3, 11), (3, 12)):
+        assert "test_network_has_the_public_outputs_and_gradients[paper]" in collected
+
+
+def test_the_workflow_of_a_gpu_waits_for_a_runner_and_fails_without_a_gpu():
+    text = workflow("gpu")
+    assert text[True].keys() == {"schedule", "workflow_dispatch"}  # YAML's word for the key "on"
+    job = text["jobs"]["gpu"]
+    assert job["if"] == "vars.GPU_RUNNER == 'true' || github.event_name == 'workflow_dispatch'"
+    assert job["runs-on"] == ["self-hosted", "linux", "gpu"]
+    *_, checked, tested = commands(job)
+    assert "device='cuda'" in checked
+    assert tested == "python -m pytest -m gpu -n 0 -rs"
+    labels = yaml.safe_load((ROOT / ".github/actionlint.yaml").read_text("utf-8"))["self-hosted-runner"]["labels"]
+    assert labels == ["gpu"]  # others are GitHub's own
 
 
 def test_tests_skip_for_no_package_but_those_that_a_python_cannot_import():
