@@ -27,6 +27,7 @@ class Example(NamedTuple):
     mask: Any = None  # (1, *S) float32, 1 where pixels count
     name: Any = ""
     left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
+    stored: Any = None  # the target as an array of stored values, where it was asked for and nothing prepares it
 
     def map(self, change: Callable[[Any], Any]) -> Example:
         """The example with each of its tensors changed."""

@@ -97,8 +97,8 @@ class LatentDataset(Pairs):
         stored["source"], stored["target"] = torch.cat(latents).unbind(1)
         return stored
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
-        """The latents of example ``index``."""
+    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
+        """The latents of example ``index``, which has no stored values."""
         number, position = divmod(range(len(self))[index], self._block)
         entry = self._latents(f"{number:05d}", dict[str, torch.Tensor])
         tensors = {name: value[position].clone() for name, value in entry.items()}

@@ -199,26 +199,27 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self.leave_out([example.left_out])
         return scale(example.source), scale(example.target)
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
+    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
         """Example ``index``; with ``skip_bad``, the next one that can be read.
 
         Args:
             index: the number of the example.
             seed: of what is drawn anew for each epoch, such as the place of a crop.
             row: that of the example, of a stream; None to look it up.
+            stored: add the target's stored values.
 
         Raises:
             BadPicturesError: it cannot be read; the message names it.
         """
         if row is not None:
-            return self._read_row(row, index % self._count, seed)
+            return self._read_row(row, index % self._count, seed, stored)
         start = range(self._count)[index]  # IndexError ends iterations
         if not self.skip_bad:
-            return self._read_row(None, start, seed)
+            return self._read_row(None, start, seed, stored)
         reasons: dict[str, None] = {}
         for number in range(start, start + self._count):
             try:
-                example = self._read_row(None, number % self._count, seed)
+                example = self._read_row(None, number % self._count, seed, stored)
             except BadPicturesError as error:
                 reasons[" ".join(str(error).split())] = None
             else:
@@ -233,7 +234,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                     self.left_out.add(reason)
                     log.warning("left out: %s (%d so far)", reason, len(self.left_out))
 
-    def _read_row(self, row: Row | None, example: int, seed: int) -> Example:
+    def _read_row(self, row: Row | None, example: int, seed: int, stored: bool = False) -> Example:
         """Example number ``example``, whose row is looked up where it is None.
 
         Uint8 of 8-bit pictures, else float32; pixels without a value are 0, or -1.
@@ -267,10 +268,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             if self.spec.conditions:
                 conditions = row_conditions(self.spec.conditions, row, columns, self.reader)
             mask = torch.from_numpy(self.reader.mask(columns)) if self.masked else None
+            values = self.reader.stored(columns["target"]) if stored and self.prepare is None else None
         except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
             raise BadPicturesError(named(row, error) + self._remedy) from error
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
-        return Example(source, target, conditions, mask, name)
+        return Example(source, target, conditions, mask, name, stored=values)
 
     @property
     def _remedy(self) -> str:

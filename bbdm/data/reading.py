@@ -391,6 +391,14 @@ class Reader:
             }
         return opened | resized
 
+    def stored(self, column: Column) -> Array:
+        """(C, *S) of an example's column in stored values, at the size of examples; none is clipped."""
+        array = self._whole_resized(column).array
+        if not column.slices:
+            return array
+        axis = 1 + (self.axis or 0)
+        return np.concatenate([array.take(index, axis) for index in column.slices])
+
     def _whole_resized(self, column: Column) -> Column:
         """A column at the size of examples; a pixel of which a part has no value gets the file's nodata.
 

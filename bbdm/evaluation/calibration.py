@@ -38,8 +38,13 @@ def p_value(risk: float, count: int, bound: float) -> float:
         bound: the expectation, in (0, 1).
     """
     binom = optional.package("scipy.stats", "the bound of Hoeffding and Bentkus").binom
-    a, b = min(risk, bound), bound
-    entropy = (a * math.log(a / b) if a else 0.0) + ((1 - a) * math.log((1 - a) / (1 - b)) if a < 1 else 0.0)
+    a = min(risk, bound)
+    b = bound
+    entropy = 0.0
+    if a > 0:
+        entropy += a * math.log(a / b)
+    if a < 1:
+        entropy += (1 - a) * math.log((1 - a) / (1 - b))
     bentkus = math.e * float(binom.cdf(math.ceil(count * risk - 1e-9), count, bound))
     return min(math.exp(-count * entropy), bentkus)
 
@@ -61,19 +66,48 @@ def allowed(alpha: float, delta: float, bound: Bound, count: int, masked: int = 
     """
     if masked and not count:
         raise ValueError(f"all {masked} pairs are wholly masked: they have no value that counts")
-    need, least = f"alpha {alpha:g} needs", 1 / alpha - 1  # with which a mean of 0 is small enough
-    if bound != "conformal":
-        need, least = f"alpha {alpha:g} and delta {delta:g} need", math.log(delta) / math.log1p(-alpha)
-    if count < (least := math.ceil(least - 1e-9)):
-        got = f"{count} that have values, and {masked} that are wholly masked" if masked else count
-        raise ValueError(f"{need} at least {least} pairs by the bound {bound!r}, got {got}")
+    if bound == "conformal":
+        risk = f"alpha {alpha:g} needs"
+        least = 1 / alpha - 1  # pairs with which a mean of 0 is small enough
+    else:
+        risk = f"alpha {alpha:g} and delta {delta:g} need"
+        least = math.log(delta) / math.log1p(-alpha)
+    least = math.ceil(least - 1e-9)
+    if count < least:
+        got = f"{count}"
+        if masked:
+            got = f"{count} that have values, and {masked} that are wholly masked"
+        raise ValueError(f"{risk} at least {least} pairs by the bound {bound!r}, got {got}")
     if bound == "conformal":
         return max(0.0, ((count + 1) * alpha - 1) / count)
-    low, high = 0.0, alpha
+    low = 0.0
+    high = alpha
     for _ in range(STEPS):
         middle = (low + high) / 2
-        low, high = (middle, high) if p_value(middle, count, alpha) <= delta else (low, middle)
+        if p_value(middle, count, alpha) <= delta:
+            low = middle
+        else:
+            high = middle
     return low
+
+
+class Ends(NamedTuple):
+    """The ends of intervals that lambda moves apart, in [-1, 1]: arrays of one shape."""
+
+    low: Array  # at lambda 0
+    high: Array  # at lambda 0
+    step: Array  # how far a lambda of 1 moves each end: 1, or a standard deviation
+
+    def at(self, lambda_: float) -> tuple[Array, Array]:
+        """The low and the high ends at a lambda, within [-1, 1]."""
+        moved = lambda_ * self.step
+        return (self.low - moved).clip(-1, 1), (self.high + moved).clip(-1, 1)
+
+    def lambda_of(self, lower: Array, upper: Array) -> Array:
+        """The lambda from which on low is at most ``lower`` and high at least ``upper``, or infinity."""
+        distance = np.maximum(np.maximum(self.low - lower, upper - self.high), 0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(distance > 0, distance / self.step, 0)
 
 
 class Losses(NamedTuple):
@@ -84,18 +118,21 @@ class Losses(NamedTuple):
     """
 
     excess: Array  # the lambda from which on each value is inside its interval, at least 0
-    uncertainty: Array  # the interval's length at lambda 0, or the standard deviation
     weights: Array  # the share of each value in the mean loss
     valued: int  # pictures that have values
     masked: int  # pictures that have none
 
     @classmethod
     def of(cls, pictures: Sequence[Array]) -> Losses:
-        """Those of (2, values) of each picture: excess and uncertainty."""
-        images, none = [each for each in pictures if each.shape[1]], np.zeros((2, 0))
-        weights = [np.full(each.shape[1], 1 / (len(images) * each.shape[1])) for each in images]
-        excess, uncertainty = np.concatenate([none, *images], axis=1)
-        return cls(excess, uncertainty, np.concatenate([none[0], *weights]), len(images), len(pictures) - len(images))
+        """The losses of the ``excess`` (V,) of each picture; V is 0 where it is wholly masked."""
+        valued = sum(len(excess) > 0 for excess in pictures)
+        weights = [np.full(len(excess), 1 / (valued * len(excess))) for excess in pictures if len(excess)]
+        return cls(
+            excess=np.concatenate([np.zeros(0), *pictures]),
+            weights=np.concatenate([np.zeros(0), *weights]),
+            valued=valued,
+            masked=len(pictures) - valued,
+        )
 
     def mean(self, lambda_: float) -> float:
         """The mean loss."""
@@ -109,7 +146,9 @@ class Losses(NamedTuple):
         """
         order = np.argsort(-self.excess, kind="stable")
         outside = np.searchsorted(np.cumsum(self.weights[order]), risk + 1e-12, side="right")
-        least = float(self.excess[order[outside]]) if outside < len(order) else 0.0
+        if outside == len(order):
+            return 0.0
+        least = float(self.excess[order[outside]])
         if least == math.inf:
             share = self.weights[np.isinf(self.excess)].sum()
             raise ValueError(

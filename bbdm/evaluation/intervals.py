@@ -4,6 +4,9 @@ The lower and upper quantiles of some samples are moved apart by a number lambda
 gets lambda standard deviations on each side. Lambda is the least for which a bound of the risk is at most
 alpha, on pairs that training has not seen. The risk is the expectation, over pictures that have values, of
 the share of values outside.
+
+What is compared are values as files store them. No result is beyond the range of values, so an end there is
+open: a low end of -1024 HU means that or less. :func:`inside` compares so.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,13 +26,16 @@ from tqdm.auto import tqdm
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
 from bbdm.data.provenance import Trained
-from bbdm.evaluation.calibration import Bound, Losses, allowed, check_unseen
+from bbdm.data.scaling import off_nodata
+from bbdm.evaluation.calibration import Bound, Ends, Losses, allowed, check_unseen
 from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.pictures.picture import scale
+from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values
 from bbdm.sampling.distribution import Distribution
 from bbdm.sampling.options import GuidanceOptions
 
 if TYPE_CHECKING:
+    from bbdm.data.examples import Example
     from bbdm.data.pairs import Pairs
     from bbdm.data.tables import MapStyle
     from bbdm.sampling.sampler import BridgeSampler
@@ -49,7 +55,8 @@ class Intervals:
         lambda_: how far both quantiles are moved, in values of [-1, 1]; or the number of standard deviations.
         pairs: the number of pairs that calibrated: those that have values.
         loss: the mean loss of these pairs.
-        length: their mean length of the intervals, as a share of the range of values.
+        length: the mean length of the intervals that are returned of these pairs, as a share of the range of
+            values; before they are rounded, where results are integers.
         size: the sides of their pictures; None where they had several sizes.
         sampled: what sampler they are of; another one is refused.
         options: windows and guidance of the sampler's calls.
@@ -123,7 +130,8 @@ class Intervals:
         from bbdm.translation.record import describe
 
         check_risk(alpha, delta, by, bound)
-        if unknown := sorted(options.keys() - {*OPTIONS}):
+        unknown = sorted(options.keys() - {*OPTIONS})
+        if unknown:
             raise ValueError(f"calibrate takes {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}")
         options = asdict(GuidanceOptions(**options))
         examples = as_pairs(pairs)
@@ -132,19 +140,33 @@ class Intervals:
         check_unseen(examples, None if sampler.origin is None else Trained.of_file(sampler.origin.path))
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
         allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
-        found = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
-        pictures, sizes = list[Array](), set[tuple[int, ...]]()
+        parts = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
+        excess: list[Array] = []  # of each picture
+        measured_ends: list[Ends] = []
+        sizes: set[tuple[int, ...]] = set()
         for count in tqdm(counts, "calibrating", unit="pair", disable=not progress):
-            parts = [*islice(found, count)]
-            pictures.append(np.concatenate([values for _, values in parts], axis=1))
-            sizes |= {size for size, _ in parts}
-        losses = Losses.of(pictures)
+            picture = [*islice(parts, count)]
+            excess.append(np.concatenate([part.excess for part in picture]))
+            measured_ends += [part.ends for part in picture]
+            sizes |= {part.size for part in picture}
+        losses = Losses.of(excess)
         lambda_ = losses.least_lambda(allowed(alpha, delta, bound, losses.valued, losses.masked))
-        half = losses.uncertainty * lambda_ if by == "std" else losses.uncertainty / 2 + lambda_
-        length = float((losses.weights * half.clip(0, 1)).sum())
-        size = sizes.pop() if len(sizes) == 1 else None
-        found = lambda_, losses.valued, losses.mean(lambda_), length, size, describe(sampler), options
-        return cls(sampler, alpha, delta, samples, by, bound, *found)
+        low, high = Ends(*map(np.concatenate, zip(*measured_ends, strict=True))).at(lambda_)
+        return cls(
+            sampler=sampler,
+            alpha=alpha,
+            delta=delta,
+            samples=samples,
+            by=by,
+            bound=bound,
+            lambda_=lambda_,
+            pairs=losses.valued,
+            loss=losses.mean(lambda_),
+            length=float((losses.weights * (high - low)).sum()) / 2,
+            size=sizes.pop() if len(sizes) == 1 else None,
+            sampled=describe(sampler),
+            options=options,
+        )
 
     def __call__(self, source: Any, seed: Any = None, **settings: Any) -> tuple[Any, Any]:
         """The lower and upper ends of the intervals of sources.
@@ -156,14 +178,18 @@ class Intervals:
                 how the sampler samples.
 
         Returns:
-            Two results, low and high, as the sampler's calls return results. Values are within their range.
+            Two results, low and high, as the sampler's calls return results. Values are within their range;
+            a low end at the lowest value of the range means that or less, a high end at the highest that or
+            more; see :func:`inside`.
 
         Raises:
             ValueError: the pictures have another size than those that calibrated, or a setting is another.
         """
         fixed = {"solver", "steps", "timesteps", "samples", "keep", "mask", *OPTIONS}
-        fixed |= {DIRECTION} if self.sampler.direction else set()
-        if refused := sorted(fixed & settings.keys()):
+        if self.sampler.direction:
+            fixed.add(DIRECTION)
+        refused = sorted(fixed & settings.keys())
+        if refused:
             raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(refused)} cannot be given")
         return self.of(self.sample(source, seed, **settings))
 
@@ -183,11 +209,9 @@ class Intervals:
         """The ends of the intervals of a distribution, of :meth:`sample`."""
         if distribution.count != self.samples:
             raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
-        lows, highs = list[Array](), list[Array]()
-        for low, high, uncertainty in ends(distribution, self.by, self.alpha):
-            wider = self.lambda_ * (uncertainty if self.by == "std" else np.ones(low.shape))
-            lows.append((low - wider).clip(-1, 1))
-            highs.append((high + wider).clip(-1, 1))
+        moved = [each.at(self.lambda_) for each in ends(distribution, self.by, self.alpha)]
+        lows = [low for low, _ in moved]
+        highs = [high for _, high in moved]
         return distribution.restored(lows), distribution.restored(highs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -252,17 +276,48 @@ def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
 
-def ends(distribution: Distribution, by: By, alpha: float) -> Iterator[tuple[Array, Array, Array]]:
-    """Of each image (C, *S), in [-1, 1]: the ends of the interval at lambda 0, and the uncertainty.
+def inside(target: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, values: Values) -> npt.NDArray[np.bool_]:
+    """Whether stored values lie in returned intervals, of which ends at the end of the range are open.
 
-    By quantiles of alpha/2 and 1 - alpha/2 it is their distance, by standard deviation it is that one.
+    Args:
+        target: (C, *S) of stored values.
+        low: (C, *S) of stored values, as :class:`Intervals` returns it of arrays and pictures.
+        high: the same of the other end.
+        values: the range of results, such as ``sampler.pictures.target_values``.
+
+    Returns:
+        (C, *S). Where a picture has no value, it says nothing.
     """
+    target = np.asarray(target)
+    axes = target.ndim - 1
+    highest = np.reshape(values.high, (-1, *[1] * axes))
+    nodata = getattr(low, "nodata", None)
+    lowest_low, highest_high = (
+        off_nodata(values.stored(np.full(target.shape, end), axes), nodata, highest) for end in (-1, 1)
+    )
+    above = (target >= low) | (np.asarray(low) <= lowest_low)
+    below = (target <= high) | (np.asarray(high) >= highest_high)
+    return above & below
+
+
+def ends(distribution: Distribution, by: By, alpha: float) -> Iterator[Ends]:
+    """The ends of the intervals of each image (C, *S): its mean, or its quantiles alpha/2 and 1 - alpha/2."""
     if by == "std":
-        yield from zip(distribution.scaled_mean, distribution.scaled_mean, distribution.scaled_std, strict=True)
+        for mean, deviation in zip(distribution.scaled_mean, distribution.scaled_std, strict=True):
+            yield Ends(mean, mean, deviation)
     else:
-        levels = (alpha / 2, 1 - alpha / 2)
-        for low, high in zip(*map(distribution.scaled_quantile, levels), strict=True):
-            yield low, high, high - low
+        lows = distribution.scaled_quantile(alpha / 2)
+        highs = distribution.scaled_quantile(1 - alpha / 2)
+        for low, high in zip(lows, highs, strict=True):
+            yield Ends(low, high, np.ones(low.shape))
+
+
+class Measured(NamedTuple):
+    """An example's values that count, (V,) in float32."""
+
+    size: tuple[int, ...]  # the sides of the example
+    excess: Array  # the lambda from which on a value of the target is inside its interval
+    ends: Ends
 
 
 def measured(
@@ -273,39 +328,74 @@ def measured(
     alpha: float,
     seed: int,
     **options: Any,
-) -> Iterator[tuple[tuple[int, ...], Array]]:
-    """Of each pair, its sides, and (2, values) of those that count.
-
-    They are the lambda from which on a value of its target is inside its interval, and the uncertainty. Where
-    no value counts, nothing is sampled.
+) -> Iterator[Measured]:
+    """What is known of each example of pairs. Where no value counts, nothing is sampled.
 
     Raises:
         ValueError: a target is not finite, has another shape than results, or is of another direction.
     """
+    results = sampler.pictures.target
+    integers = results is not None and np.dtype(results.dtype).kind != "f"
+    nothing = np.zeros(0, np.float32)
     for index in range(len(pairs)):
-        example, conditions = pairs.read(index), dict[str, Any].fromkeys(sampler.shapes.conditions.each)
-        target, name = scale(example.target).numpy(), f"the target of pair {index}"
-        counts = np.broadcast_to(True if example.mask is None else example.mask.numpy() != 0, target.shape)
-        if not np.isfinite(target[counts]).all():
-            raise ValueError(f"{name} {example.name!r} has NaN or infinity".replace(" ''", ""))
+        example = pairs.read(index, stored=True)
+        lower, upper = _reached(example, pairs.spec.target, integers)
+        size = lower.shape[1:]
+        counts = np.ones(lower.shape, bool)
+        if example.mask is not None:
+            counts &= example.mask.numpy() != 0
+        if not np.isfinite(lower[counts]).all():
+            raise ValueError(f"the target of pair {index} {example.name!r} has NaN or infinity".replace(" ''", ""))
         if not counts.any():
-            yield target.shape[1:], np.zeros((2, 0), np.float32)
+            yield Measured(size, nothing, Ends(nothing, nothing, nothing))
             continue
-        for key, value in example.conditions.items():
-            conditions[key] = (scale(value) if value.ndim > 2 else value).numpy()[None]
-        if (way := sampler.direction) is not None:
-            own = way if conditions[DIRECTION] is None else read_direction(conditions[DIRECTION])
-            if own != way:
-                raise ValueError(f"pair {index} is of direction {own}, and must be of the sampler's, {way}")
-            conditions[DIRECTION] = way
+        conditions = _conditions(sampler, example, index)
         seeds = [[seed + index + j * len(pairs) for j in range(samples)]]
         options |= {"keep": by == "quantiles", "conditions": conditions or None}
-        drawn = sampler.distribution(scale(example.source).numpy()[None], samples, seeds, **options)
-        ((low, high, uncertainty),) = ends(drawn, by, alpha)
-        if low.shape != target.shape:
-            raise ValueError(f"{name} must have shape {low.shape}, got {target.shape}")
-        excess = np.maximum(np.maximum(low - target, target - high), 0)
-        if by == "std":
-            with np.errstate(divide="ignore", invalid="ignore"):
-                excess = np.where(excess > 0, excess / uncertainty, 0)
-        yield target.shape[1:], np.stack([excess, uncertainty])[:, counts].astype(np.float32)
+        distribution = sampler.distribution(scale(example.source).numpy()[None], samples, seeds, **options)
+        (found,) = ends(distribution, by, alpha)
+        if found.low.shape != lower.shape:
+            raise ValueError(f"the target of pair {index} must have shape {found.low.shape}, got {lower.shape}")
+        excess = found.lambda_of(lower, upper)[counts].astype(np.float32)
+        yield Measured(size, excess, Ends(*(each[counts].astype(np.float32) for each in found)))
+
+
+def _reached(example: Example, values: AnyValues | None, integers: bool) -> tuple[Array, Array]:
+    """What the low and the high end of an interval reach where it holds the target, (C, *S) in [-1, 1].
+
+    A stored value beyond the range is reached by the end of the range, which is open. Where results are
+    ``integers``, a value between two of them lies between ends that are rounded if they reach both.
+    """
+    stored = example.stored
+    if values is None and stored is not None and stored.dtype == np.uint8:
+        values = EIGHT_BIT
+    if stored is None or not isinstance(values, Values):
+        target = scale(example.target).numpy().clip(-1, 1)
+        return target, target
+    axes = stored.ndim - 1
+    if integers and stored.dtype.kind == "f":
+        return values.scaled(np.floor(stored), axes), values.scaled(np.ceil(stored), axes)
+    target = values.scaled(stored, axes)
+    return target, target
+
+
+def _conditions(sampler: BridgeSampler, example: Example, index: int) -> dict[str, Any]:
+    """The conditions of a call by name, of the example of pair ``index``; None for what it has not.
+
+    Raises:
+        ValueError: it is of another direction than the sampler.
+    """
+    conditions = dict[str, Any].fromkeys(sampler.shapes.conditions.each)
+    for name, value in example.conditions.items():
+        if value.ndim > 2:
+            value = scale(value)
+        conditions[name] = value.numpy()[None]
+    direction = sampler.direction
+    if direction is None:
+        return conditions
+    of_pair = conditions[DIRECTION]
+    if of_pair is not None and read_direction(of_pair) != direction:
+        other = read_direction(of_pair)
+        raise ValueError(f"pair {index} is of direction {other}, and must be of the sampler's, {direction}")
+    conditions[DIRECTION] = direction
+    return conditions

@@ -134,6 +134,24 @@ class TestResized:
         assert whole.array[0][~whole.absent].tolist() == [3000] * 24
 
 
+@pytest.mark.parametrize("part", ["whole", "crop", "slice"])
+def test_stored_values_of_a_target_are_those_of_its_file(part: str, tmp_path: Path) -> None:
+    """Those at -3024 and 1500, beyond a range of 0 to 1000, are not clipped, in each part of a picture."""
+    volume = np.full((1, *VOLUME), 500, np.int16)
+    volume[0, 1, 2, 3] = -3024
+    volume[0, 1, 2, 4] = 1500
+    array = volume if part == "slice" else volume[:, 1]
+    for side in "AB":
+        save(tmp_path / side / "0.npy", array)
+    how: Any = {"whole": {}, "crop": {"crop": (5, 6)}, "slice": {"slices": "axial"}}[part]
+    pairs = load(f"{tmp_path}/A,{tmp_path}/B", source=SOURCE, target=Values(0, 1000, dtype="int16"), **how)
+    example = pairs.read(1 if part == "slice" else 0, stored=True)
+    assert example.stored.dtype == np.int16
+    np.testing.assert_array_equal(example.stored, volume[:, 1])
+    assert example.target.min() == -1
+    assert pairs.read(0).stored is None
+
+
 def test_percentiles_are_of_the_whole_picture_of_a_crop(tmp_path: Path) -> None:
     example = valued(folders(tmp_path), source=Percentiles(10, 90), crop=CROP).read(2, 3)
     low, high = np.percentile(located(2, (HEIGHT * WIDTH,)), [10, 90])

@@ -77,7 +77,7 @@ def test_what_is_allowed_is_the_largest_mean_whose_bound_is_alpha(count: int):
 
 def test_the_least_lambda():
     """Equal values leave together, and as many are outside as the risk allows; rounded up to 1e-6."""
-    losses = Losses.of([np.array([[0.5, 0.1, 0.3, 0.3, 0.0], [0, 0, 0, 0, 0]]), np.zeros((2, 0))])
+    losses = Losses.of([np.array([0.5, 0.1, 0.3, 0.3, 0.0]), np.zeros(0)])
     assert (losses.valued, losses.masked) == (1, 1)
     for allowed, wanted, outside in ((0, 0.5, 0), (0.19, 0.5, 0), (0.2, 0.3, 0.2), (0.6, 0.1, 0.6), (1, 0, 0.8)):
         assert losses.least_lambda(allowed) == pytest.approx(wanted, abs=1.1e-6)
@@ -85,7 +85,7 @@ def test_the_least_lambda():
 
 
 def test_no_lambda_is_large_enough():
-    losses = Losses.of([np.array([[np.inf, 0.0, 1.0], [0.0, 0.1, 0.1]])])
+    losses = Losses.of([np.array([np.inf, 0.0, 1.0])])
     with pytest.raises(ValueError, match=r"all samples of 33.3 % of the values are equal.*take by='quantiles'"):
         losses.least_lambda(0.05)
     assert losses.least_lambda(0.4) == pytest.approx(1.0)
@@ -104,8 +104,7 @@ def calibrations(
     for _ in range(repeats):
         spread = rng.choice(SPREADS, (pairs, 1))
         excess = (abs(rng.standard_normal((pairs, values))) * spread - BASE).clip(0)
-        pictures = np.stack([excess, np.full_like(excess, 2 * BASE)], axis=1)
-        losses = Losses.of([each[:, : 0 if i < masked else values] for i, each in enumerate(pictures)])
+        losses = Losses.of([each[: 0 if i < masked else values] for i, each in enumerate(excess)])
         try:
             allowed = ALPHA if bound is None else calibration.allowed(ALPHA, DELTA, bound, losses.valued, losses.masked)
             halves.append(BASE + losses.least_lambda(allowed))
