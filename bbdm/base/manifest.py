@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,22 @@ LONGEST = 40  # characters of a value in a message
 
 
 def write(path: Path, content: Any) -> None:
-    """Write JSON, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=1) + "\n"))
+    """Write JSON, atomically; infinity and NaN, which are no JSON, as :func:`finite` has them."""
+    text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+def finite(content: Any) -> Any:
+    """The content with texts for numbers that are not finite: ``Infinity``, ``-Infinity``, ``NaN``."""
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if not isinstance(content, float) or math.isfinite(content):
+        return content
+    if math.isnan(content):
+        return "NaN"
+    return "Infinity" if content > 0 else "-Infinity"
 
 
 @contextmanager
@@ -36,7 +51,7 @@ def parsing(path: Path | str, remedy: str) -> Iterator[None]:
 
 def as_json(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content as it will be read back, with lists for tuples."""
-    return json.loads(json.dumps(content))
+    return json.loads(json.dumps(finite(content), allow_nan=False))
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> str:

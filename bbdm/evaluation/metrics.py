@@ -94,8 +94,9 @@ def psnr(results: Tensor, targets: Tensor) -> Tensor:
 
 def overlap(results: Tensor, targets: Tensor, above: float) -> Tensor:
     """Dice coefficient of the values above a threshold; NaN where neither has any."""
-    one, other = results > above, targets > above
-    return 2 * (one & other).sum((1, 2, 3)).double() / (one.sum((1, 2, 3)) + other.sum((1, 2, 3)))
+    found = results > above
+    expected = targets > above
+    return 2 * (found & expected).sum((1, 2, 3)).double() / (found.sum((1, 2, 3)) + expected.sum((1, 2, 3)))
 
 
 def diversity(results: Tensor, targets: Tensor) -> Tensor:
@@ -126,7 +127,8 @@ def crps(results: Tensor, targets: Tensor) -> Tensor:
     """
     import torch
 
-    ordered, target = results.double().flatten(2).sort(1).values, targets.double().flatten(1)[:, None]
+    ordered = results.double().flatten(2).sort(1).values
+    target = targets.double().flatten(1)[:, None]
     count = ordered.shape[1]
     weights = torch.arange(1 - count, count, 2, device=results.device, dtype=torch.float64)
     between = (ordered * weights[:, None]).sum(1) / (count * (count - 1))
@@ -144,12 +146,18 @@ def ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
     if min(results.shape[-2:]) < SSIM_SIDE:
         raise ValueError(f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}")
     scores: list[Tensor] = []
-    for *pair, mask in zip(results, targets, masks, strict=True):
-        planes = [picture.reshape(len(picture), -1, *picture.shape[-2:]).transpose(0, 1) for picture in pair]
-        parts = zip(*(each.split(SLICES) for each in planes), strict=True)  # (D, C, H, W)
-        found = [similarity(*part, data_range=1.0, return_full_image=True)[1].mean(1) for part in parts]
-        scores.append(torch.cat(found).reshape(mask.shape)[mask].double().mean())
+    for result, target, mask in zip(results, targets, masks, strict=True):
+        maps: list[Tensor] = []  # (D, H, W), means over channels
+        for one, other in zip(_planes(result).split(SLICES), _planes(target).split(SLICES), strict=True):
+            _, similarities = similarity(one, other, data_range=1.0, return_full_image=True)
+            maps.append(similarities.mean(1))
+        scores.append(torch.cat(maps).reshape(mask.shape)[mask].double().mean())
     return torch.stack(scores)
+
+
+def _planes(picture: Tensor) -> Tensor:
+    """(D, C, H, W) of a volume (C, D, H, W); (1, C, H, W) of a picture."""
+    return picture.reshape(len(picture), -1, *picture.shape[-2:]).transpose(0, 1)
 
 
 def ms_ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
@@ -159,26 +167,49 @@ def ms_ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
     are 0. Volumes of fewer than 97 voxels a side are padded with those at their edges.
     """
     import torch
-    from torch.nn.functional import avg_pool3d, pad
+    from torch.nn.functional import pad
 
     if results.ndim != 5:
         raise ValueError(f"ms_ssim is of volumes, got pictures of {tuple(results.shape[2:])}: take ssim")
-    missing = [max(0, MS_SSIM_SIDE - side) for side in reversed(results.shape[2:])]
-    edges = [width for n in missing for width in (n // 2, n - n // 2)]
-    inner = (..., *[slice(MS_SSIM_WINDOW // 2, -(MS_SSIM_WINDOW // 2))] * 3)
+    edges: list[int] = []  # voxels that are added before and after each axis, the last axis first
+    for side in reversed(results.shape[2:]):
+        missing = max(0, MS_SSIM_SIDE - side)
+        edges += [missing // 2, missing - missing // 2]
+
+    def padded(volume: Tensor) -> Tensor:
+        return pad(volume[None], edges, mode="replicate")[0]
+
     scores: list[Tensor] = []
-    for *pair, inside in zip(results, targets, masks, strict=True):
-        x, y = (pad(each.double().where(inside, 0.0)[None], edges, mode="replicate")[0] for each in pair)
-        mask = pad(inside[None].double(), edges, mode="replicate")[0, 0] > 0
+    for result, target, inside in zip(results, targets, masks, strict=True):
+        x = padded(result.double().where(inside, 0.0))
+        y = padded(target.double().where(inside, 0.0))
+        mask = padded(inside.double())[0] > 0
         product = torch.ones(len(x), dtype=x.dtype, device=x.device)
         for level, weight in enumerate(MS_SSIM_WEIGHTS):
-            if level:  # every second of means of 2 x 2 x 2, each of a voxel and those before it; outside it is 0
-                x, y = (avg_pool3d(pad(each, (1, 0) * 3), 2) for each in (x, y))
+            if level > 0:
+                x = _halved(x)
+                y = _halved(y)
                 mask = mask[::2, ::2, ::2]
-            found = [_similarity(*channel, weight)[mask[inner]].mean() for channel in zip(x, y, strict=True)]
-            product *= torch.stack(found).clip(0, 1)
+            product *= _level(x, y, mask, weight).clip(0, 1)
         scores.append(product.mean())
     return torch.stack(scores)
+
+
+def _halved(volume: Tensor) -> Tensor:
+    """Every second of the means of 2 x 2 x 2, each of a voxel and those before it; outside it is 0."""
+    from torch.nn.functional import avg_pool3d, pad
+
+    return avg_pool3d(pad(volume, (1, 0, 1, 0, 1, 0)), 2)
+
+
+def _level(x: Tensor, y: Tensor, mask: Tensor, weight: float) -> Tensor:
+    """The mean over a mask (D, H, W), less its edges, of the similarity of each channel, (C,)."""
+    import torch
+
+    edge = MS_SSIM_WINDOW // 2
+    inside = mask[edge:-edge, edge:-edge, edge:-edge]
+    channels = [_similarity(*pair, weight)[inside].mean() for pair in zip(x, y, strict=True)]
+    return torch.stack(channels)
 
 
 def _similarity(x: Tensor, y: Tensor, weight: float) -> Tensor:
@@ -188,9 +219,12 @@ def _similarity(x: Tensor, y: Tensor, weight: float) -> Tensor:
         means = [each.unfold(axis, MS_SSIM_WINDOW, 1).mean(-1) for each in means]
     x, y, xx, yy, xy = means
     sample = MS_SSIM_WINDOW**3 / (MS_SSIM_WINDOW**3 - 1)
-    var_x, var_y, cov = sample * (xx - x * x), sample * (yy - y * y), sample * (xy - x * y)
+    var_x = sample * (xx - x * x)
+    var_y = sample * (yy - y * y)
+    cov = sample * (xy - x * y)
     product = var_x.clip(0).sqrt() * var_y.clip(0).sqrt()
-    c1, c2 = K1**2, K2**2
+    c1 = K1**2
+    c2 = K2**2
     luminance = (2 * x * y + c1) / (x * x + y * y + c1)
     contrast = (2 * product + c2) / (var_x + var_y + c2)
     structure = (cov + c2 / 2) / (product + c2 / 2)
@@ -252,7 +286,9 @@ METRICS: dict[str, Metric] = {
 def defaults(setup: Setup) -> list[str]:
     """The metrics where none are named."""
     names = ["fid", "lpips"] if setup.colour else ["mae", "psnr", "ssim"]
-    return [*names, *(["diversity", "energy", "crps"] if setup.samples > 1 else [])]
+    if setup.samples > 1:
+        names += ["diversity", "energy", "crps"]
+    return names
 
 
 def as_unit(stored: Tensor, values: Values) -> Tensor:
@@ -261,9 +297,9 @@ def as_unit(stored: Tensor, values: Values) -> Tensor:
 
     if values == EIGHT_BIT:
         return stored / 255
-    low, high = (torch.tensor(v, dtype=stored.dtype, device=stored.device) for v in (values.low, values.high))
-    if low.ndim or high.ndim:  # of each channel
-        low, high = (v.reshape(-1, *[1] * (stored.ndim - 2)) for v in (low, high))
+    of_channels = (-1, *[1] * (stored.ndim - 2))
+    low = torch.tensor(values.low, dtype=stored.dtype, device=stored.device).reshape(of_channels)
+    high = torch.tensor(values.high, dtype=stored.dtype, device=stored.device).reshape(of_channels)
     return ((stored - low) / (high - low)).clip(0, 1)
 
 
@@ -272,12 +308,13 @@ def volume_scores(
     result: npt.ArrayLike,
     mask: npt.ArrayLike | None = None,
     low: float = -1024,
-    high: float = 3071,
+    high: float = 3000,
 ) -> dict[str, float]:
     """Scores of a volume against the true one: ``mae`` in the unit, ``psnr`` in dB, ``ms_ssim``.
 
     MAE is the mean over the mask, of values that are not clipped. PSNR is over the mask, of values in
-    [low, high]; so is MS-SSIM, see :func:`ms_ssim`.
+    [low, high]; so is MS-SSIM, see :func:`ms_ssim`. The range is that of the code of SynthRAD 2025, -1024 to
+    3000 HU, whatever a network was trained with.
 
     Args:
         truth: (D, H, W) in the unit.
@@ -289,7 +326,8 @@ def volume_scores(
     Raises:
         ValueError: the arrays have other axes or different shapes, or no voxel counts.
     """
-    shapes = [np.shape(each) for each in (truth, result, truth if mask is None else mask)]
+    shapes = [np.shape(truth), np.shape(result)]
+    shapes.append(shapes[0] if mask is None else np.shape(mask))
     if len(shapes[0]) != 3 or len({*shapes}) > 1:
         raise ValueError(f"truth, result and mask must be (D, H, W), got {', '.join(map(str, shapes))}")
     (x, y, inside), pixels = _tensors(truth, result, mask)
@@ -315,5 +353,7 @@ def _tensors(truth: npt.ArrayLike, result: npt.ArrayLike, mask: npt.ArrayLike | 
     import torch
 
     pair = [torch.from_numpy(np.array(each, dtype=np.float64)) for each in (result, truth)]
-    inside = torch.from_numpy(np.ones(pair[0].shape, bool) if mask is None else np.array(mask) != 0)
+    inside = torch.ones(pair[0].shape, dtype=torch.bool)
+    if mask is not None:
+        inside = torch.from_numpy(np.array(mask) != 0)
     return [each[None, None] for each in (*pair, inside)], [each[inside][None, None, :, None] for each in pair]

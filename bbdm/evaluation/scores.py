@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +22,14 @@ from bbdm.pictures.values import EIGHT_BIT
 
 Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
 ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
-Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # (B, S, C, *S), (B, C, *S), and masks (B, 1, *S), bool
+
+
+class Compared(NamedTuple):
+    """Pictures that are compared."""
+
+    results: torch.Tensor  # (B, S, C, *S)
+    targets: torch.Tensor  # (B, C, *S)
+    inside: torch.Tensor  # (B, 1, *S), bool: where pixels count
 
 
 class Scores:
@@ -30,8 +37,8 @@ class Scores:
 
     A metric compares each result with its source's target. The score of a source is the mean of its results,
     and that of the data set the mean over sources, whatever the batches and the number of processes. What has
-    none does not count, such as the Dice coefficient of volumes without bone. FID compares all results with
-    all targets.
+    none does not count, such as the Dice coefficient of volumes without bone. The PSNR of equal pictures is
+    infinite, and so is a mean over them. FID compares all results with all targets.
 
     MAE, RMSE, CRPS and diversity have the unit of the values, PSNR and SSIM their range. With masks, only
     pixels inside count; a picture with none does not. A volume (C, D, H, W) is one picture, and its SSIM is
@@ -57,19 +64,28 @@ class Scores:
         device: str | torch.device = "cpu",
         **settings: Any,
     ) -> None:
-        setup = self._setup = Setup(samples=samples, **settings)
-        if (unknown := [name for name in metrics if name not in METRICS]) or not metrics:
+        self._setup = Setup(samples=samples, **settings)
+        unknown = [name for name in metrics if name not in METRICS]
+        if unknown or not metrics:
             raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
         self.device = torch.device(device)
-        self._rows: dict[str, tuple[Metric, list[Any]]] = {}
-        for name in metrics:
-            _check(name, metric := METRICS[name], setup)
-            needed = [] if metric.needs is None else [metric.needs(setup)]
-            needed = [each.to(self.device) if isinstance(each, torch.nn.Module) else each for each in needed]
-            self._rows[name] = metric, needed
-        self._sources: list[str] = []
-        self._scores = {name: list[float]() for name, (metric, _) in self._rows.items() if not metric.total}
+        self._rows: dict[str, tuple[Metric, list[Any]]] = {}  # with the last arguments of each metric's function
+        self._scores: dict[str, list[float]] = {}
         self._sums: dict[str, torch.Tensor] = {}
+        self._names: list[str | int] = []  # of the sources that have scores; of those without a name the number
+        self._seen = 0  # sources, also those that are wholly masked
+        for name in metrics:
+            metric = METRICS[name]
+            _check(name, metric, self._setup)
+            needed: list[Any] = []
+            if metric.needs is not None:
+                needed.append(metric.needs(self._setup))
+            for each in needed:
+                if isinstance(each, torch.nn.Module):
+                    each.to(self.device)
+            self._rows[name] = metric, needed
+            if metric.total is None:
+                self._scores[name] = []
 
     @torch.inference_mode()
     def update(
@@ -85,77 +101,127 @@ class Scores:
             results: (B, S, C, *S), uint8 of 8-bit pictures, else floats in stored values.
             targets: (B, C, *S) of the same type.
             masks: (B, 1, *S), not 0 where pixels count; None where all do.
-            names: of the sources, for :meth:`by_source`; None for their numbers.
+            names: of the sources, for :meth:`by_source`; None for their numbers among all that were added.
 
         Raises:
             ValueError: other shapes or types, or masks that a metric does not take.
         """
-        setup, eight = self._setup, self._setup.values == EIGHT_BIT
-        expected = max(channels := (1, 3) if setup.colour else (setup.channels,))
+        self._check_pictures(results, targets, masks)
+        count = len(targets)
+        all_names: Sequence[str | int] = range(self._seen, self._seen + count)
+        if names is not None:
+            all_names = names
+        self._seen += count
+        inside = torch.ones_like(targets[:, :1], dtype=torch.bool)
+        if masks is not None:
+            inside = masks != 0
+        pictures = Compared(results, targets, inside)
+        kept = inside.flatten(1).any(1)  # that are not wholly masked
+        if not kept.all():
+            pictures = Compared(*(each[kept] for each in pictures))
+        kept_names = [name for name, has_pixels in zip(all_names, kept.tolist(), strict=True) if has_pixels]
+        if not kept_names:
+            return
+        if self._setup.colour:
+            pictures = pictures._replace(results=_as_rgb(pictures.results), targets=_as_rgb(pictures.targets))
+        pictures = Compared(*(each.to(self.device) for each in pictures))
+        for name, (metric, needed) in self._rows.items():
+            parts = _arguments(metric, self._setup, pictures, masks is not None)
+            found = [metric.score(*part, *needed) for part in parts]
+            if metric.total is not None:
+                self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
+                continue
+            of_sources = torch.cat(found).double().reshape(len(kept_names), -1)  # several: of results, or slices
+            self._scores[name] += of_sources.nanmean(1).tolist()
+        self._names += kept_names
+
+    def _check_pictures(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None) -> None:
+        """Raise ValueError for pictures of other shapes or types, or masks that a metric does not take."""
+        setup = self._setup
+        channels = (1, 3) if setup.colour else (setup.channels,)
         fits = results.ndim in (5, 6) and len(results) == len(targets) and results.shape[2:] == targets.shape[1:]
         if not fits or results.shape[1] != setup.samples or results.shape[2] not in channels:
+            expected = max(channels)
             raise ValueError(
                 f"results must be (B, {setup.samples}, {expected}, H, W) and targets (B, {expected}, H, W), "
                 f"got {tuple(results.shape)} and {tuple(targets.shape)}"
             )
-        if any((v.dtype == torch.uint8) != eight or not (eight or v.is_floating_point()) for v in (results, targets)):
-            kind = "uint8" if eight else "floats in stored values"
-            raise ValueError(f"pictures must be {kind}, got {results.dtype} and {targets.dtype}")
-        shape = len(targets), 1, *targets.shape[2:]
-        if masks is not None and masks.shape != shape:
-            raise ValueError(f"masks must be {shape}, got {tuple(masks.shape)}")
-        for name, (metric, _) in self._rows.items() if masks is not None else ():
-            _check(name, metric, replace(setup, masked=True))
-        inside = torch.ones_like(targets[:, :1], dtype=torch.bool) if masks is None else masks != 0
-        count = len(self._sources)
-        names = [f"{number}" for number in range(count, count + len(targets))] if names is None else names
-        if masks is not None and not (kept := inside.flatten(1).any(1)).all():
-            results, targets, inside = results[kept], targets[kept], inside[kept]
-            names = [name for name, each in zip(names, kept, strict=True) if each]
-        if not names:
+        types = {results.dtype, targets.dtype}
+        if setup.values == EIGHT_BIT:
+            expected_type = "uint8"
+            right = types == {torch.uint8}
+        else:
+            expected_type = "floats in stored values"
+            right = all(dtype.is_floating_point for dtype in types)
+        if not right:
+            raise ValueError(f"pictures must be {expected_type}, got {results.dtype} and {targets.dtype}")
+        if masks is None:
             return
-        if setup.colour:
-            results, targets = (v.expand(*v.shape[:-3], 3, *v.shape[-2:]) for v in (results, targets))
-        results, targets, inside = (v.to(self.device) for v in (results, targets, inside))
-        for name, (metric, needed) in self._rows.items():
-            parts = _arguments(metric, setup, (results, targets, inside), masks is not None)
-            found = [metric.score(*part, *needed) for part in parts]
-            if metric.total:
-                self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
-            else:  # several of a source, such as its results or slices
-                self._scores[name] += torch.cat(found).double().reshape(len(names), -1).nanmean(1).tolist()
-        self._sources += names
+        shape = (len(targets), 1, *targets.shape[2:])
+        if masks.shape != shape:
+            raise ValueError(f"masks must be {shape}, got {tuple(masks.shape)}")
+        for name, (metric, _) in self._rows.items():
+            _check(name, metric, replace(setup, masked=True))
 
     @torch.inference_mode()
     def collect(self, processes: Processes) -> None:
         """Add the pictures of all other processes to the first's; every process calls it."""
         sums = {name: each.cpu() for name, each in self._sums.items()}
-        _, *others = processes.gather((self._sources, self._scores, sums))
-        for sources, scores, sums in others if processes.first else []:
-            self._sources += sources
-            for name, values in scores.items():
-                self._scores[name] += values
-            for name, value in sums.items():
-                self._sums[name] = value.to(self.device) + self._sums.get(name, 0)
+        _, *others = processes.gather((self._names, self._seen, self._scores, sums))
+        if not processes.first:
+            return
+        for names, seen, scores, sums in others:
+            for name in names:
+                self._names.append(self._seen + name if isinstance(name, int) else name)
+            self._seen += seen
+            for metric, values in scores.items():
+                self._scores[metric] += values
+            for metric, value in sums.items():
+                self._sums[metric] = value.to(self.device) + self._sums.get(metric, 0)
 
     def compute(self) -> dict[str, float]:
-        """The scores of all pictures so far; NaN where no picture has one.
+        """The scores of all pictures so far; NaN where no picture has one, infinite where one's is.
 
         Raises:
             ValueError: there are no pictures, or too few for FID.
         """
-        if len(self._sources) < (2 if "fid" in self._rows else 1):
+        count = len(self._names)
+        least = 2 if "fid" in self._rows else 1
+        if count < least:
             inside = " with pixels in their masks" if self._setup.masked else ""
-            raise ValueError(f"scores need pictures{inside}, FID at least 2; got {len(self._sources)}")
-        found = {name: metric.total(self._sums[name]) for name, (metric, _) in self._rows.items() if metric.total}
-        for name, values in self._scores.items():
-            known = [value for value in values if not math.isnan(value)]
-            found[name] = math.fsum(known) / len(known) if known else math.nan  # the same in any order
-        return {name: found[name] for name in self._rows}
+            raise ValueError(f"scores need pictures{inside}, FID at least 2; got {count}")
+        found: dict[str, float] = {}
+        for name, (metric, _) in self._rows.items():
+            if metric.total is None:
+                found[name] = _mean(self._scores[name])
+            else:
+                found[name] = metric.total(self._sums[name])
+        return found
 
     def by_source(self) -> dict[str, dict[str, float]]:
-        """The scores of each source, by the score's name and the source's; NaN where it has none. Not FID."""
-        return {name: dict(zip(self._sources, values, strict=True)) for name, values in self._scores.items()}
+        """The scores of each source, by the score's name and the source's; NaN where it has none. Not FID.
+
+        Raises:
+            ValueError: two sources have one name.
+        """
+        names = [str(name) for name in self._names]
+        if len({*names}) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"scores by source need a name for each, and {twice!r} is that of two")
+        return {metric: dict(zip(names, values, strict=True)) for metric, values in self._scores.items()}
+
+
+def _mean(scores: Sequence[float]) -> float:
+    """The mean of the scores that are not NaN, the same in any order; NaN where there are none."""
+    known = [score for score in scores if not math.isnan(score)]
+    if not known:
+        return math.nan
+    return math.fsum(known) / len(known)
+
+
+def _as_rgb(pictures: torch.Tensor) -> torch.Tensor:
+    """(..., 3, H, W) of grey or RGB pictures."""
+    return pictures.expand(*pictures.shape[:-3], 3, *pictures.shape[-2:])
 
 
 def _check(name: str, metric: Metric, setup: Setup) -> None:
@@ -173,27 +239,35 @@ def _check(name: str, metric: Metric, setup: Setup) -> None:
 
 
 def _arguments(metric: Metric, setup: Setup, pictures: Compared, masked: bool) -> Iterator[tuple[torch.Tensor, ...]]:
-    """The first arguments of a metric's function: of masked pixels as rows, of a volume, or of its slices."""
-    results, targets, masks = pictures
-    parts = [pictures]
-    if metric.masks == "pixels" and masked:
-        each = zip(results, targets, masks[:, 0], strict=True)
-        parts = [(x[..., mask][None, :, :, None], y[..., mask][None, :, None], mask) for x, y, mask in each]
-    elif targets.ndim == 5 and metric.masks == "pixels":
-        parts = [(results.flatten(3, 4), targets.flatten(2, 3), masks)]
-    elif targets.ndim == 5 and metric.masks is None:
-        parts = [(results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), masks)]
-    for results, targets, masks in parts:
+    """The first arguments of a metric's function, once for each part of the pictures."""
+    for results, targets, inside in _parts(metric, pictures, masked):
         if metric.takes == "samples":
             yield results, targets
             continue
         samples = results.shape[1]
-        flat = results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)
+        arguments = [results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)]
         if metric.takes == "unit":
-            flat = tuple(as_unit(each, setup.values) for each in flat)
+            arguments = [as_unit(each, setup.values) for each in arguments]
         else:
-            flat = tuple(each if each.is_floating_point() else each.float() for each in flat)
-        yield (*flat, masks.repeat_interleave(samples, dim=0)) if metric.masks == "map" else flat
+            arguments = [each if each.is_floating_point() else each.float() for each in arguments]
+        if metric.masks == "map":
+            arguments.append(inside.repeat_interleave(samples, dim=0))
+        yield tuple(arguments)
+
+
+def _parts(metric: Metric, pictures: Compared, masked: bool) -> Iterator[Compared]:
+    """Pictures as a metric takes them: masked pixels as rows, and of volumes their planes or slices."""
+    results, targets, inside = pictures
+    volumes = targets.ndim == 5
+    if metric.masks == "pixels" and masked:
+        for result, target, mask in zip(results, targets, inside[:, 0], strict=True):
+            yield Compared(result[..., mask][None, :, :, None], target[..., mask][None, :, None], mask)
+    elif metric.masks == "pixels" and volumes:
+        yield Compared(results.flatten(3, 4), targets.flatten(2, 3), inside)
+    elif metric.masks is None and volumes:
+        yield Compared(results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), inside)
+    else:
+        yield pictures
 
 
 def table(reports: Sequence[Report]) -> str:
@@ -202,10 +276,13 @@ def table(reports: Sequence[Report]) -> str:
     rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
     rows.append(["---"] * len(rows[0]))
     for report in reports:
-        found, seconds = report["scores"], report["seconds_per_picture"]
-        scores = ["-" if found[name] is None else f"{found[name]:{METRICS[name].form}}" for name in names]
-        counts = [f"{report[key]}" for key in ("solver", "nfe", "pictures")]
-        rows.append([*counts, *scores, "unknown" if seconds is None else f"{seconds:.4f}"])
+        row = [f"{report[key]}" for key in ("solver", "nfe", "pictures")]
+        for name in names:
+            score = report["scores"][name]
+            row.append("-" if score is None else f"{score:{METRICS[name].form}}")
+        seconds = report["seconds_per_picture"]
+        row.append("unknown" if seconds is None else f"{seconds:.4f}")
+        rows.append(row)
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -218,9 +295,13 @@ def draw(reports: Sequence[Report], path: Path) -> None:
     calls = sorted({report["nfe"] for report in reports})
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         for solver in dict.fromkeys(report["solver"] for report in reports):
-            known = [r for r in reports if r["solver"] == solver and r["scores"][name] is not None]
-            points = sorted((report["nfe"], report["scores"][name]) for report in known)
-            panel.plot([x for x, _ in points], [y for _, y in points], marker="o", label=solver)
+            points: list[tuple[int, float]] = []
+            for report in reports:
+                score = report["scores"][name]
+                if report["solver"] == solver and score is not None:
+                    points.append((report["nfe"], score))
+            points.sort()
+            panel.plot([nfe for nfe, _ in points], [score for _, score in points], marker="o", label=solver)
         panel.set(xscale="log", xlabel="network calls", ylabel=title(name, reports[0]))
         panel.set_xticks(calls, list(map(str, calls)), rotation=45)
         panel.set_xticks([], minor=True)
@@ -233,6 +314,9 @@ def draw(reports: Sequence[Report], path: Path) -> None:
 def title(name: str, report: Report) -> str:
     """A metric's name, its unit, and which way is better."""
     metric = METRICS[name]
-    unit = report["settings"].get("target_values", {}).get("unit", "") if metric.unit else ""
-    shown = name.upper() if name in ACRONYMS else name
-    return " ".join(filter(None, (shown, unit, "↑" if metric.higher_is_better else "↓")))
+    words = [name.upper() if name in ACRONYMS else name]
+    unit = report["settings"].get("target_values", {}).get("unit", "")
+    if metric.unit and unit:
+        words.append(unit)
+    words.append("↑" if metric.higher_is_better else "↓")
+    return " ".join(words)

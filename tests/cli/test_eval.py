@@ -18,6 +18,7 @@ from bbdm.cli import train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
+from bbdm.evaluation.metrics import METRICS, Metric, psnr
 from bbdm.pictures import Picture
 from bbdm.sampling.options import GuidanceOptions
 from tests.cli.conftest import SIZE, pixels, sides
@@ -55,6 +56,20 @@ def test_scores_are_of_the_pictures_that_are_there(capsys: pytest.CaptureFixture
     assert torch.__version__.startswith(environment["versions"]["torch"])
     assert environment["bbdm"] == bbdm.__version__
     assert environment["cpu"]
+
+
+def test_the_file_of_infinite_scores_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """PSNR of a picture that is exact, as of any metric: the file says so by a text, which float reads."""
+    exact = Metric(lambda results, targets: psnr(targets, targets), True, "unit", form=".2f")
+    monkeypatch.setitem(METRICS, "exact", exact)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    run(scores=("exact",))
+    report = json.loads(Path("results/scores.json").read_text(), parse_constant=refuse)
+    assert report["scores"] == {"exact": "Infinity"}
+    assert "| inf |" in capsys.readouterr().out
 
 
 def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[str]):

@@ -157,6 +157,44 @@ def test_pictures_outside_of_their_masks_do_not_count(empty: int):
         score(names, results, targets, np.zeros_like(masks))
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_each_source_keeps_its_score_where_others_are_masked_out(named: bool):
+    """Sources without names are numbered among all that were added, by each process in turn."""
+    results, targets = pair(6, 1, 1, 9, 12)
+    masks = masks_of(targets)
+    masks[[1, 4]] = False
+    one, other = (Scores(["mae"], masked=True, **GREY) for _ in range(2))
+    for i in range(6):
+        add((one, other)[i // 3], results, targets, masks, i=i, names=[f"name {i}"] if named else None)
+    collect(one, other)
+    wanted: dict[str, float] = {}
+    for i in (0, 2, 3, 5):
+        error = abs(results[i, 0] - targets[i])[masks[i]].mean()
+        wanted[f"name {i}" if named else f"{i}"] = float(error)
+    assert one.by_source()["mae"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_sources_of_one_name_are_refused():
+    results, targets = pair(1, 1, 1, 9, 12)
+    scores = Scores(["mae"], **GREY)
+    for _ in range(2):
+        add(scores, results, targets, None, i=0, names=["twice"])
+    with pytest.raises(ValueError, match="need a name for each, and 'twice' is that of two"):
+        scores.by_source()
+
+
+def test_an_exact_picture_has_an_infinite_psnr():
+    """As torchmetrics and scikit-image say, and so has the mean."""
+    results, targets = pair(2, 1, 1, 9, 12)
+    results[0, 0] = targets[0]
+    scores = Scores(["psnr"], **GREY)
+    for i in range(2):
+        add(scores, results, targets, None, i=i)
+    found = scores.by_source()["psnr"]
+    assert found["0"] == scores.compute()["psnr"] == np.inf
+    assert found["1"] == pytest.approx(psnr(results[1, 0], targets[1]), rel=1e-5)
+
+
 def test_what_has_no_score_does_not_count():
     """Volumes with voxels at the edge of a mask alone have no MS-SSIM, and those without bone no Dice."""
     results, targets = pair(3, 1, 1, 12, 14, 16)
