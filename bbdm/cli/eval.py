@@ -202,7 +202,9 @@ class Calibrate(Command, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "intervals"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"output_dir", "maps", "intervals", "memory", "outside"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(
+        {"output_dir", "maps", "intervals", "memory", "outside", "plain_files"}
+    )
     TARGETS: ClassVar[bool] = True
     FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"
 

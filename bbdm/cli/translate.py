@@ -145,7 +145,7 @@ class Restore(Command, TranslateConfig):
     """
 
     FIRST: ClassVar[str] = "output_dir model samples steps seed device dtype compile overwrite"
-    FURTHER: ClassVar[str] = "window overlap margin memory show_verbose quiet"
+    FURTHER: ClassVar[str] = "window overlap margin memory plain_files show_verbose quiet"
     HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*f"{FIRST} {FURTHER}".split()}
 
     dataset: str = "folder"  # pictures alone

@@ -1,5 +1,6 @@
 """Pictures: arrays that know where they lie, read from files and written to them, without torch."""
 
+from bbdm.pictures.derivation import Derivation as Derivation
 from bbdm.pictures.formats import Library as Library
 from bbdm.pictures.formats import register as register
 from bbdm.pictures.picture import Geometry as Geometry

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageDraw, UnidentifiedImageError
 from PIL import WebPImagePlugin as WebPImagePlugin  # which Image.preinit leaves out
+from PIL.PngImagePlugin import PngInfo
 
 from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError, warn
+from bbdm.pictures.derivation import Derivation
 from bbdm.pictures.formats import DEFLATE, UnknownFormatError, check_cost
 
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
@@ -33,6 +35,7 @@ TURNS = {  # by EXIF's orientation
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+DESCRIPTION = "Description"  # the registered keyword of a PNG's text
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 ITK_ERROR = "Exception thrown in SimpleITK"  # what the first line of its errors begins with
 LONGEST_REASON = 300  # letters of a library's error
@@ -248,6 +251,19 @@ def open_image(
         if turn is None:
             return image
         return image.transpose(turn)
+
+
+def described(suffix: str, derivation: Derivation | None) -> dict[str, Any]:
+    """Options of Pillow that write what made a picture: a text of PNG, EXIF of JPEG and WebP, none of BMP."""
+    if derivation is None or suffix == ".bmp":
+        return {}
+    if suffix == ".png":
+        information = PngInfo()
+        information.add_text(DESCRIPTION, derivation.text)
+        return {"pnginfo": information}
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = derivation.text
+    return {"exif": exif}
 
 
 def to_png(image: Image.Image) -> bytes:

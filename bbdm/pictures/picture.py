@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
 from bbdm.pictures import formats, images
+from bbdm.pictures.derivation import Derivation
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class Geometry:
         nodata: the stored value of pixels that have no value; None where all have one.
         start: the index of the first pixel in the picture that ``kept`` is of, of a window; () for the first.
         lost: whether pixels were moved since, so that nobody knows where they lie.
+        derivation: what made the picture, which its file says; None to say nothing. It is not read again.
     """
 
     affine: Affine | None = None
@@ -46,6 +48,7 @@ class Geometry:
     nodata: float | None = None
     start: tuple[int, ...] = ()
     lost: bool = False
+    derivation: Derivation | None = None
 
     @property
     def spacing(self) -> tuple[float, ...] | None:

@@ -25,7 +25,7 @@ from bbdm.bridges.timesteps import Row
 from bbdm.data.reading import Strips
 from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
-from bbdm.pictures import Picture, formats, write
+from bbdm.pictures import Derivation, Picture, formats, write
 from bbdm.pictures.values import scaled_present
 from bbdm.sampling.file_backend import MARKER, FileArray, FileBackend
 from bbdm.sampling.loop import Batch, Inputs, Run
@@ -163,12 +163,13 @@ class LargePicture:
         self._report(self._done, self._total)
 
     @torch.inference_mode()
-    def run(self, path: Path, about: Mapping[str, Any]) -> None:
+    def run(self, path: Path, about: Mapping[str, Any], derivation: Derivation | None = None) -> None:
         """Make the result, whole or not at all; go on after the steps that were done before an interruption.
 
         Args:
             path: of the result's file.
             about: plain values that name the network and the source: states of others are not used.
+            derivation: what makes the result, which its file says; None to say nothing.
 
         Raises:
             OSError: the disk is too small, or became full.
@@ -200,7 +201,8 @@ class LargePicture:
                 run = Run(self._batch, inputs, backend.state(done))
             for index in range(done, steps):
                 backend.step(run, index)
-            write(path, self._result(folder, backend, absent, run.state.x))
+            result = self._result(folder, backend, absent, run.state.x)
+            write(path, Picture(result, replace(result.geometry, derivation=derivation), result.unit))
 
     def _check_disk(self, folder: Path) -> None:
         """Raise OSError where the disk has no room for the files."""

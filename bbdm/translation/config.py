@@ -137,6 +137,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         "the file of the intervals, which low and high take solver, steps, samples, windows and guidance from; "
         "MODEL.intervals.json if unset",
     )
+    plain_files: bool = setting(
+        False, "leave out of results' files what made them: the model's hash, seed, steps, solver", group="run"
+    )
     overwrite: bool = setting(False, "make existing results again", group="run")
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu", group="run")
     memory: int | None = setting(

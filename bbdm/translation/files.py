@@ -22,7 +22,7 @@ from bbdm.data.reading import Column
 from bbdm.data.rows import first, named, shown, values_of
 from bbdm.data.scaling import present_values, share_outside
 from bbdm.data.spec import AXES
-from bbdm.pictures import Header, Picture, images
+from bbdm.pictures import Derivation, Header, Picture, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds
 
@@ -166,7 +166,9 @@ class Files:
         height, width = self._heads(index)[0].sides if size is None else images.sides(size)
         return height, width
 
-    def save(self, result: Any, about: Any, path: Path, kind: str = SAMPLE) -> None:
+    def save(
+        self, result: Any, about: Any, path: Path, kind: str = SAMPLE, derivation: Derivation | None = None
+    ) -> None:
         """Write a result, which has its source's place and nodata.
 
         Args:
@@ -175,13 +177,15 @@ class Files:
                 map of standard deviations is 0 there. Pixels without a value stay so.
             path: the file that is written.
             kind: of the result: a sample, or the name of a map.
+            derivation: what made the result, which the file says; None to say nothing.
         """
         if about is not None:
             value = 0 if kind == SPREAD else self._outside
             stays = about | result.absent()
             array = np.where(stays, np.asarray(result), result.dtype.type(value))
             result = Picture(array, result.geometry, result.unit, result.name)
-        pictures.write(path, result)
+        geometry = replace(result.geometry, derivation=derivation)
+        pictures.write(path, Picture(result, geometry, result.unit, result.name))
 
     def compared(self, index: int, paths: Sequence[Path]) -> Compared:
         """(S, C, *S) results and (C, *S) target of a row for scores, and (1, *S) mask.

@@ -15,6 +15,7 @@ from bbdm.base.sizes import amount
 from bbdm.data.rows import shown
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
+from bbdm.pictures import Derivation
 from bbdm.sampling.large import LargePicture, folder_of, in_memory
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
@@ -83,7 +84,14 @@ class LargePictures:
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
         return sampler.window_grid(self._config, size, self._config.batch_size)
 
-    def translate(self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], verbose: bool) -> None:
+    def translate(
+        self,
+        sampler: BridgeSampler,
+        job: Job,
+        about: Mapping[str, Any],
+        verbose: bool,
+        derivation: Derivation | None = None,
+    ) -> None:
         """Make and write the result of a picture by windows.
 
         Args:
@@ -91,6 +99,7 @@ class LargePictures:
             job: a sample of the picture.
             about: the settings; states of others are not used.
             verbose: show the network calls.
+            derivation: what makes the result, which its file says; None to say nothing.
 
         Raises:
             InUseError: another process makes this result.
@@ -120,7 +129,7 @@ class LargePictures:
                 if self._first:
                     place = folder_of(job.path)
                     print(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
-                picture.run(job.path, about)
+                picture.run(job.path, about, derivation)
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(*_kept(job.path)) from error
             except scripts.StoppedError as error:

@@ -15,7 +15,7 @@ from bbdm import pictures
 from bbdm.base.atomic import write_atomically
 from bbdm.data.names import RowName
 from bbdm.data.rows import Row, named
-from bbdm.pictures import Header, formats, images
+from bbdm.pictures import Derivation, Header, formats, images
 from bbdm.translation.files import SAMPLE, Files
 
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -51,7 +51,9 @@ class Photographs(Files):
         colours = levels / np.float32(127.5) - 1
         return torch.from_numpy(colours), Mode(image.mode in ("1", "L", "LA", "La"), alpha, profile)
 
-    def save(self, result: Any, about: Mode, path: Path, kind: str = SAMPLE) -> None:
+    def save(
+        self, result: Any, about: Mode, path: Path, kind: str = SAMPLE, derivation: Derivation | None = None
+    ) -> None:
         """Write colours (3, H, W) in [-1, 1] in a mode."""
         colours = result.cpu().numpy()
         pixels = np.tensordot(GREY, colours, 1) if about.grey else colours.transpose(1, 2, 0)
@@ -59,7 +61,8 @@ class Photographs(Files):
         image = Image.fromarray(levels.astype(np.uint8))
         if about.alpha is not None:
             image.putalpha(Image.fromarray(about.alpha))
-        write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile))
+        options = images.described(".png", derivation)
+        write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile, **options))
 
 
 def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:

@@ -55,6 +55,9 @@ def test_little_and_much_memory_make_equal_results(
     exif[274] = 6  # the camera was turned
     save("a.jpg", exif=exif)
     assert run("little", "--memory", LITTLE, *flags) == run("much", "--memory", "1G", *flags)
+    texts = [Image.open(f"{folder}/a.png").info["Description"] for folder in ("little", "much")]
+    assert texts[0] == texts[1]
+    assert texts[0].startswith("made by bbdm: model ")
     little, much = (np.asarray(Image.open(f"{folder}/a.png"), float) for folder in ("little", "much"))
     assert little.shape == (WIDTH, HEIGHT, 3)
     assert little.std() > 1

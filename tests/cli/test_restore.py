@@ -53,6 +53,16 @@ def test_it_is_the_call_by_windows(flags: tuple[str, ...], call: dict[str, Any])
     assert np.abs(result() - expected.astype(int)).max() <= 1
 
 
+def test_results_say_what_made_them_unless_they_are_plain() -> None:
+    run("a.bmp", *SAMPLE)
+    text = Image.open("out/a.png").info["Description"]
+    assert text.endswith(f", seed {seed_of('a')}, 2 steps, dpm2m")
+    before = result()
+    run("a.bmp", *SAMPLE, "--plain_files", "--overwrite")
+    assert "Description" not in Image.open("out/a.png").info
+    assert np.array_equal(result(), before)
+
+
 def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
     run("a.bmp", "--samples", "2", "--steps", "2")
     second = result("a_1.png")

@@ -1,5 +1,6 @@
 """`bbdm translate` as a user runs it, with a network too small to be good."""
 
+import hashlib
 import json
 import os
 import re
@@ -65,6 +66,25 @@ def test_results_have_names_seeds_and_a_grid(capsys: Any):
     cells = [grid[-SIZE - 2 : -2, 2 + i * (SIZE + 2) :][:, :SIZE] for i in range(3)]
     for cell, expected in zip(cells, (np.asarray(source), pixels("results/06.png"), target), strict=True):
         assert np.abs(cell - expected).max() <= 1
+
+
+def description(path: str) -> str:
+    """What a PNG says of what made it."""
+    return str(Image.open(path).info.get("Description", ""))
+
+
+def test_results_say_what_made_them_and_plain_files_do_not():
+    """With the seed of each; of a map with those of its samples. The pixels are the same."""
+    run("--seed", "5")
+    model = hashlib.sha256(Path("c.pt").read_bytes()).hexdigest()[:10]
+    assert description("results/06.png") == f"made by bbdm: model {model}, seed 7, 3 steps, dpm2m"
+    run("--seed", "5", "--plain_files", output="plain")
+    assert description("plain/06.png") == ""
+    assert pixels("plain/06.png").tolist() == pixels("results/06.png").tolist()
+    with pytest.raises(ValueError, match=r"other settings \(plain_files None, now True\)"):
+        run("--seed", "5", "--plain_files")
+    run("--solver", "sde-dpm2m", "--maps", "std", "--samples", "4", output="maps")
+    assert description("maps/04_std.png") == f"made by bbdm: model {model}, seed 0 and 3 more, 3 steps, sde-dpm2m"
 
 
 def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyPatch):
@@ -173,7 +193,7 @@ def test_latents_and_a_pickled_network_with_everything_from_flags():
     run("-vq", "vqgan.pt", output="same")
     bare = ["edge2shoes", "data", "bare.model", "bare", "--steps", "3", "--image_size", str(SIZE)]
     translate.main([*bare, "-t", "100", "-l", "1.5", "-vq", "vqgan.pt"])
-    first, *others = (Path(folder, "04.png").read_bytes() for folder in ("results", "same", "bare"))
+    first, *others = (pixels(f"{folder}/04.png").tolist() for folder in ("results", "same", "bare"))
     assert others == [first, first]
     with pytest.raises(ValueError, match="another codec was given than the one that the network was trained with"):
         run("-vq", "other.pt")

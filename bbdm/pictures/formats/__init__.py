@@ -2,7 +2,7 @@
 
     header(path) -> Header                  of a picture (C, *S); no values are read
     read(header, window) -> NDArray         (C, *W) of a window, a slice for each of the axes S
-    write(path, picture) -> None            with what the format holds of the geometry and the unit
+    write(path, picture) -> None            with what the format holds of geometry, derivation and unit
 
 Which files are pictures, and which module reads and writes them, is said by the rows of :data:`LIBRARIES`. A
 module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading raises

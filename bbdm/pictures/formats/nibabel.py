@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures import formats
+from bbdm.pictures.derivation import BEGIN
 from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
 nibabel: Any = optional.package("nibabel", "a NIfTI file")
@@ -32,6 +33,7 @@ VECTOR = 1007  # the intent whose fifth axis has components of a vector
 COMMENT = 6  # the code of an extension of text
 VALUE_UNIT = b"unit of values: "  # begins the comment of a picture that has a unit
 FORMS_DIFFER = 1e-2  # of a voxel's length
+DESCRIP_BYTES = 80  # of the header's description
 EXTENSION = 8  # bytes of an extension before its content: its size and its code
 EXTENSION_BYTES = 2**24  # of all extensions, from which on they are left out
 CHUNK = 2**20  # bytes that are decompressed at once
@@ -241,6 +243,11 @@ def _new_header(picture: Picture) -> Any:
         nifti["intent_code"] = VECTOR
     elif int(nifti["intent_code"]) == VECTOR:
         nifti["intent_code"] = NO_INTENT
+    derivation = geometry.derivation
+    if derivation is not None:
+        nifti["descrip"] = derivation.text.encode()[:DESCRIP_BYTES]
+    elif nifti["descrip"].item().startswith(BEGIN.encode()):  # of a result that the picture was made of
+        nifti["descrip"] = b""
     lasting = [each for each in nifti.extensions if not each.get_content().startswith(VALUE_UNIT)]
     if picture.unit:
         lasting.append(nibabel.nifti1.Nifti1Extension(COMMENT, VALUE_UNIT + picture.unit.encode()))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
 from bbdm.pictures.picture import OF_PHOTOGRAPH, Header, Picture
 
 SIDEWAYS = range(5, 9)  # EXIF orientations that swap width and height
@@ -45,7 +45,8 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
 
 def write(path: Path, picture: Picture) -> None:
     """Write (1 or 3, H, W) of uint8, or (1, H, W) of uint16 as PNG."""
-    images.image_of(np.asarray(picture)).save(path)
+    options = images.described(formats.suffix_of(path), picture.geometry.derivation)
+    images.image_of(np.asarray(picture)).save(path, **options)
 
 
 def _is_sideways(image: Image.Image) -> bool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures import formats
+from bbdm.pictures.derivation import NAME as DERIVATION
 from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
 rasterio: Any = optional.package("rasterio", "a GeoTIFF")
@@ -107,6 +108,8 @@ def write(path: Path, picture: Picture) -> None:
         profile["transform"] = rasterio.Affine(*np.column_stack(steps).ravel().tolist())
     with _opened(path, "w", **profile) as file:
         _write_kept(file, kept, geometry.start)
+        if geometry.derivation is not None:
+            file.update_tags(**{DERIVATION: geometry.derivation.text})
         if picture.unit:
             file.units = [picture.unit] * channels
         for rows in _rows_of_tiles(height):
@@ -185,8 +188,8 @@ def _kept(file: Any) -> dict[str, Any]:
 
 
 def _lasting(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags that are not of values."""
-    return {name: text for name, text in tags.items() if not name.startswith(OF_VALUES)}
+    """The tags that are not of values, nor what made them."""
+    return {name: text for name, text in tags.items() if not name.startswith((OF_VALUES, DERIVATION))}
 
 
 def _write_kept(file: Any, kept: Mapping[str, Any], start: tuple[int, ...]) -> None:

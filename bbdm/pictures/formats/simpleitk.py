@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bbdm.base import optional
 from bbdm.pictures import formats
+from bbdm.pictures.derivation import NAME as DERIVATION
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
 sitk: Any = optional.package("SimpleITK", "a medical picture")
@@ -107,6 +108,9 @@ def write(path: Path, picture: Picture) -> None:
     unit = " ".join(picture.unit.split())  # a line of the header
     if unit and formats.suffix_of(path) == ".nrrd":
         image.SetMetaData(UNIT, unit)
+    derivation = picture.geometry.derivation
+    if derivation is not None:
+        image.SetMetaData(DERIVATION, derivation.text)
     sitk.WriteImage(image, str(path))
     if image.HasMetaDataKey(UNIT):
         _make_field(path, UNIT)

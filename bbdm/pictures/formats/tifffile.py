@@ -45,7 +45,7 @@ IMAGEJ_UNITS = {
     "inch": "in",
 }
 PIXEL = "pixel"  # OME's unit of lengths that only have ratios
-VALUE_UNIT = "unit of values: "  # begins the description of a picture that has a unit
+VALUE_UNIT = "unit of values: "  # begins the first line of the description of a picture that has a unit
 TILE = 256  # the side of written tiles
 TILED = 2**22  # values from which on a picture is written in tiles
 CLASSIC = 2**32 - 2**25  # bytes of values that a classic TIFF holds
@@ -360,6 +360,11 @@ def _options(picture: Picture) -> dict[str, Any]:
     sizes = kept.get("ome", {})
     if volume and not sizes and geometry.spacing is not None and len(geometry.spacing) == 3:
         sizes = _ome_sizes(geometry.spacing[::-1], "mm")
+    lines: list[str] = []  # of the description
+    if picture.unit:
+        lines.append(f"{VALUE_UNIT}{picture.unit}")
+    if geometry.derivation is not None:
+        lines.append(geometry.derivation.text)
     names = kept.get("descriptions", ())
     if len(names) != len(picture):
         names = ()
@@ -368,10 +373,10 @@ def _options(picture: Picture) -> dict[str, Any]:
         options["metadata"] = {**sizes, "axes": "CZYX" if volume else "CYX"}
         if names:
             options["metadata"]["Channel"] = {"Name": list(names)}
-        if picture.unit:
-            options["metadata"]["Description"] = f"{VALUE_UNIT}{picture.unit}"
-    elif picture.unit:
-        options["description"] = f"{VALUE_UNIT}{picture.unit}".encode()
+        if lines:
+            options["metadata"]["Description"] = "\n".join(lines)
+    elif lines:
+        options["description"] = "\n".join(lines).encode()
     return options
 
 
