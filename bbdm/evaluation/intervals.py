@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -141,17 +141,12 @@ class Intervals:
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
         allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
         parts = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
-        excess: list[Array] = []  # of each picture
-        measured_ends: list[Ends] = []
-        sizes: set[tuple[int, ...]] = set()
+        pictures: list[list[Measured]] = []
         for count in tqdm(counts, "calibrating", unit="pair", disable=not progress):
-            picture = [*islice(parts, count)]
-            excess.append(np.concatenate([part.excess for part in picture]))
-            measured_ends += [part.ends for part in picture]
-            sizes |= {part.size for part in picture}
-        losses = Losses.of(excess)
+            pictures.append([*islice(parts, count)])
+        losses = Losses.of([np.concatenate([part.excess for part in picture]) for picture in pictures])
         lambda_ = losses.least_lambda(allowed(alpha, delta, bound, losses.valued, losses.masked))
-        low, high = Ends(*map(np.concatenate, zip(*measured_ends, strict=True))).at(lambda_)
+        sizes = {part.size for picture in pictures for part in picture}
         return cls(
             sampler=sampler,
             alpha=alpha,
@@ -162,7 +157,7 @@ class Intervals:
             lambda_=lambda_,
             pairs=losses.valued,
             loss=losses.mean(lambda_),
-            length=float((losses.weights * (high - low)).sum()) / 2,
+            length=_mean_length(pictures, lambda_),
             size=sizes.pop() if len(sizes) == 1 else None,
             sampled=describe(sampler),
             options=options,
@@ -290,14 +285,14 @@ def inside(target: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, value
     """
     target = np.asarray(target)
     axes = target.ndim - 1
-    highest = np.reshape(values.high, (-1, *[1] * axes))
     nodata = getattr(low, "nodata", None)
-    lowest_low, highest_high = (
-        off_nodata(values.stored(np.full(target.shape, end), axes), nodata, highest) for end in (-1, 1)
-    )
-    above = (target >= low) | (np.asarray(low) <= lowest_low)
-    below = (target <= high) | (np.asarray(high) >= highest_high)
-    return above & below
+    top = np.reshape(values.high, (-1, *[1] * axes))
+    ones = np.ones(target.shape, np.float32)
+    lowest = off_nodata(values.stored(-ones, axes), nodata, top)  # that a result can have
+    highest = off_nodata(values.stored(ones, axes), nodata, top)
+    above_low = (target >= low) | (np.asarray(low) <= lowest)
+    below_high = (target <= high) | (np.asarray(high) >= highest)
+    return above_low & below_high
 
 
 def ends(distribution: Distribution, by: By, alpha: float) -> Iterator[Ends]:
@@ -358,6 +353,21 @@ def measured(
             raise ValueError(f"the target of pair {index} must have shape {found.low.shape}, got {lower.shape}")
         excess = found.lambda_of(lower, upper)[counts].astype(np.float32)
         yield Measured(size, excess, Ends(*(each[counts].astype(np.float32) for each in found)))
+
+
+def _mean_length(pictures: Sequence[Sequence[Measured]], lambda_: float) -> float:
+    """The mean over pictures that have values of the mean length of their intervals, a share of the range."""
+    lengths: list[float] = []
+    for picture in pictures:
+        total = 0.0
+        count = 0
+        for part in picture:
+            low, high = part.ends.at(lambda_)
+            total += float((high - low).sum(dtype=np.float64))
+            count += low.size
+        if count:
+            lengths.append(total / count / 2)
+    return math.fsum(lengths) / len(lengths)
 
 
 def _reached(example: Example, values: AnyValues | None, integers: bool) -> tuple[Array, Array]:
