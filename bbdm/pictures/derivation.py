@@ -14,7 +14,7 @@ class Derivation:
     """How a network made a picture.
 
     Args:
-        model: SHA-256 of the network's file, in hexadecimal digits, of which the first are written.
+        model: SHA-256 of the network's weights, in hexadecimal digits, of which the first are written.
         solver: of the bridge's equation.
         steps: the number of network calls.
         seeds: of the sample; of a map, of all samples that it is of.

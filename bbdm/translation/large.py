@@ -15,11 +15,11 @@ from bbdm.base.sizes import amount
 from bbdm.data.rows import shown
 from bbdm.execution.processes import Processes
 from bbdm.networks.windows import WindowGrid
-from bbdm.pictures import Derivation
 from bbdm.sampling.large import LargePicture, folder_of, in_memory
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import Files
+from bbdm.translation.record import derivation_of
 from bbdm.translation.results import Job
 
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
@@ -84,14 +84,7 @@ class LargePictures:
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
         return sampler.window_grid(self._config, size, self._config.batch_size)
 
-    def translate(
-        self,
-        sampler: BridgeSampler,
-        job: Job,
-        about: Mapping[str, Any],
-        verbose: bool,
-        derivation: Derivation | None = None,
-    ) -> None:
+    def translate(self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], verbose: bool) -> None:
         """Make and write the result of a picture by windows.
 
         Args:
@@ -99,7 +92,6 @@ class LargePictures:
             job: a sample of the picture.
             about: the settings; states of others are not used.
             verbose: show the network calls.
-            derivation: what makes the result, which its file says; None to say nothing.
 
         Raises:
             InUseError: another process makes this result.
@@ -129,7 +121,7 @@ class LargePictures:
                 if self._first:
                     place = folder_of(job.path)
                     print(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
-                picture.run(job.path, about, derivation)
+                picture.run(job.path, about, derivation_of(about, job.seeds))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(*_kept(job.path)) from error
             except scripts.StoppedError as error:

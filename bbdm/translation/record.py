@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_a
 from bbdm.data.names import RowName
 from bbdm.data.provenance import in_threads
 from bbdm.networks.base import state_hash
+from bbdm.pictures import Derivation
 from bbdm.sampling.sampler import BridgeSampler
 
 SETTINGS = "settings.json"
@@ -59,6 +60,18 @@ def describe(sampler: BridgeSampler, weights: str | None = None) -> dict[str, An
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """SHA-256 of settings."""
     return hashlib.sha256(json.dumps(manifest.as_json(settings), sort_keys=True).encode()).hexdigest()
+
+
+def derivation_of(settings: Mapping[str, Any], seeds: Sequence[int]) -> Derivation | None:
+    """What the file of a result says of what made it; None for plain files.
+
+    Args:
+        settings: of the results, with weights, solver and nfe.
+        seeds: of the samples that the result is of.
+    """
+    if settings.get("plain_files"):
+        return None
+    return Derivation(settings["weights"], settings["solver"], settings["nfe"], tuple(seeds))
 
 
 class Lines:

@@ -35,12 +35,11 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.hub import find_checkpoint
 from bbdm.networks.base import find_dtype, state_hash
 from bbdm.networks.conditions import DIRECTION
-from bbdm.pictures import Derivation
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.large import LargePictures
-from bbdm.translation.record import Item, Lines, Record, describe
+from bbdm.translation.record import Item, Lines, Record, derivation_of, describe
 from bbdm.translation.results import Job, check_paths, make, missing, paths_of
 from bbdm.translation.specs import Pictures, pictures_of
 
@@ -240,8 +239,7 @@ class Translator:
                         bar.update(len(group))
                     for job in large:
                         item = job.item(SAMPLE, self.files.content(job.index))
-                        settings = {**lines.settings, "item": item}
-                        self.large.translate(sampler, job, settings, self.verbose, self.derivation(sampler, job))
+                        self.large.translate(sampler, job, {**lines.settings, "item": item}, self.verbose)
                         lines.add(job.path, item)
                         bar.update(1)
                 except torch.OutOfMemoryError as error:
@@ -305,14 +303,8 @@ class Translator:
         results = make(sampler, sources, seeds, maps, intervals, **options)
         for job, result, about in zip(jobs, results, abouts, strict=True):
             for kind, path in job.paths.items():
-                self.files.save(result[kind], about, path, kind, self.derivation(sampler, job))
+                self.files.save(result[kind], about, path, kind, derivation_of(lines.settings, job.seeds))
                 lines.add(path, job.item(kind, contents[job.index]))
-
-    def derivation(self, sampler: BridgeSampler, job: Job) -> Derivation | None:
-        """What the files of a job's results say of what made them; None for plain files."""
-        if self.config.plain_files:
-            return None
-        return Derivation(self._weights, str(sampler.solver), len(sampler.table), job.seeds)
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
         """What the network sees besides the sources of jobs; None for what the data set has not."""

@@ -22,6 +22,7 @@ from bbdm.data.spec import Spec
 from bbdm.evaluation import intervals
 from bbdm.pictures import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT
+from bbdm.translation import record
 from tests.gaussian import Ideal
 
 ALPHA = DELTA = 0.1
@@ -130,7 +131,7 @@ WORLDS = [ct, paper, masked]
 
 @pytest.fixture(autouse=True)
 def a_stub_is_not_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intervals, "describe", lambda sampler: {})
+    monkeypatch.setattr(record, "describe", lambda sampler: {})
 
 
 def failures(make: Callable[[np.random.Generator], World], by: Any, count: int) -> int:
