@@ -149,7 +149,8 @@ def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
     about: dict[str, Any] = {"dataset": "folder", "data_dir": "in", "output_dir": Path("out"), "device": "cpu"}
     translator = Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), independent=True)
     translator.processes = replace(translator.processes, rank=1, count=2)
-    translator.make(translator.sampler("mean", None), translator.plan(Path("out")), Lines(Path("out"), {}))
+    sampler = translator.sampler("mean", None)
+    translator.make(sampler, translator.plan(Path("out")), Lines(Path("out"), translator.settings(sampler)))
     assert {path.name for path in Path("out").glob("*.png")} == {"3.png"}
     assert [*translator.bad] == [2]
 
