@@ -164,7 +164,8 @@ class Command:
         for name in known:
             if name not in groups[MAIN]:
                 owner = next(each for each in cls.__mro__ if name in get_annotations(each))
-                heading = vars(owner).get("HEADING") or owner.__module__.removeprefix("bbdm.").partition(".")[0]
+                places = owner.__module__.split(".")  # of a module of the user's own, its name
+                heading = vars(owner).get("HEADING") or places[min(1, len(places) - 1)]
                 groups.setdefault(known[name].metadata["group"] or heading, []).append(name)
         usage = ["%(prog)s"]
         for each in (known[name] for name in groups[MAIN] if name in positions):
