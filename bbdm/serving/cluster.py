@@ -86,7 +86,7 @@ def translate(config: TranslateRay) -> None:
     names = translator.files.names
     bad = translator.bad
 
-    def make(sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, *_: Any) -> None:
+    def write(sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, *_: Any) -> None:
         indices = {names[job.index]: job.index for job in jobs}
         alone = translator.files.alone or sampler.window_grid(config) is not None
         sources = [translator.dataset.rows[index]["source"] for index in indices.values()]
@@ -96,7 +96,7 @@ def translate(config: TranslateRay) -> None:
             if error:
                 bad[indices[name]] = error
 
-    jobs, existing, _ = translator.run(config.solver, config.steps, folder, make)
+    jobs, existing, _ = translator.run(config.solver, config.steps, folder, write)
     if bad and not config.skip_bad:
         others = f"{len(bad)} of {len(names)} pictures; the others are translated, and skip_bad leaves them out"
         raise BadPicturesError(f"{next(iter(bad.values()))} ({others})")
@@ -167,7 +167,7 @@ class Worker:
         rows = [{"name": name, "source": Path(path)} for name, path in zip(names, batch["source"], strict=True)]
         try:
             engine = self.engine.of_rows(rows)
-            engine.make(self.sampler, self._missing(engine.plan(engine.config.folder)), self.lines)
+            engine.write_results(self.sampler, self._missing(engine.plan(engine.config.folder)), self.lines)
             reasons = engine.bad
         except BadPicturesError as error:  # of all of them
             reasons = dict.fromkeys(range(len(names)), str(error))

@@ -32,7 +32,7 @@ LOOKED_AT = 8  # sources whose values are compared with those of training
 MOST_LOOKED_AT = 2**26  # values of them that are read
 CLIPPED = 0.001  # share of values outside of the range of training that is said
 Array = npt.NDArray[Any]
-Compared = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+Scored = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]  # results, target and mask
 
 
 class Files:
@@ -187,7 +187,7 @@ class Files:
         geometry = replace(result.geometry, derivation=derivation)
         pictures.write(path, Picture(result, geometry, result.unit, result.name))
 
-    def compared(self, index: int, paths: Sequence[Path]) -> Compared:
+    def compared(self, index: int, paths: Sequence[Path]) -> Scored:
         """(S, C, *S) results and (C, *S) target of a row for scores, and (1, *S) mask.
 
         8-bit pictures are uint8, photographs as RGB; others are float32. A volume's slices come first.

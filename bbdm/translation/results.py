@@ -20,7 +20,7 @@ class Job:
     Args:
         index: of the source among those of the data set.
         seeds: the seed of each sample.
-        paths: the file of each kind of result; see :func:`make`.
+        paths: the file of each kind of result; see :func:`translated`.
     """
 
     index: int
@@ -69,7 +69,7 @@ def check_paths(files: Files, paths: Sequence[Path]) -> None:
         taken.add(resolved)
 
 
-def make(
+def translated(
     sampler: Sampler[Any],
     sources: Sequence[Any],
     seeds: Sequence[Sequence[int]],

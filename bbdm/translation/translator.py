@@ -40,7 +40,7 @@ from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.large import LargePictures
 from bbdm.translation.record import Item, Lines, Record, derivation_of, describe
-from bbdm.translation.results import Job, check_paths, make, missing, paths_of
+from bbdm.translation.results import Job, check_paths, missing, paths_of, translated
 from bbdm.translation.specs import Pictures, pictures_of
 
 # The names of sources, and arguments of Scores.update
@@ -211,7 +211,7 @@ class Translator:
             return tuple(seed_of(self.files.names[index], first + sample) for sample in samples)
         return tuple(first + index + sample * count for sample in samples)
 
-    def make(self, sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, intervals: Any = None) -> None:
+    def write_results(self, sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, intervals: Any = None) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
         Results of one call are written before the next one, so an interruption loses those of one.
@@ -300,7 +300,7 @@ class Translator:
         seeds = [job.seeds for job in jobs]
         maps = [kind for kind in jobs[0].paths if kind != SAMPLE]
         options = {**options, "conditions": self._conditions(jobs) or None}
-        results = make(sampler, sources, seeds, maps, intervals, **options)
+        results = translated(sampler, sources, seeds, maps, intervals, **options)
         for job, result, about in zip(jobs, results, abouts, strict=True):
             for kind, path in job.paths.items():
                 self.files.save(result[kind], about, path, kind, derivation_of(lines.settings, job.seeds))
@@ -347,7 +347,7 @@ class Translator:
         return settings
 
     def run(
-        self, solver: str | None, steps: int | None, folder: Path, make: Callable[..., None] | None = None
+        self, solver: str | None, steps: int | None, folder: Path, write: Callable[..., None] | None = None
     ) -> tuple[list[Job], set[Path], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
 
@@ -355,7 +355,7 @@ class Translator:
             solver: of the results; None for the network's own.
             steps: of the results; None for those of the solver.
             folder: where the results are, below which their names are paths.
-            make: what makes them, with the arguments of :meth:`make`, which does if it is None.
+            write: what makes and writes them, in place of :meth:`write_results`, with its arguments.
 
         Returns:
             The results, those that were there, and for a report: solver, nfe, pictures, seconds_per_picture
@@ -378,7 +378,7 @@ class Translator:
             todo = missing(jobs)
         began = time.perf_counter()
         try:
-            (make or self.make)(sampler, todo, Lines(folder, settings), intervals)
+            (write or self.write_results)(sampler, todo, Lines(folder, settings), intervals)
         except BaseException:
             if record is not None and self.processes.count == 1:  # others may write yet
                 record.close()

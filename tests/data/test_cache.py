@@ -130,11 +130,11 @@ class Read(Pairs):
     seen: list[int]
     interrupted: int | None = None
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
+    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
         self.seen.append(index)
         if index == self.interrupted:
             raise KeyboardInterrupt
-        return super().read(index, seed, row)
+        return super().read(index, seed, row, stored)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: Pairs) -> No
 class ProcessIds(Pairs):
     """A stand-in for the pictures is the worker's process id."""
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None) -> Example:
+    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
         return Example(torch.tensor(os.getpid()), torch.tensor(index))
 
 

@@ -26,7 +26,7 @@ from bbdm.pictures.values import Percentiles, Values
 from bbdm.training.bridge import BridgeTask
 from bbdm.translation.config import TranslateConfig
 from bbdm.translation.record import Lines
-from bbdm.translation.results import make
+from bbdm.translation.results import translated
 from bbdm.translation.translator import Translator
 from tests.conftest import tiny_unet
 
@@ -150,7 +150,7 @@ def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
     translator = Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), independent=True)
     translator.processes = replace(translator.processes, rank=1, count=2)
     sampler = translator.sampler("mean", None)
-    translator.make(sampler, translator.plan(Path("out")), Lines(Path("out"), translator.settings(sampler)))
+    translator.write_results(sampler, translator.plan(Path("out")), Lines(Path("out"), translator.settings(sampler)))
     assert {path.name for path in Path("out").glob("*.png")} == {"3.png"}
     assert [*translator.bad] == [2]
 
@@ -276,7 +276,7 @@ def test_values_that_are_not_finite(capsys: pytest.CaptureFixture[str]):
 def test_maps_are_those_of_distributions():
     sampler, seeds = BridgeSampler(tiny_unet(), ABridge(num_steps=50), "sde-dpm2m", 2), [[3, 9, 5], [4, 1, 2]]
     sources = [*torch.rand(2, 3, 16, 16) * 2 - 1]
-    samples, results = sampler.distribution(sources, 3, seeds), make(sampler, sources, seeds, ["std", "mean"])
+    samples, results = sampler.distribution(sources, 3, seeds), translated(sampler, sources, seeds, ["std", "mean"])
     for found, mean, std in zip(results, samples.mean, samples.std, strict=True):
         torch.testing.assert_close(found, {"std": std, "mean": mean}, rtol=0, atol=1e-5)
 
