@@ -139,7 +139,7 @@ class RunFolder:
         """
         if metrics is not None:
             with self.metrics.open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps(manifest.finite(metrics), allow_nan=False) + "\n")
         if best is not None:
             weights.write(self.best, best)
         path = self.checkpoint(step)

@@ -1,5 +1,6 @@
 """Callbacks: when they are called, that they change no weights, and what the package's own show and write."""
 
+import json
 import logging
 import math
 import re
@@ -102,6 +103,21 @@ def test_a_stop_waits_for_a_validation_of_several_epochs(make_trainer: MakeTrain
     trainer = make_trainer(callbacks=[Ends(True)], epochs=6, validate_every="2e")
     assert trainer.fit()
     assert ([record["step"] for record in metrics_of(trainer)], [*trainer.run_folder.checkpoints()]) == ([4], [4])
+
+
+class Score(Callback):
+    """A score of equal pictures."""
+
+    def after_validation(self, trainer: Trainer, metrics: dict[str, Any]) -> None:
+        metrics["psnr"] = math.inf
+
+
+def test_lines_of_metrics_are_json_whatever_is_infinite(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(callbacks=[Score()])
+    trainer.fit()
+    for line in trainer.run_folder.metrics.read_text().splitlines():
+        record = json.loads(line, parse_constant=pytest.fail)
+        assert float(record["psnr"]) == math.inf
 
 
 class Broken(Callback):
