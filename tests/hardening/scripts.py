@@ -43,7 +43,7 @@ PAIRS = "edge2shoes {place}/data"
 TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
 CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
 TIMES = {"images_per_second", "seconds", "seconds_per_picture", "environment"}  # and where it ran
-AGAIN = re.compile(r".*/(step_\d+\.pt|best\.pt|epoch_\d+\.png)|.*\.jsonl?")  # what a run replaces
+AGAIN = re.compile(r".*/(step_\d+\.(pt|png)|best\.pt)|.*\.jsonl?")  # what a run replaces
 CONTEXT = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
 
 
