@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -379,10 +379,24 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """
         return provenance.contents(self.rows, self.skip_bad)
 
-    def provenance(self) -> dict[str, Any]:
-        """What a training records of its pairs: their contents by name, and the groups of all."""
+    def provenance(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What a training records of its pairs: contents and stamps by name, and the groups of all.
+
+        Args:
+            before: the record of the same training, so that files with the same size and time are not read
+                again; None for none.
+        """
+        known: dict[str, str] = {}
+        if before is not None:
+            for name, stamp in before["stamps"].items():
+                if name in before["contents"]:
+                    known[stamp] = before["contents"][name]
         groups = {group for _, group in provenance.groups(self.rows)}
-        return {"contents": self.contents(), "groups": sorted(groups)}
+        return {
+            "contents": provenance.contents(self.rows, self.skip_bad, known),
+            "stamps": provenance.stamps(self.rows, self.skip_bad),
+            "groups": sorted(groups),
+        }
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

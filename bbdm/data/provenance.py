@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from bbdm.base.atomic import file_sha256
+from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
 from bbdm.data.columns import GROUP
-from bbdm.data.rows import Row, UnpairedRows, values_of
+from bbdm.data.rows import Row, UnpairedRows, files_of, values_of
 from bbdm.data.tables import ItemRows, StreamedRows, TableRows
 from bbdm.pictures import images
 
@@ -102,7 +102,25 @@ def row_digest(row: Row) -> str:
     return digest_of(sorted(digests))
 
 
-def contents(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
+def row_stamp(row: Row) -> str:
+    """SHA-256 of paths, sizes and times of the files of a row's source and target; "" where there are none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        PermissionError: a file may not be read.
+    """
+    stamps = sorted(stamp(path.absolute()) for path in files_of(row, ROLES))
+    return digest_of(stamps) if stamps else ""
+
+
+def stamps(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
+    """The stamps of rows with files by name: see :func:`row_stamp`, and :func:`contents` for the arguments."""
+    if isinstance(rows, StreamedRows | ItemRows):
+        return {}
+    return {name: text for name, text in _by_name(rows, row_stamp, skip_bad).items() if text}
+
+
+def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, str] | None = None) -> dict[str, str]:
     """The content of rows by name: SHA-256 of the files of source and target, or of their bytes in a table.
 
     Of two sets without pairs, each picture of either set is an item. A stream and a map-style data set are
@@ -111,6 +129,7 @@ def contents(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
     Args:
         rows: of a data set.
         skip_bad: leave out rows that cannot be read.
+        known: digests by the stamps of rows, which are not computed again; None for none.
 
     Returns:
         The digests, in the order of the rows.
@@ -122,28 +141,42 @@ def contents(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
     if isinstance(rows, StreamedRows | ItemRows):
         whole = rows.digest
         return {str(number): digest_of([whole, str(number)]) for number in range(len(rows))}
+    digests = known or {}
+
+    def digest(row: Row) -> str:
+        if digests:
+            content = digests.get(row_stamp(row))
+            if content is not None:
+                return content
+        return row_digest(row)
+
+    return _by_name(rows, digest, skip_bad)
+
+
+def _by_name(rows: Sequence[Row], function: Callable[[Row], str], skip_bad: bool) -> dict[str, str]:
+    """What a function gives of each row, or of each picture of two sets, by its name."""
     if isinstance(rows, TableRows):
         rows = rows.select(ROLES)
     elif isinstance(rows, UnpairedRows):
         rows = rows.pictures()
 
-    def digest(number: int) -> tuple[str, str] | None:
+    def named(number: int) -> tuple[str, str] | None:
         try:
             row = rows[number]
-            return str(row["name"]), row_digest(row)
+            return str(row["name"]), function(row)
         except (FileNotFoundError, PermissionError, ValueError):
             if skip_bad:
                 return None
             raise
 
-    found: dict[str, str] = {}
-    for number, item in enumerate(in_threads(digest, range(len(rows)))):
+    values: dict[str, str] = {}
+    for number, item in enumerate(in_threads(named, range(len(rows)))):
         if item is None:
             continue
-        name, content = item
-        key = f"{name} (row {number})" if name in found else name  # names of tars may occur twice
-        found[key] = content
-    return found
+        name, value = item
+        key = f"{name} (row {number})" if name in values else name  # names of tars may occur twice
+        values[key] = value
+    return values
 
 
 def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:

@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,13 @@ class RunFolder:
     def grid(self, step: int) -> Path:
         """The file of the grid of validation pairs after ``step`` optimizer steps."""
         return self.path / f"step_{step:08d}.png"
+
+    def pairs(self) -> dict[str, Any] | None:
+        """What a run here has recorded of its pairs; None where it has not."""
+        with suppress(OSError, ValueError, LookupError, TypeError):
+            pairs = json.loads((self.path / "config.json").read_text())["pairs"]
+            return {name: dict(pairs[name]) for name in ("contents", "stamps")}
+        return None
 
     def begin(self, step: int, config: dict[str, Any], overwrite: bool = False) -> None:
         """Prepare the locked folder for a run that begins after ``step`` optimizer steps.

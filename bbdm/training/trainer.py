@@ -286,7 +286,8 @@ class Trainer:
         self._called = list(self.callbacks)
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
-            pairs = {**self.pairs, **self.train.provenance()}  # by which pairs to judge on are compared
+            known = self.train.provenance(self.run_folder.pairs())  # by which pairs to judge on are compared
+            pairs = {**self.pairs, **known}
             settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
             self.run_folder.begin(self.step, settings, overwrite)
             if find_spec("tensorboard"):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bbdm.data import provenance
 from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.provenance import Trained, check_groups, contents, groups
 from bbdm.data.rows import Row, read_rows
@@ -175,3 +176,24 @@ def test_groups_on_both_sides_are_refused_by_name(tmp_path: Path) -> None:
 def test_a_file_of_another_program_beside_weights_says_nothing(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content, errors="surrogateescape")
     assert Trained.of_file(tmp_path / "w.pt") is None
+
+
+def test_a_training_that_goes_on_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large data sets, to read all again at each start would take minutes."""
+    names = ["a", "b", "c"]
+    save(tmp_path, names, 0)
+    before = Pairs(rows_of(tmp_path, names)).provenance()
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(path.name)
+        return sha256(path.read_bytes()).hexdigest()
+
+    monkeypatch.setattr(provenance, "file_sha256", counted)
+    assert Pairs(rows_of(tmp_path, names)).provenance(before) == before
+    assert read == []
+    noise(9, 9, 8).save(tmp_path / "B" / "b.png")
+    after = Pairs(rows_of(tmp_path, names)).provenance(before)
+    assert sorted(read) == ["b.png", "b.png"]  # of the source and the target of one pair
+    assert after["contents"]["b"] != before["contents"]["b"]
+    assert after["contents"] == Pairs(rows_of(tmp_path, names)).provenance()["contents"]
