@@ -114,7 +114,7 @@ def row_stamp(row: Row) -> str:
 
 
 def stamps(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
-    """The stamps of rows with files by name: see :func:`row_stamp`, and :func:`contents` for the arguments."""
+    """The stamps of rows with files by name; arguments are those of :func:`contents`."""
     if isinstance(rows, StreamedRows | ItemRows):
         return {}
     return {name: text for name, text in _by_name(rows, row_stamp, skip_bad).items() if text}
