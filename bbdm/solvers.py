@@ -134,7 +134,8 @@ def check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
 
 def table(bridge: Bridge, times: skips.Timesteps, coefficients: npt.NDArray[np.float64]) -> StepTable:
     """The table of (K, 5) coefficients, with what the bridge says of the network at these times."""
-    seen, start = bridge.network_time(times), bridge.start(times[0].item())
+    seen = bridge.network_times(times)
+    start = bridge.start(times[0].item())
     return StepTable(times, bridge.prediction(times), coefficients, bridge.input(times), seen, start)
 
 

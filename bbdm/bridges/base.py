@@ -16,6 +16,7 @@ import numpy.typing as npt
 from bbdm.base.registry import Registry
 from bbdm.bridges.path import (
     ENDS,
+    HIDDEN,
     OBJECTIVES,
     PICTURES,
     POINTS,
@@ -51,6 +52,8 @@ class Bridge(Path):
         sigma_source: the standard deviation of sources, for the objective ``preconditioned``.
         cov: the covariance of targets and sources, for the objective ``preconditioned``.
         density: of training times, a name; see :func:`bbdm.bridges.path.quantiles`.
+        noise_range: the least and the largest noise level that the pretrained network of the objective
+            ``denoiser`` knows; None for other objectives.
 
     Raises:
         ValueError: a setting is none that a bridge can have.
@@ -64,6 +67,7 @@ class Bridge(Path):
     sigma_source: float = field(default=PICTURES, kw_only=True, repr=False)
     cov: float = field(default=0.0, kw_only=True, repr=False)
     density: Density = field(default="uniform", kw_only=True)
+    noise_range: tuple[float, float] | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         steps = 2 if self.continuous else self.num_steps
@@ -71,7 +75,7 @@ class Bridge(Path):
             raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
         if self.objective not in self.objectives:
             raise ValueError(f"objective must be one of {tuple(self.objectives)}, got {self.objective!r}")
-        if self.deterministic and self.objective in ("noise", "pinned"):
+        if self.deterministic and self.objective in ("noise", *HIDDEN):
             raise ValueError(f"objective {self.objective!r} needs noise, and this {type(self).__name__} has none")
         if self.density not in get_args(Density):
             raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
@@ -80,8 +84,20 @@ class Bridge(Path):
         for name in ("spread", "sigma_data", "sigma_source", *self.positive):
             if not 0 < (value := getattr(self, name)) < np.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
+        self._check_noise_range()
         if not abs(self.cov) < (limit := self.sigma_data * self.sigma_source):
             raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
+
+    def _check_noise_range(self) -> None:
+        """Raise ValueError unless levels of a pretrained denoiser go with its objective, and are a range."""
+        if (self.objective == "denoiser") != (self.noise_range is not None):
+            raise ValueError(f"noise_range is of the objective 'denoiser' alone, got {self.noise_range!r}")
+        if self.noise_range is None:
+            return
+        low, high = self.noise_range
+        object.__setattr__(self, "noise_range", (low, high))  # of a file, a list
+        if not 0 < low < high < np.inf:
+            raise ValueError(f"noise_range must be two numbers, 0 < low < high, got {self.noise_range!r}")
 
     def check(self) -> None:
         """Check settings, and that times give a path from a target to a source, as samplers and trainings do.
@@ -99,7 +115,7 @@ class Bridge(Path):
         Bridge.__post_init__(self)  # of a subclass whose own is another, too
         name = type(self).__name__
         times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
-        for what, value in {**self.marginal(times)._asdict(), "network_time": self.network_time(times)}.items():
+        for what, value in {**self.marginal(times)._asdict(), "network_time": self.network_times(times)}.items():
             if len(bad := times[~np.isfinite(np.broadcast_to(value, times.shape))]):
                 raise ValueError(f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
         for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
@@ -224,7 +240,7 @@ class Bridge(Path):
         from bbdm.kernels import philox
 
         low, high = self.train_range
-        if self.density == "uniform" and self.objective != "pinned" and not self.continuous:
+        if self.density == "uniform" and self.objective not in HIDDEN and not self.continuous:
             return philox.timesteps(seeds, step, int(low), int(high))
         rows = philox.timesteps(seeds, step, 0, POINTS - 1)
         dtype = torch.float64 if self.continuous else torch.int64  # not every device has float64
@@ -284,15 +300,24 @@ class Bridge(Path):
         """
         return self._sum("prediction", t, x_t, y, prediction)
 
+    def network_times(self, t: npt.ArrayLike) -> Array:
+        """What the network sees of times, float64: ln nu of a ``denoiser``, else :meth:`network_time`."""
+        if self.objective == "denoiser":
+            return np.log(self.denoiser_level(t))
+        return self.network_time(t)
+
     def seen(self, t: Tensor) -> Tensor:
-        """(B,) what the network sees of (B,) times, float32; see :meth:`network_time`."""
+        """(B,) what the network sees of (B,) times, float32; of a denoiser, which maps them, float64."""
         import torch
 
-        if type(self).network_time is Bridge.network_time:
+        dtype = torch.float32
+        if self.objective == "denoiser" and t.device.type != "mps":  # which has no float64
+            dtype = torch.float64
+        elif type(self).network_time is Bridge.network_time:
             return t.float()
         if not t.is_floating_point():
-            return self._on_device("network_time", t.device, torch.float32)[t.long()]
-        return torch.from_numpy(self.network_time(t.double().cpu().numpy())).to(t.device, torch.float32)
+            return self._on_device("network_times", t.device, dtype)[t.long()]
+        return torch.from_numpy(self.network_times(t.double().cpu().numpy())).to(t.device, dtype)
 
     def config(self) -> dict[str, Any]:
         """Plain values from which :func:`bbdm.bridges.from_config` builds this bridge.
@@ -303,7 +328,10 @@ class Bridge(Path):
         if "name" not in vars(type(self)):
             mine = type(self).__qualname__
             raise ValueError(f"a bridge that has a config is registered: @bbdm.bridges.register('name') above {mine}")
-        return {**asdict(cast(Any, self)), "kind": self.name}  # DDBM has a field of that name
+        settings = asdict(cast(Any, self))
+        if self.noise_range is None:  # of most bridges
+            del settings["noise_range"]
+        return {**settings, "kind": self.name}  # DDBM has a field of that name
 
     @property
     def turned(self) -> Self:

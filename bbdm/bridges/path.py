@@ -17,12 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
-Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned"]
+Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned", "denoiser"]
+HIDDEN = ("pinned", "denoiser")  # objectives whose network is shown nothing of the state where nu is infinite
 Density = Literal["uniform", "log-normal", "wide", "high", "top"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
 LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6), "high": (1.0, 1.4)}  # mean, standard deviation of ln nu
 UNIFORM = 0.05  # the share of these that is uniform
-TOP = 0.02  # the share of the top, where a network of the pinned objective is shown nothing of the state
+TOP = 0.02  # the share of the top, where a network of these objectives is shown nothing of the state
 GRID = 4096  # times at which a continuous density is tabulated, of each kind
 ENDS = 1e-6  # how near the ends of a path are to target and source; less is rounding
 PICTURES = 0.5  # the spread that levels of densities and timesteps are written for, of pictures in [-1, 1]
@@ -55,6 +56,7 @@ class Path(ABC):
     sigma_data: float
     sigma_source: float
     cov: float
+    noise_range: tuple[float, float] | None  # of the objective ``denoiser``: see Bridge
 
     @abstractmethod
     def marginal(self, t: npt.ArrayLike) -> Marginal:
@@ -98,6 +100,12 @@ class Path(ABC):
         alpha, beta, sigma = self.at(t)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(alpha > 0, (beta if self.deterministic else sigma) / alpha, np.inf)
+
+    def denoiser_level(self, t: npt.ArrayLike) -> Array:
+        """nu, clipped to the noise levels that a pretrained denoiser knows."""
+        if self.noise_range is None:
+            raise ValueError("the objective 'denoiser' needs noise_range, the levels that its network knows")
+        return np.clip(self.nu(t), *self.noise_range)
 
     @property
     def level_scale(self) -> float:
@@ -217,8 +225,28 @@ def pinned(path: Path, t: npt.ArrayLike) -> Weights:
     return Weights(c_in * state, i_y, c_skip * state, p_y, c_out)
 
 
+def denoiser(path: Path, t: npt.ArrayLike) -> Weights:
+    """A pretrained denoiser of u = (x_t - beta y) / alpha = x0 + nu eps, which is shown u at unit variance.
+
+    Its output F is the v of Salimans and Ho 2022, a eps - s x0 with a^2 + s^2 = 1 and s / a the noise level
+    that the network is told, nu within its own range: x0hat = a c u - s F, with c = 1 / sqrt(1 + nu^2). Where
+    nu is infinite it is shown zeros.
+    """
+    alpha, beta, _ = path.at(t)
+    nu = path.nu(t)
+    level = path.denoiser_level(t)
+    finite = np.isfinite(nu)
+    a = 1 / np.hypot(1.0, level)
+    s = level * a
+    with np.errstate(divide="ignore", invalid="ignore"):
+        c = 1 / np.hypot(1.0, nu)
+        i_x = np.where(finite, c / alpha, 0.0)
+        i_y = np.where(finite, -c * beta / alpha, 0.0)
+    return Weights(i_x, i_y, a * i_x, a * i_y, -s)
+
+
 OBJECTIVES: dict[str, ObjectiveFunction] = {
-    objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned)
+    objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned, denoiser)
 }
 
 
@@ -229,13 +257,15 @@ def quantiles(path: Path, density: Density) -> Array:
     N(1.0, 1.4^2), with 5 % of it uniform (as Karras et al. 2022 for diffusion models). These are for pairs of
     spread 0.5: for a spread s the means are larger by ln(s / 0.5). A discrete time has the probability
     between the midpoints to its neighbours. Where nu is infinite at the top, 2 % of the times of the
-    objective ``pinned`` are the top. ``top`` is no other time: the network learns to regress targets.
+    objectives ``pinned`` and ``denoiser`` are the top. ``top`` is no other time: the network learns to
+    regress targets.
     """
     if density == "top":
         return np.full(POINTS, float(path.top))
     low, high = path.train_range
-    if path.objective == "pinned" and np.isinf(path.nu(path.top)):
-        count, below = round(POINTS * TOP), high if path.continuous else min(high, path.top - 1)
+    if path.objective in HIDDEN and np.isinf(path.nu(path.top)):
+        count = round(POINTS * TOP)
+        below = high if path.continuous else min(high, path.top - 1)
         return np.concatenate([_quantiles(path, density, low, below, POINTS - count), np.full(count, float(path.top))])
     return _quantiles(path, density, low, high, POINTS)
 

@@ -162,7 +162,7 @@ def _to_noise(bridge: Bridge, times: Timesteps) -> StepTable:
         prediction=bridge.prediction(calls),
         coefficients=np.stack([kappa, c_y, c_0, zero, zero], axis=1),
         inputs=bridge.input(calls),
-        network_times=bridge.network_time(calls),
+        network_times=bridge.network_times(calls),
         start=(beta[0].item(), alpha[0].item()),  # of source and target
     )
 
@@ -181,7 +181,7 @@ def _to_first_noise(bridge: Bridge, table: StepTable, sampled: StepTable) -> Ste
     coefficients[-1] = (1 / first.c_z, -first.c_y / first.c_z, -first.c_0 / first.c_z, 0, 0)
     inputs[-1] = (0, i_x + i_y)
     calls = np.append(table.timesteps[:-1], sampled.timesteps[0])
-    return StepTable(calls, prediction, coefficients, inputs, bridge.network_time(calls), table.start)
+    return StepTable(calls, prediction, coefficients, inputs, bridge.network_times(calls), table.start)
 
 
 def _to_source(bridge: Bridge, times: Timesteps) -> StepTable:
@@ -203,6 +203,6 @@ def _to_source(bridge: Bridge, times: Timesteps) -> StepTable:
         prediction=prediction,
         coefficients=np.stack([kappa, zero, c_0, zero, zero], axis=1),
         inputs=bridge.input(calls),
-        network_times=bridge.network_time(calls),
+        network_times=bridge.network_times(calls),
         start=(0.0, beta[0].item() + alpha[0].item()),
     )
