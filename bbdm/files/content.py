@@ -21,6 +21,7 @@ from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
 from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
+from bbdm.networks.pretrained import Pretrained, PretrainedConfig
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
@@ -30,6 +31,7 @@ NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {  # by the names in fi
     "unet": (UNet, UNetConfig),
     "dit": (DiT, DiTConfig),
     "wrapped": (Wrapped, WrappedConfig),
+    "pretrained": (Pretrained, PretrainedConfig),
     "vqgan": (VQGAN, VQGANConfig),  # in a file of its own
 }
 

@@ -1,0 +1,186 @@
+"""Networks of diffusion models, as diffusers saves them, as networks of the objective ``denoiser``.
+
+They know pictures already, so that a bridge of few pairs need not learn what pictures are. What is shown has
+unit variance, x = a x0 + s eps with a^2 + s^2 = 1, and the network is told ln(s / a). Both become what the
+network was trained on, and its prediction becomes v = a eps - s x0 (Salimans and Ho 2022). The source is
+further channels of the first layer, whose weights begin as zeros: the first estimate of a bridge is that of
+the diffusion model, whatever the source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from bbdm.base.optional import package
+from bbdm.networks.arrays import Stride
+from bbdm.networks.base import Conditions, ConfiguredNetwork, Network
+from bbdm.networks.conditions import SOURCE
+from bbdm.networks.config import NetworkConfig
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
+ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel")
+LAST_TIME = 999.0  # that a network of flows was trained on, of 1,000
+TOKENS = 77  # of a prompt
+PICTURE = 1024  # side that a network which sees the size of pictures is told
+
+
+@dataclass(frozen=True)
+class PretrainedConfig(NetworkConfig):
+    """The settings of a pretrained network.
+
+    Raises:
+        ValueError: it is none that a bridge can use; see :func:`check_settings`.
+    """
+
+    architecture: str  # the class of diffusers
+    arguments_json: str  # its arguments, as JSON; in_channels are those of state and source
+    channels: int  # of the state, and of the prediction
+    stride: Stride  # sides are multiples of it
+    prediction: Prediction  # what it predicts
+    log_levels: tuple[float, ...] = ()  # ln of the noise levels of its integer times, increasing; of a schedule
+    sigma_data: float = 0.5  # of EDM
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self.architecture, self.arguments)
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the class of diffusers."""
+        return json.loads(self.arguments_json)
+
+
+def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError where a network of diffusers cannot be a bridge's: by its class and arguments."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    times = arguments.get("time_embedding_type", "positional")
+    if times != "positional":
+        raise ValueError(f"time_embedding_type must be 'positional', got {times!r}")
+    if arguments.get("center_input_sample"):
+        raise ValueError("center_input_sample is for pictures in [0, 1], and must be false")
+    classes = arguments.get("class_embed_type") or arguments.get("num_class_embeds")
+    if classes:
+        raise ValueError(f"the network must have no classes, got {classes!r}")
+    kinds = [*arguments.get("down_block_types", ()), *arguments.get("up_block_types", ())]
+    skips = sorted(kind for kind in kinds if "Skip" in kind)
+    if skips:
+        raise ValueError(f"the network must have no skip blocks, got {skips[0]}")
+
+
+class Pretrained(Network, ConfiguredNetwork):
+    """A network of diffusers; :func:`bbdm.files.pretrained.pretrained` reads one.
+
+    Args:
+        config: its settings.
+
+    Attributes:
+        module: the network of diffusers.
+        prompt: (1, L, D) the tokens that a network with text is shown; empty of others.
+        pooled: (1, D) the pooled prompt of SDXL; empty of others.
+    """
+
+    kind = "pretrained"
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        arguments = config.arguments
+        diffusers = package("diffusers", "a pretrained network")
+        self.module: Any = getattr(diffusers, config.architecture).from_config(arguments)
+        width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
+        self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
+        pooled = 0
+        if arguments.get("addition_embed_type") == "text_time":
+            sizes = 6 * arguments["addition_time_embed_dim"]
+            pooled = arguments["projection_class_embeddings_input_dim"] - sizes
+        self.pooled = nn.Buffer(torch.zeros(1, pooled))
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> Pretrained:
+        """A network of these settings, with freshly initialised weights."""
+        return cls(config)
+
+    def embed(self, t: torch.Tensor) -> torch.Tensor:
+        """(N, 3) of ln nu (N,): the network's own time, and the weights a and s; computed in float64."""
+        level = t.double()
+        nu = level.exp()
+        a = 1 / (1 + nu * nu).sqrt()
+        s = nu * a
+        return torch.stack([self._time(level, nu), a, s], dim=1).to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of what is computed around the network: float32 of a network in half precision, too."""
+        return torch.promote_types(self.prompt.dtype, torch.float32)
+
+    def _time(self, level: torch.Tensor, nu: torch.Tensor) -> torch.Tensor:
+        """What the network was told of noise levels: an index between integers, of flows or EDM a number."""
+        if self.config.prediction == "flow":
+            return (1000 * nu / (1 + nu)).clamp(max=LAST_TIME)
+        if self.config.prediction in ("edm", "edm_v"):
+            return level / 4
+        known = torch.tensor(self.config.log_levels, dtype=torch.float64, device=level.device)
+        above = torch.searchsorted(known, level.contiguous()).clamp(1, len(known) - 1)
+        below = above - 1
+        share = (level - known[below]) / (known[above] - known[below])
+        return (below + share).clamp(0, len(known) - 1)
+
+    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """The prediction of v, computed in float32 or better; see :meth:`Network.body`."""
+        embedding = embedding.to(self._dtype).expand(len(x), -1)
+        time = embedding[:, 0]
+        a, s = (weight.view(-1, 1, 1, 1) for weight in embedding[:, 1:].unbind(1))
+        state = x.to(self._dtype)
+        shown = (state * self._scale(a, s)).to(x.dtype)
+        if conditions:
+            shown = torch.cat([shown, conditions[SOURCE]], dim=1)
+        output = self.module(shown, time, return_dict=False, **self._further(len(x)))[0]
+        return self._v(state, output.to(self._dtype), a, s).to(x.dtype)
+
+    def _scale(self, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor | float:
+        """What the state is multiplied by before it is shown."""
+        if self.config.prediction == "flow":
+            return 1 / (a + s)
+        if self.config.prediction in ("edm", "edm_v"):
+            return 1 / (s * s + (a * self.config.sigma_data) ** 2).sqrt()
+        return 1.0
+
+    def _v(self, x: torch.Tensor, output: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+        """The v, a eps - s x0, of x = a x0 + s eps and what the network predicts."""
+        prediction = self.config.prediction
+        if prediction == "v_prediction":
+            return output
+        if prediction == "epsilon":
+            return (output - s * x) / a
+        if prediction == "sample":
+            return (a * x - output) / s
+        if prediction == "flow":  # eps - x0
+            return ((a - s) * x + output) / (a + s)
+        data = self.config.sigma_data
+        total = s * s + (a * data) ** 2  # of nu^2 + sigma_data^2, times a^2
+        c_skip = (a * data) ** 2 / total
+        c_out = s * data / total.sqrt()
+        if prediction == "edm_v":
+            c_out = -c_out
+        return (a * x - c_skip * x / a - c_out * output) / s
+
+    def _further(self, count: int) -> dict[str, Any]:
+        """What a network with text sees besides: the same for all pictures."""
+        if not self.prompt.shape[1]:
+            return {}
+        further: dict[str, Any] = {"encoder_hidden_states": self.prompt.expand(count, -1, -1)}
+        if self.pooled.shape[1]:
+            sizes = self.pooled.new_tensor([[PICTURE, PICTURE, 0, 0, PICTURE, PICTURE]])
+            further["added_cond_kwargs"] = {
+                "text_embeds": self.pooled.expand(count, -1),
+                "time_ids": sizes.expand(count, -1),
+            }
+        return further
