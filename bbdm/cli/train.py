@@ -46,6 +46,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
+PRETRAINED_SETTINGS = {"objective": "denoiser", "loss": "l2"}  # over those of the preset, for a folder of diffusers
 FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_latents")
 SMALL = {
     "image_size": 64,
@@ -119,7 +120,12 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         group="network",
     )
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
-    init_from: Path | None = setting(None, "begin with the weights of this checkpoint", group="network")
+    init_from: Path | None = setting(
+        None,
+        "begin with the weights of this checkpoint, or with the network of diffusion models in this folder of "
+        "diffusers, in place of the preset's",
+        group="network",
+    )
     config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
     vqgan_path: Path | None = setting(
         None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
@@ -138,10 +144,14 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         defaults = dict(PRESET_SETTINGS.get(values.get("preset", "paper"), {}))
         if values.get("dataset") == UNPAIRED:
             defaults |= UNPAIRED_SETTINGS
+        if is_pretrained(values.get("init_from")):
+            defaults |= PRETRAINED_SETTINGS
         return defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if is_pretrained(self.init_from):
+            self._take_codec(Path(f"{self.init_from}"))
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
@@ -150,6 +160,23 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
+
+    def _take_codec(self, folder: Path) -> None:
+        """Train in the latents of a pretrained network's autoencoder, where it has one, at their own scale.
+
+        Raises:
+            ValueError: a setting does not go with a pretrained network.
+        """
+        if self.objective != "denoiser":
+            raise ValueError(f"objective must be 'denoiser' of a pretrained network, got {self.objective!r}")
+        if self.dataset == UNPAIRED:
+            raise ValueError(f"init_from must be a checkpoint for the data set {UNPAIRED!r}, got a folder of diffusers")
+        if self.normalize_latents:
+            raise ValueError("normalize_latents would make the noise of a pretrained network another one")
+        if self.source_as == "none":
+            raise ValueError("source_as must be concat: a pretrained network sees the source")
+        if self.vqgan_path is None and (folder / "vae").is_dir():
+            object.__setattr__(self, "vqgan_path", folder / "vae")
 
     def _check_sets(self) -> None:
         """Raise ValueError where settings of two sets without pairs are wrong, or are given for pairs."""
@@ -186,7 +213,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         settings = {"kind": kind, **settings}
         if self.time_steps is not None:
             settings["num_steps"] = self.time_steps
-        if self.objective is not None:
+        if self.objective not in (None, "denoiser"):  # which the network's range of noise levels belongs to
             settings["objective"] = self.objective
         if kind == "abridge":
             settings["c_lambda"] = self.c_lambda
@@ -209,11 +236,18 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             codec = load_codec(self.vqgan_path).placed(team.device, torch.float32)
         pairs, validation = self._pairs(team, codec, resumed)
         torch.manual_seed(self.seed)
-        network = self._network(pairs, codec)
         statistics: dict[str, Any] = {}
+        network: Any
+        if is_pretrained(self.init_from):
+            network, bridge = self._pretrained(team, pairs, codec, resumed)
+        else:
+            network = self._network(pairs, codec)
+            bridge = self.build_bridge()
+        if self.gradient_checkpointing:
+            network.gradient_checkpointing = True
         if resumed is not None:
             statistics = resumed.bridge.statistics
-        elif self.init_from is not None:
+        elif self.init_from is not None and not is_pretrained(self.init_from):
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
             others = initial.copy_weights(network, trained)
@@ -224,7 +258,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             pairs, codec = self._latents(team, pairs, codec, resumed)
         if self.spread is not None:
             statistics = {**statistics, "spread": self.spread}
-        bridge = self._fitted(team, network, pairs, codec, statistics, resumed)
+        bridge = self._fitted(team, replace(bridge, **statistics), network, pairs, codec, bool(statistics), resumed)
         task, kind = BridgeTask, TrainConfig
         if self.dataset == UNPAIRED:
             task, kind = UnpairedTask, UnpairedConfig
@@ -249,9 +283,21 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         network: Any = build_network(
             self.preset, channels, source_channels, self.source_as, endpoint=endpoint, **conditions
         )
-        if self.gradient_checkpointing:
-            network.gradient_checkpointing = True
         return network
+
+    def _pretrained(self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Any) -> tuple[Any, Any]:
+        """The network of a folder of diffusers, and the bridge of its objective and noise levels."""
+        from bbdm.files.pretrained import pretrained
+        from bbdm.networks.pretrained import Pretrained
+
+        if "preset" in self.named:
+            report(team, f"the network is that of {self.init_from}, and preset {self.preset} only gives defaults")
+        bridge: Any = self.build_bridge()
+        if resumed is not None and resumed.unet.kind == Pretrained.kind:
+            network = Pretrained.from_config(resumed.unet.config)
+            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
+        channels = pairs.source_channels if codec is None else codec.channels
+        return pretrained(f"{self.init_from}", bridge, channels)
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""
@@ -272,19 +318,19 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     def _fitted(
         self,
         team: Processes,
+        bridge: Any,
         network: Network,
         pairs: Any,
         codec: Codec | None,
-        statistics: Mapping[str, Any],
+        known: bool,
         resumed: Any,
     ) -> Bridge:
-        """The bridge that the flags name, with statistics of the pairs, measured where they count."""
+        """The bridge with statistics of the pairs, measured where they count and are not known."""
         from bbdm.training import initial
         from bbdm.training.unpaired import between_sets
 
-        bridge: Any = replace(self.build_bridge(), **statistics)
         if self.dataset != UNPAIRED:
-            if statistics or not initial.used(bridge):
+            if known or not initial.used(bridge):
                 return bridge
             bridge = initial.fitted(bridge, network, pairs, codec, team.device)
             report_statistics(team, bridge.statistics)
@@ -297,6 +343,11 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             bridge = replace(bridge, spread=self.spread)
         report_statistics(team, {**bridge.statistics, "eps": 2 * bridge.max_variance})
         return bridge
+
+
+def is_pretrained(path: Any) -> bool:
+    """Whether a path is of a folder of diffusers with a network of diffusion models."""
+    return path is not None and (Path(path) / "unet" / "config.json").is_file()
 
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:

@@ -13,7 +13,8 @@ import torch
 
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
-from bbdm.networks.pretrained import ARCHITECTURES, LAST_TIME, Prediction, Pretrained, PretrainedConfig
+from bbdm.networks.config import ARCHITECTURES, Prediction, PretrainedConfig
+from bbdm.networks.pretrained import LAST_TIME, Pretrained
 
 PARTS = ("unet", "transformer")  # folders of the network in that of a pipeline
 Known = TypeVar("Known", bound=Bridge)

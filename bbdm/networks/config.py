@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
+ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel")  # of diffusers, that a bridge can start from
 SIZES = ("int", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 
@@ -223,6 +226,50 @@ class DiTConfig(NetworkConfig):
     def stride(self) -> int:
         """Height and width must be multiples of this."""
         return self.patch
+
+
+@dataclass(frozen=True)
+class PretrainedConfig(NetworkConfig):
+    """The settings of a pretrained network.
+
+    Raises:
+        ValueError: it is none that a bridge can use; see :func:`check_settings`.
+    """
+
+    architecture: str  # the class of diffusers
+    arguments_json: str  # its arguments, as JSON; in_channels are those of state and source
+    channels: int  # of the state, and of the prediction
+    stride: Stride  # sides are multiples of it
+    prediction: Prediction  # what it predicts
+    log_levels: tuple[float, ...] = ()  # ln of the noise levels of its integer times, increasing; of a schedule
+    sigma_data: float = 0.5  # of EDM
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_settings(self.architecture, self.arguments)
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the class of diffusers."""
+        return json.loads(self.arguments_json)
+
+
+def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError where a network of diffusers cannot be a bridge's: by its class and arguments."""
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    times = arguments.get("time_embedding_type", "positional")
+    if times != "positional":
+        raise ValueError(f"time_embedding_type must be 'positional', got {times!r}")
+    if arguments.get("center_input_sample"):
+        raise ValueError("center_input_sample is for pictures in [0, 1], and must be false")
+    classes = arguments.get("class_embed_type") or arguments.get("num_class_embeds")
+    if classes:
+        raise ValueError(f"the network must have no classes, got {classes!r}")
+    kinds = [*arguments.get("down_block_types", ()), *arguments.get("up_block_types", ())]
+    skips = sorted(kind for kind in kinds if "Skip" in kind)
+    if skips:
+        raise ValueError(f"the network must have no skip blocks, got {skips[0]}")
 
 
 @dataclass(frozen=True)

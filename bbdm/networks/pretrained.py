@@ -9,70 +9,19 @@ the diffusion model, whatever the source.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
 from bbdm.base.optional import package
-from bbdm.networks.arrays import Stride
 from bbdm.networks.base import Conditions, ConfiguredNetwork, Network
 from bbdm.networks.conditions import SOURCE
-from bbdm.networks.config import NetworkConfig
+from bbdm.networks.config import PretrainedConfig
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
-ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel")
 LAST_TIME = 999.0  # that a network of flows was trained on, of 1,000
 TOKENS = 77  # of a prompt
 PICTURE = 1024  # side that a network which sees the size of pictures is told
-
-
-@dataclass(frozen=True)
-class PretrainedConfig(NetworkConfig):
-    """The settings of a pretrained network.
-
-    Raises:
-        ValueError: it is none that a bridge can use; see :func:`check_settings`.
-    """
-
-    architecture: str  # the class of diffusers
-    arguments_json: str  # its arguments, as JSON; in_channels are those of state and source
-    channels: int  # of the state, and of the prediction
-    stride: Stride  # sides are multiples of it
-    prediction: Prediction  # what it predicts
-    log_levels: tuple[float, ...] = ()  # ln of the noise levels of its integer times, increasing; of a schedule
-    sigma_data: float = 0.5  # of EDM
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_settings(self.architecture, self.arguments)
-
-    @cached_property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of the class of diffusers."""
-        return json.loads(self.arguments_json)
-
-
-def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError where a network of diffusers cannot be a bridge's: by its class and arguments."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    times = arguments.get("time_embedding_type", "positional")
-    if times != "positional":
-        raise ValueError(f"time_embedding_type must be 'positional', got {times!r}")
-    if arguments.get("center_input_sample"):
-        raise ValueError("center_input_sample is for pictures in [0, 1], and must be false")
-    classes = arguments.get("class_embed_type") or arguments.get("num_class_embeds")
-    if classes:
-        raise ValueError(f"the network must have no classes, got {classes!r}")
-    kinds = [*arguments.get("down_block_types", ()), *arguments.get("up_block_types", ())]
-    skips = sorted(kind for kind in kinds if "Skip" in kind)
-    if skips:
-        raise ValueError(f"the network must have no skip blocks, got {skips[0]}")
 
 
 class Pretrained(Network, ConfiguredNetwork):
@@ -102,6 +51,18 @@ class Pretrained(Network, ConfiguredNetwork):
             sizes = 6 * arguments["addition_time_embed_dim"]
             pooled = arguments["projection_class_embeddings_input_dim"] - sizes
         self.pooled = nn.Buffer(torch.zeros(1, pooled))
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether training trades compute for memory; off unless set."""
+        return self.module.is_gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, on: bool) -> None:
+        if on:
+            self.module.enable_gradient_checkpointing()
+        else:
+            self.module.disable_gradient_checkpointing()
 
     @classmethod
     def from_config(cls, config: PretrainedConfig) -> Pretrained:
