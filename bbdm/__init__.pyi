@@ -15,6 +15,7 @@ from bbdm.files.checkpoint import load_codec as load_codec
 from bbdm.files.checkpoint import load_vqgan as load_vqgan
 from bbdm.files.checkpoint import save_checkpoint as save_checkpoint
 from bbdm.files.checkpoint import save_vqgan as save_vqgan
+from bbdm.files.pretrained import pretrained as pretrained
 from bbdm.networks.base import Network as Network
 from bbdm.networks.base import wrap as wrap
 from bbdm.networks.config import UNetConfig as UNetConfig

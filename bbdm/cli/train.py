@@ -297,7 +297,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             network = Pretrained.from_config(resumed.unet.config)
             return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
         channels = pairs.source_channels if codec is None else codec.channels
-        return pretrained(f"{self.init_from}", bridge, channels)
+        network, bridge = pretrained(f"{self.init_from}", bridge, channels)
+        if network.prompt.shape[1]:
+            report(team, "the network takes text, and is shown a prompt of zeros")
+        return network, bridge
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""

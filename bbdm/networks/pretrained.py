@@ -28,7 +28,7 @@ class Pretrained(Network, ConfiguredNetwork):
     """A network of diffusers; :func:`bbdm.files.pretrained.pretrained` reads one.
 
     Args:
-        config: its settings.
+        config: the settings of the network, a :class:`PretrainedConfig`.
 
     Attributes:
         module: the network of diffusers.
@@ -89,9 +89,9 @@ class Pretrained(Network, ConfiguredNetwork):
         if self.config.prediction in ("edm", "edm_v"):
             return level / 4
         known = torch.tensor(self.config.log_levels, dtype=torch.float64, device=level.device)
-        above = torch.searchsorted(known, level.contiguous()).clamp(1, len(known) - 1)
-        below = above - 1
-        share = (level - known[below]) / (known[above] - known[below])
+        below = (level[:, None] >= known).sum(dim=1) - 1  # searchsorted is no operator of ONNX
+        below = below.clamp(0, len(known) - 2)
+        share = (level - known[below]) / (known[below + 1] - known[below])
         return (below + share).clamp(0, len(known) - 1)
 
     def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from bbdm import cli, load_checkpoint
 from tests.conftest import SavePicture, same_weights, save_random_pairs

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import (
-    DDPMScheduler,
-    EDMEulerScheduler,
-    FlowMatchEulerDiscreteScheduler,
-    UNet2DConditionModel,
-    UNet2DModel,
-)
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge, BrownianBridge
@@ -98,7 +96,7 @@ class Levels(Bridge):
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
 def test_the_first_estimate_is_the_schedulers(name: str, prediction: Any, tmp_path: Path) -> None:
     """In float64, for any source: diffusers' pred_original_sample of u at unit variance, to 1e-10."""
-    scheduler = DDPMScheduler(prediction_type=prediction, clip_sample=False)
+    scheduler: Any = DDPMScheduler(prediction_type=prediction, clip_sample=False)
     own = save(tmp_path, scheduler, name).double()
     scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
     network, bridge = pretrained(tmp_path, Levels(), source_channels=3)
@@ -160,7 +158,7 @@ def test_flows_and_edm_by_their_own_formulas(nu: float, tmp_path: Path) -> None:
         torch.testing.assert_close(found(network), expected, rtol=1e-9, atol=1e-9)
         assert bridge.noise_range == pytest.approx((1 / 999, 999))
         for prediction in ("epsilon", "v_prediction"):
-            scheduler = EDMEulerScheduler(prediction_type=prediction)
+            scheduler: Any = EDMEulerScheduler(prediction_type=prediction)
             folder = tmp_path / prediction
             own = save(folder, scheduler).double()
             output = own(scheduler.precondition_inputs(u, nu), scheduler.precondition_noise(nu).double()).sample
@@ -173,7 +171,7 @@ def test_flows_and_edm_by_their_own_formulas(nu: float, tmp_path: Path) -> None:
 def test_a_new_source_begins_without_weight_and_learns(tmp_path: Path) -> None:
     own = save(tmp_path, DDPMScheduler())
     network, _ = pretrained(tmp_path, BrownianBridge(), source_channels=2)
-    layer = network.module.conv_in
+    layer: Any = network.module.conv_in
     assert layer.weight.shape[1] == 5
     assert torch.equal(layer.weight[:, :3], own.conv_in.weight)
     assert torch.equal(layer.bias, own.conv_in.bias)
