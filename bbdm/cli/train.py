@@ -350,7 +350,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
 def is_pretrained(path: Any) -> bool:
     """Whether a path is of a folder of diffusers with a network of diffusion models."""
-    return path is not None and (Path(path) / "unet" / "config.json").is_file()
+    if path is None:
+        return False
+    return any((Path(path) / part / "config.json").is_file() for part in ("unet", "transformer"))
 
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:

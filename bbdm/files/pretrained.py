@@ -49,22 +49,31 @@ def pretrained(folder: str | Path, bridge: Known, source_channels: int = 3) -> t
     schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
     prediction, log_levels = _schedule(schedule)
     arguments = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
-    channels = arguments["out_channels"]
-    if arguments["in_channels"] != channels:
-        raise ValueError(f"{place}: the network must take what it predicts, {channels} channels, and no more")
+    channels = arguments["in_channels"]
+    first = "conv_in.weight"
+    outputs = [channels]
+    if architecture == "DiTTransformer2DModel":
+        first = "pos_embed.proj.weight"
+        outputs = [channels, 2 * channels]  # with its variance
+        stride = arguments["patch_size"]
+    else:
+        stride = 2 ** (len(arguments["block_out_channels"]) - 1)
+    if arguments["out_channels"] not in outputs:
+        got = f"{channels} channels and predicts {arguments['out_channels']}"
+        raise ValueError(f"{place}: the network must predict what it is shown, and is shown {got}")
     arguments["in_channels"] = channels + source_channels
     config = PretrainedConfig(
         architecture=architecture,
         arguments_json=json.dumps(arguments, sort_keys=True),
         channels=channels,
-        stride=2 ** (len(arguments["block_out_channels"]) - 1),
+        stride=stride,
         prediction=prediction,
         log_levels=log_levels,
         sigma_data=float(schedule.get("sigma_data", 0.5)),
         condition_channels=source_channels,
     )
     network = Pretrained(config)
-    network.module.load_state_dict(_widened(module.state_dict(), source_channels))
+    network.module.load_state_dict(_widened(module.state_dict(), first, source_channels))
     noise_range = _noise_range(prediction, log_levels, schedule)
     changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)
     return network.eval(), cast(Known, changed)
@@ -111,8 +120,8 @@ def _noise_range(
     return float(settings["sigma_min"]), float(settings["sigma_max"])
 
 
-def _widened(state: Mapping[str, torch.Tensor], channels: int) -> dict[str, torch.Tensor]:
-    """Weights whose first layer takes further channels, by zeros; the bias stays as it is."""
-    weight = state["conv_in.weight"]
+def _widened(state: Mapping[str, torch.Tensor], first: str, channels: int) -> dict[str, torch.Tensor]:
+    """Weights whose first layer takes further channels, by zeros; its bias stays as it is."""
+    weight = state[first]
     zeros = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
-    return {**state, "conv_in.weight": torch.cat([weight, zeros], dim=1)}
+    return {**state, first: torch.cat([weight, zeros], dim=1)}

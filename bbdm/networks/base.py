@@ -316,7 +316,11 @@ def _differences(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor])
 def restore(build: Callable[[Any], Module], config: Any, state: dict[str, torch.Tensor], whose: str = "its") -> Module:
     """A network in float32 on the CPU, in evaluation mode; for arguments and errors see :func:`fitting`."""
     network = fitting(build, config, state, whose)
-    network.to_empty(device="cpu")  # initial values would take longer to draw than the file takes to read
+    computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
+    if computed:  # which no file holds, such as the places of tokens
+        network = build(config)
+    else:
+        network.to_empty(device="cpu")  # initial values would take longer to draw than the file takes to read
     network.load_state_dict(state)
     return network.eval()
 

@@ -14,7 +14,11 @@ from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
-ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel")  # of diffusers, that a bridge can start from
+ARCHITECTURES = (
+    "UNet2DModel",
+    "UNet2DConditionModel",
+    "DiTTransformer2DModel",
+)  # of diffusers, that a bridge can start from
 SIZES = ("int", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 

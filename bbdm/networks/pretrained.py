@@ -104,6 +104,7 @@ class Pretrained(Network, ConfiguredNetwork):
         if conditions:
             shown = torch.cat([shown, conditions[SOURCE]], dim=1)
         output = self.module(shown, time, return_dict=False, **self._further(len(x)))[0]
+        output = output[:, : self.channels]  # of a network that predicts its variance too, without that
         return self._v(state, output.to(self._dtype), a, s).to(x.dtype)
 
     def _scale(self, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor | float:
@@ -134,7 +135,10 @@ class Pretrained(Network, ConfiguredNetwork):
         return (a * x - c_skip * x / a - c_out * output) / s
 
     def _further(self, count: int) -> dict[str, Any]:
-        """What a network with text sees besides: the same for all pictures."""
+        """What a network sees besides, the same for all pictures: an empty prompt, or no class."""
+        if self.config.architecture == "DiTTransformer2DModel":
+            none = self.config.arguments["num_embeds_ada_norm"]  # the class after the last one
+            return {"class_labels": torch.full((count,), none, device=self.prompt.device)}
         if not self.prompt.shape[1]:
             return {}
         further: dict[str, Any] = {"encoder_hidden_states": self.prompt.expand(count, -1, -1)}
