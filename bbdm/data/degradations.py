@@ -29,6 +29,11 @@ ENDS_AS_JPEG = 0.9  # that JPEG is the last step
 EACH = 0.4  # of each step of a round
 QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
 LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 1.5, 15.0, 0.4  # in pixels, in steps of 8 bits, of the side
+KINDS_OF_ANY = ("edges", "grey", "blurred", "small", "masked")
+BLURS = 1.0, 4.0  # standard deviations in pixels, of any
+SCALES = 0.125, 0.5  # of the side, of any
+MASKED = 0.25, 0.75  # of the side
+MIDDLE = 128  # of the levels 0 to 255
 FILTERS = Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
 
 
@@ -109,6 +114,52 @@ def _compressed(picture: Image.Image, random: np.random.Generator, strength: flo
     return jpeg(picture, random, quality, ("4:2:0", "4:4:4")[int(random.integers(2))])
 
 
+def edges(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Dark lines on white where brightness changes: its gradient, of which the strongest is black."""
+    grey = np.pad(np.asarray(picture.convert("L"), dtype=np.float32), 1, mode="edge")
+    across = grey[1:-1, 2:] - grey[1:-1, :-2]
+    down = grey[2:, 1:-1] - grey[:-2, 1:-1]
+    strength = np.hypot(across, down)
+    most = strength.max()
+    if most > 0:
+        strength = strength / most
+    lines = Image.fromarray(np.rint(255 * (1 - strength)).astype(np.uint8))
+    return lines.convert(picture.mode)
+
+
+def grey(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Without its colours."""
+    return picture.convert("L").convert(picture.mode)
+
+
+def masked(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """A rectangle of middle grey, of a quarter to three quarters of each side, anywhere."""
+    levels = np.array(picture)
+    places: list[slice] = []
+    for side in levels.shape[:2]:
+        length = max(1, round(side * random.uniform(*MASKED)))
+        start = int(random.integers(side - length + 1))
+        places.append(slice(start, start + length))
+    levels[tuple(places)] = MIDDLE
+    return Image.fromarray(levels)
+
+
+def any_of(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+    """One of edges, grey, blurred, small and masked, with strengths that are drawn.
+
+    A network that learns to undo all of them knows pictures of a kind: a start for few pairs of that kind.
+    """
+    kind = KINDS_OF_ANY[int(random.integers(len(KINDS_OF_ANY)))]
+    if kind == "blurred":
+        return blur(picture, random, random.uniform(*BLURS))
+    if kind == "small":
+        scale = random.uniform(*SCALES)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        small = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return small.resize(picture.size, Image.Resampling.BICUBIC)
+    return {"edges": edges, "grey": grey, "masked": masked}[kind](picture, random)
+
+
 STEPS: tuple[Callable[..., Image.Image], ...] = (
     lambda picture, random, strength: blur(picture, random, max(0.1, random.random() * strength * LARGEST_BLUR)),
     _smaller,
@@ -120,6 +171,10 @@ DEGRADATIONS: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image
     "jpeg": partial(jpeg, quality=10),
     "blur": partial(blur, sigma=2.0),  # standard deviation in pixels
     "photo": photo,
+    "edges": edges,
+    "grey": grey,
+    "masked": masked,
+    "any": any_of,
 }
 
 
