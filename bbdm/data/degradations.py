@@ -29,7 +29,7 @@ ENDS_AS_JPEG = 0.9  # that JPEG is the last step
 EACH = 0.4  # of each step of a round
 QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
 LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 1.5, 15.0, 0.4  # in pixels, in steps of 8 bits, of the side
-KINDS_OF_ANY = ("edges", "grey", "blurred", "small", "masked")
+KINDS_OF_ANY = ("grey", "edges", "blurred", "small", "masked")  # the first of pictures in colour alone
 BLURS = 1.0, 4.0  # standard deviations in pixels, of any
 SCALES = 0.125, 0.5  # of the side, of any
 MASKED = 0.25, 0.75  # of the side
@@ -145,11 +145,12 @@ def masked(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def any_of(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """One of edges, grey, blurred, small and masked, with strengths that are drawn.
+    """One of grey, edges, blurred, small and masked, with strengths that are drawn.
 
     A network that learns to undo all of them knows pictures of a kind: a start for few pairs of that kind.
     """
-    kind = KINDS_OF_ANY[int(random.integers(len(KINDS_OF_ANY)))]
+    kinds = KINDS_OF_ANY if picture.mode == "RGB" else KINDS_OF_ANY[1:]
+    kind = kinds[int(random.integers(len(kinds)))]
     if kind == "blurred":
         return blur(picture, random, random.uniform(*BLURS))
     if kind == "small":

@@ -251,7 +251,8 @@ def test_size_and_mode_stay(text: str, mode: str) -> None:
         picture = Image.fromarray(NOISE).crop((0, 0, *size)).convert(mode)
         made = Degradation.read(text).picture(picture.copy(), "a")
         assert (made.size, made.mode) == (size, mode)
-        assert size == (1, 3) or made.tobytes() != picture.tobytes()
+        if size != (1, 3) and (text, mode) != ("grey", "L"):
+            assert made.tobytes() != picture.tobytes()
 
 
 def test_sr4_keeps_low_frequencies_and_no_high_ones() -> None:
