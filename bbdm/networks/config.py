@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from typing import Any, ClassVar, Literal, TypeVar
+from itertools import pairwise
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
@@ -250,12 +251,38 @@ class PretrainedConfig(NetworkConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+        if not isinstance(self.arguments, dict):
+            raise ValueError("arguments_json must hold the arguments of a class of diffusers by name")
         check_settings(self.architecture, self.arguments)
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """Raise ValueError unless levels increase where times are those of a schedule; others have none."""
+        levels = self.log_levels
+        of_schedule = self.prediction in ("epsilon", "v_prediction", "sample")
+        if not all(isinstance(level, float) and math.isfinite(level) for level in levels):
+            raise ValueError("log_levels must be finite numbers")
+        if (len(levels) >= 2) != of_schedule or any(a >= b for a, b in pairwise(levels)):
+            raise ValueError(f"log_levels must be increasing, two or more of a schedule, got {len(levels)}")
+        if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be a positive number, got {self.sigma_data!r}")
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
         """The arguments of the class of diffusers."""
         return json.loads(self.arguments_json)
+
+    @property
+    def blocks(self) -> int:
+        """The number of its blocks, at most: each has weights."""
+        count = 1
+        for name in ("layers_per_block", "num_layers", "transformer_layers_per_block"):
+            values = self.arguments.get(name)
+            numbers = values if isinstance(values, list) else [values]
+            count = max([count, *(number for number in numbers if isinstance(number, int))])
+        return count
 
 
 def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:

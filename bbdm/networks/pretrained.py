@@ -43,14 +43,23 @@ class Pretrained(Network, ConfiguredNetwork):
         self.config = config
         arguments = config.arguments
         diffusers = package("diffusers", "a pretrained network")
-        self.module: Any = getattr(diffusers, config.architecture).from_config(arguments)
-        width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
-        self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
-        pooled = 0
-        if arguments.get("addition_embed_type") == "text_time":
-            sizes = 6 * arguments["addition_time_embed_dim"]
-            pooled = arguments["projection_class_embeddings_input_dim"] - sizes
-        self.pooled = nn.Buffer(torch.zeros(1, pooled))
+        try:
+            self.module: Any = getattr(diffusers, config.architecture).from_config(arguments)
+            width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
+            self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
+            pooled = 0
+            if arguments.get("addition_embed_type") == "text_time":
+                sizes = 6 * arguments["addition_time_embed_dim"]
+                pooled = arguments["projection_class_embeddings_input_dim"] - sizes
+            self.pooled = nn.Buffer(torch.zeros(1, pooled))
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            NotImplementedError,
+            TypeError,
+        ) as error:  # of wrong arguments
+            raise ValueError(f"no {config.architecture} can be built of its arguments: {error}") from error
 
     @property
     def gradient_checkpointing(self) -> bool:

@@ -222,6 +222,49 @@ def test_what_no_bridge_can_use_is_refused(case: str, tmp_path: Path) -> None:
         replace(network.config, arguments_json=json.dumps(arguments))
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"layers_per_block": 10**9}, "tensors, for 1000000000 blocks"),
+        (
+            {"down_block_types": ["DownBlock2D", "Other"]},
+            "does not exist",
+        ),
+        ({"block_out_channels": "wide"}, "Must provide"),
+        ({"act_fn": 3}, "no UNet2DModel can be built"),
+        ({"norm_num_groups": 0}, "no UNet2DModel can be built"),
+    ],
+)
+def test_files_with_wrong_arguments_are_refused_at_once(changes: Any, reason: str, tmp_path: Path) -> None:
+    """As damaged, or as others made them: nothing runs for long, and the message is one of ours."""
+    save(tmp_path, DDPMScheduler())
+    network, bridge = pretrained(tmp_path, BrownianBridge())
+    arguments = {**network.config.arguments, **changes}
+    config = replace(network.config, arguments_json=json.dumps(arguments))
+    object.__setattr__(network, "network_config", config)
+    save_checkpoint(tmp_path / "a.pt", network, bridge, image_size=8)
+    with pytest.raises(ValueError, match=reason):
+        load_checkpoint(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"prediction": "score"}, "prediction must be one of"),
+        ({"arguments_json": "[1]"}, "arguments_json must hold the arguments"),
+        ({"log_levels": (1.0, 0.5)}, "log_levels must be increasing"),
+        ({"log_levels": ()}, "log_levels must be increasing, two or more of a schedule, got 0"),
+        ({"log_levels": (0.5, float("nan"))}, "log_levels must be finite numbers"),
+        ({"sigma_data": 0.0}, "sigma_data must be a positive number, got 0.0"),
+    ],
+)
+def test_settings_that_are_refused(settings: Any, reason: str, tmp_path: Path) -> None:
+    save(tmp_path, DDPMScheduler())
+    network, _ = pretrained(tmp_path, BrownianBridge())
+    with pytest.raises(ValueError, match=reason):
+        replace(network.config, **settings)
+
+
 def test_folders_that_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="has no network: a folder with unet or transformer that diffusers"):
         pretrained(tmp_path, BrownianBridge())
