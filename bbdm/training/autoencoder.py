@@ -48,7 +48,7 @@ class CodebookUse(nn.Module):
     def __init__(self, codes: int, processes: Processes) -> None:
         super().__init__()
         self.processes = processes
-        self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))  # in this epoch
+        self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))  # since the last report
         self.used = nn.Buffer(torch.zeros(codes, dtype=torch.bool, device=processes.device))  # since the last restart
 
     def add(self, index: torch.Tensor) -> None:
@@ -73,7 +73,7 @@ class CodebookUse(nn.Module):
             codes[unused] = vectors[chosen].to(codes)
 
     def report(self) -> dict[str, float]:
-        """The share of codes that the epoch used, and their perplexity; begins anew.
+        """The share of codes that were used since the last report, and their perplexity; begins anew.
 
         The perplexity is exp(-sum p log p), with the share p of latents that take a code: the number of codes
         if all are taken equally often.

@@ -49,7 +49,7 @@ class RunConfig:
     batch_size: int = setting(64, "pairs in an optimizer step", "-b", least=1)
     learning_rate: float = setting(1e-4, "of the optimizer", "-lr")
     lr_schedule: Schedule = setting(
-        "constant", "cosine: to 0 over all epochs; plateau: halved when the training loss stops falling"
+        "constant", "cosine: to 0 over the run; plateau: halved when the training loss stops falling"
     )
     warmup_steps: int = setting(0, "optimizer steps over which the learning rate rises from 0", least=0)
     weight_decay: float = setting(0.0, "of AdamW, which is Adam without it", least=0)
@@ -80,7 +80,7 @@ class RunConfig:
         check(self)
         for name in ("validate_every", "save_every"):
             try:
-                read_every(str(getattr(self, name)))
+                object.__setattr__(self, name, read_every(str(getattr(self, name))))
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
         if self.seed >= 2**32:

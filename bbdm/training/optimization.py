@@ -155,6 +155,7 @@ class Optimization:
         self.replica: Any = self.parallel(network)
         self.reported = Reported(self.device)
         self.last: dict[str, Any] = {}
+        self._watched = torch.zeros((), device=self.device)  # sum of the losses since the last look
         self._draws = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
         self._make_optimizer = optimizer
         self._schedule = schedule
@@ -228,20 +229,20 @@ class Optimization:
             The loss of the whole batch before the step, a scalar on the device: to read it waits for a GPU.
 
         Raises:
-            DivergedError: the loss is not finite. The weights are those of before the step. On a GPU it comes
-                up to :data:`LOOKED_EVERY` steps later, and steps without a finite loss change no weight.
+            DivergedError: the loss is not finite. The network's weights are those of before the step. On a
+                GPU it comes up to :data:`LOOKED_EVERY` steps later, and such steps change no weight of it.
         """
         if self._draws:
             torch.manual_seed(mixed(self.config.seed, step * self.processes.count + self.processes.rank))
         for optimizer, rates in self._rates:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
-        shares = self._gradients(batch, step)
-        means = self.processes.total(torch.stack([*shares.values()])) / self.processes.count
-        self.reported.add([*shares], means)
-        numbers = dict(zip(shares, means, strict=True))
+        minimised, shares = self._gradients(batch, step)
+        means = self.processes.total(torch.stack([minimised, *shares.values()])) / self.processes.count
+        self.reported.add([*shares], means[1:])
+        numbers = dict(zip(shares, means[1:], strict=True))
         loss = numbers["loss"]
-        self._guard(loss, step)
+        self._guard(means[0] + loss, step)  # not finite where either is
         self.scaler.unscale_(self.optimizer)
         norm = self._clipped(step)
         self.scaler.step(self.optimizer)  # skipped where a gradient overflows float16
@@ -254,12 +255,17 @@ class Optimization:
         self.last = {**numbers, "learning_rate": self.optimizer.param_groups[0]["lr"], **norm}
         return loss
 
-    def _gradients(self, batch: Example, step: int) -> dict[str, torch.Tensor]:
-        """Compute the gradients of the batch, part by part; returns what this process's share reports."""
+    def _gradients(self, batch: Example, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Compute the gradients of the batch, part by part.
+
+        Returns:
+            Of this process's share, what is minimised, and what is reported by name.
+        """
         count = len(batch.source)
         seeds = sample_seeds(self.config.seed, self.processes.rank * count, count, self.device)
         size = math.ceil(count / self.parts)
         totals: dict[str, torch.Tensor] = {}
+        minimised = torch.zeros((), device=self.device)
         for start in range(0, count, size):
             rows = slice(start, start + size)
             part = self.task.prepared(batch.map(lambda v, rows=rows: v[rows]), seeds[rows], step)
@@ -269,10 +275,11 @@ class Optimization:
                 losses, reported = self.task.losses(self.replica, part, seeds[rows], step)
                 mean = losses.mean()
                 self.scaler.scale(mean / parts).backward()
+            minimised = minimised + mean.detach().float() / parts
             for name, value in {"loss": mean, **reported}.items():
                 share = value.detach().float() / parts
                 totals[name] = totals[name] + share if name in totals else share
-        return totals
+        return minimised, totals
 
     def _clipped(self, step: int) -> dict[str, torch.Tensor]:
         """Clip the gradients; their norm where it is computed."""
@@ -295,22 +302,26 @@ class Optimization:
         return fused and self.plateau is None
 
     def _guard(self, loss: torch.Tensor, step: int) -> None:
-        """Let no weight move by a loss that is not finite."""
+        """Let no weight of the network move by a loss that is not finite."""
+        self._watched = self._watched + loss
         if self.looks(step):
             self.check(step + 1)
         elif not self.scaler.is_enabled():  # which skips such steps too
             self.optimizer.found_inf = (~loss.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
 
     def check(self, step: int) -> None:
-        """Raise DivergedError where a loss since the last report is not finite, after ``step`` steps."""
-        loss = self.reported.means().get("loss", 0.0)
+        """Raise DivergedError where a loss since the last look is not finite, after ``step`` steps."""
+        loss = float(self._watched)
         if not math.isfinite(loss):
             raise DivergedError(f"the loss is {loss} at step {step}")
+        self._watched = torch.zeros((), device=self.device)
 
     def check_weights(self, step: int) -> None:
-        """Raise DivergedError where a weight is not finite, after ``step`` steps."""
-        finite = torch.stack([weight.isfinite().all() for weight in self.task.network.parameters()])
-        if not finite.all():
+        """Raise DivergedError where a weight that a checkpoint holds is not finite, after ``step`` steps."""
+        modules = [self.task.network]
+        modules += [part for part in self.task.stateful.values() if isinstance(part, nn.Module)]
+        finite = [weight.isfinite().all() for module in modules for weight in module.parameters()]
+        if not torch.stack(finite).all():
             raise DivergedError(f"weights are not finite at step {step}")
 
     # Files
@@ -322,8 +333,19 @@ class Optimization:
         return {**state, "config": asdict(self.config)}
 
     def restore(self, network: Any, state: Mapping[str, Any]) -> None:
-        """Take the network that a task's ``stored`` returned, with its average, and a :meth:`state`."""
+        """Take the network that a task's ``stored`` returned, with its average, and a :meth:`state`.
+
+        Raises:
+            ValueError: the state is of another version of this library; nothing is taken.
+        """
+        parts = {**self._stateful, **self.task.stateful}
+        missing = sorted(parts.keys() - state.keys())
+        if missing:
+            raise ValueError(
+                f"the run is of another version of bbdm, without {missing[0]!r}: begin anew in another folder "
+                "(experiment), or overwrite it"
+            )
         self.task.network.load_state_dict(network.weights)
         self.task.average.load_state_dict(network.ema)
-        for name, part in {**self._stateful, **self.task.stateful}.items():
+        for name, part in parts.items():
             part.load_state_dict(state[name])

@@ -239,8 +239,8 @@ class Trainer:
         Args:
             progress: show the run on standard error: a bar, and lines; see
                 :class:`~bbdm.training.callbacks.Progress`.
-            stop: called before each step and each batch of validation; once True, the run is saved and ends.
-                Several processes on GPUs look each 10 steps.
+            stop: called before each step, and in one process before each batch of validation; once True, the
+                run is saved and ends. Several processes on GPUs look each 10 steps.
             overwrite: delete the later steps of a run in the folder, which is an error otherwise.
 
         Returns:
@@ -304,6 +304,8 @@ class Trainer:
         self._check_asked()
         if self.step > self._validated and self._is_due(self.config.validate_every):  # it ended while it validated
             self._validate_and_save()
+            if self._reason is not None:
+                return
         for batch in self._batches_left():
             loss = self.train_step(batch)
             for callback in self._called:

@@ -207,12 +207,15 @@ class Record:
             raise ValueError(f"{self.folder}/{unknown[0]} exists, but {no}: give another folder")
 
     def _is_result(self, name: str, line: Line | None, item: Callable[[str], Item]) -> bool:
-        """Whether a file is what would be made now; one whose source cannot be read is not."""
+        """Whether a file is what would be made now; where its source cannot be read, it stays."""
         if line is None or line.get("settings") != self._digest:
             return False
-        with suppress(FileNotFoundError, PermissionError):
-            return line.get("sha256") == file_sha256(self.folder / name) and line.get("item") == item(name)
-        return False
+        if line.get("sha256") != file_sha256(self.folder / name):
+            return False
+        try:
+            return line.get("item") == item(name)
+        except (FileNotFoundError, PermissionError):
+            return True
 
     def _delete(self, names: Collection[str]) -> None:
         """Delete files; ValueError, before one is deleted, where a name leads out of the folder."""

@@ -162,6 +162,34 @@ def test_parts_of_unequal_sizes_count_by_their_examples(parts: int) -> None:
         torch.testing.assert_close(old - weight.detach(), gradient, rtol=1e-4, atol=1e-6)
 
 
+class Hides(BridgeTask):
+    """Reports a finite loss of its own, whatever it minimises."""
+
+    def losses(self, network: Any, batch: Example, seeds: torch.Tensor, step: int) -> Any:
+        losses, _ = super().losses(network, batch, seeds, step)
+        return losses * (math.nan if step else 1.0), {"loss": losses.mean().detach()}
+
+
+def test_the_loss_that_is_minimised_is_looked_at(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    trainer = make_trainer(further={"task": Hides}, learning_rate=1e-2)
+    trainer.train_step(batch_of(pairs, 2))
+    weights = weights_of(trainer.network)
+    with pytest.raises(StoppedError, match="the loss is nan at step 2"):
+        trainer.train_step(batch_of(pairs, 2))
+    assert torch.equal(weights_of(trainer.network), weights)
+    assert set(trainer.optimization.reported.means()) == {"loss"}
+
+
+def test_what_a_task_learns_besides_is_finite_in_a_checkpoint(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(save_every=1)
+    other = torch.nn.Linear(1, 1)
+    trainer.task.stateful["critic"] = other
+    torch.nn.init.constant_(other.weight, math.nan)
+    with pytest.raises(StoppedError, match="weights are not finite at step 1"):
+        trainer.fit()
+    assert not trainer.run_folder.checkpoints()
+
+
 def diverging(at: int) -> Any:
     """A loss that is no number from its call ``at`` on."""
     calls = iter(range(1000))

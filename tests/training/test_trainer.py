@@ -29,7 +29,7 @@ from bbdm.networks.config import UNetConfig
 from bbdm.pictures import images
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.training import optimization
-from bbdm.training.config import TrainConfig, UnpairedConfig
+from bbdm.training.config import TrainConfig, UnpairedConfig, steps_of
 from bbdm.training.run import RunFolder
 from bbdm.training.trainer import Trainer
 from bbdm.training.unpaired import UnpairedTask
@@ -229,6 +229,36 @@ def test_a_run_that_ends_while_it_validates_validates_again(make_trainer: MakeTr
     again.fit()
     for one, other in zip(metrics_of(again), metrics_of(straight), strict=True):
         assert {**one, "images_per_second": 0} == {**other, "images_per_second": 0}
+
+
+def test_steps_as_text_are_steps() -> None:
+    config = TrainConfig(validate_every="5000", save_every="2e")
+    assert (config.validate_every, config.save_every) == (5000, "2e")
+    assert steps_of(config.validate_every, 7) == 5000
+
+
+def test_a_stop_in_a_validation_that_is_repeated_ends_the_run(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+    class Ends(Callback):
+        def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
+            trainer.stop("enough")
+
+    run = make_trainer(validation=pairs)
+    calls = iter(range(100))
+    assert not run.fit(stop=lambda: run.step == 2 and next(calls) == 1)
+    again = make_trainer(validation=pairs, callbacks=[Ends()])
+    assert again.resume_newest()
+    assert again.fit()
+    assert again.step == 2
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_words(make_trainer: MakeTrainer) -> None:
+    run = make_trainer()
+    run.fit(stop=lambda: run.step == 1)
+    checkpoint = load_checkpoint(newest(run))
+    assert checkpoint.training is not None
+    del checkpoint.training["reported"]
+    with pytest.raises(ValueError, match=r"another version of bbdm, without 'reported': begin anew"):
+        make_trainer().resume(newest(run), checkpoint)
 
 
 # Validation

@@ -82,6 +82,20 @@ def test_what_is_no_longer_what_would_be_made_is_made_anew(change: str, folder: 
     assert not (folder / "b.png").exists()
 
 
+def test_a_result_stays_where_its_source_cannot_be_read(folder: Path) -> None:
+    """As on a share that is not mounted: it is not made anew, and so not deleted."""
+
+    def unreadable(name: str) -> dict[str, Any]:
+        if name == "b.png":
+            raise FileNotFoundError("there is no picture")
+        return item(name)
+
+    assert record(folder, item=unreadable).existing == {*NAMES}
+    assert (folder / "b.png").read_text() == "pixels of b.png"
+    (folder / "b.png").write_text("retouched")
+    assert record(folder, item=unreadable).existing == {"a.png", "c.png"}
+
+
 def test_a_folder_that_grew_keeps_what_there_is_and_knows_it_later(folder: Path) -> None:
     begun = record(folder, [*NAMES, "d.png"])
     assert (begun.existing, begun.changed) == ({*NAMES}, set())
