@@ -16,7 +16,7 @@ from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, UNetConfig, WrappedConfig
+from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, UNetConfig, WrappedConfig, network_folder
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
@@ -350,9 +350,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
 def is_pretrained(path: Any) -> bool:
     """Whether a path is of a folder of diffusers with a network of diffusion models."""
-    if path is None:
-        return False
-    return any((Path(path) / part / "config.json").is_file() for part in ("unet", "transformer"))
+    return path is not None and network_folder(path) is not None
 
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:

@@ -13,10 +13,9 @@ import torch
 
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
-from bbdm.networks.config import ARCHITECTURES, Prediction, PretrainedConfig
+from bbdm.networks.config import ARCHITECTURES, PARTS, Prediction, PretrainedConfig, network_folder
 from bbdm.networks.pretrained import LAST_TIME, Pretrained
 
-PARTS = ("unet", "transformer")  # folders of the network in that of a pipeline
 Known = TypeVar("Known", bound=Bridge)
 
 
@@ -38,7 +37,9 @@ def pretrained(folder: str | Path, bridge: Known, source_channels: int = 3) -> t
     """
     folder = Path(folder)
     diffusers = package("diffusers", "a pretrained network")
-    place = _network_folder(folder)
+    place = network_folder(folder)
+    if place is None:
+        raise FileNotFoundError(f"{folder} has no network: a folder with {' or '.join(PARTS)} that diffusers saved")
     settings = _read_json(place / "config.json")
     architecture = str(settings.get("_class_name"))
     if architecture not in ARCHITECTURES:
@@ -77,13 +78,6 @@ def pretrained(folder: str | Path, bridge: Known, source_channels: int = 3) -> t
     noise_range = _noise_range(prediction, log_levels, schedule)
     changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)
     return network.eval(), cast(Known, changed)
-
-
-def _network_folder(folder: Path) -> Path:
-    for name in PARTS:
-        if (folder / name / "config.json").is_file():
-            return folder / name
-    raise FileNotFoundError(f"{folder} has no network: a folder with {' or '.join(PARTS)} that diffusers saved")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

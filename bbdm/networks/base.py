@@ -279,8 +279,7 @@ def fitting(build: Callable[[Any], Module], config: Any, state: Mapping[str, Any
     """
     if not isinstance(state, Mapping) or not all(hasattr(value, "shape") for value in state.values()):
         raise ValueError(f"{whose} weights are no state dict of tensors")
-    blocks = getattr(config, "num_res_blocks", 0) * len(getattr(config, "channel_mult", ()))
-    blocks = max(blocks, getattr(config, "blocks", 0))
+    blocks = getattr(config, "blocks", 0)
     if blocks > len(state):  # a wrong number of blocks can be huge, and would be built
         raise ValueError(f"{whose} weights do not fit the network: {len(state)} tensors, for {blocks} blocks")
     try:

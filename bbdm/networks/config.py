@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 from bbdm.base.registry import Registry
@@ -15,11 +16,8 @@ from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
-ARCHITECTURES = (
-    "UNet2DModel",
-    "UNet2DConditionModel",
-    "DiTTransformer2DModel",
-)  # of diffusers, that a bridge can start from
+ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # that a bridge can start from
+PARTS = ("unet", "transformer")  # folders of the network in a pipeline's of diffusers
 SIZES = ("int", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 
@@ -185,6 +183,11 @@ class UNetConfig(NetworkConfig):
         return self.in_channels
 
     @property
+    def blocks(self) -> int:
+        """The number of its residual blocks on one way, each of which has weights."""
+        return self.num_res_blocks * len(self.channel_mult)
+
+    @property
     def level_strides(self) -> tuple[tuple[int, ...], ...]:
         """Of each axis, from each level to the next."""
         if self.strides is not None:
@@ -285,6 +288,15 @@ class PretrainedConfig(NetworkConfig):
         return count
 
 
+def network_folder(pipeline: str | Path) -> Path | None:
+    """The folder of the network in that of a pipeline of diffusers; None where it is none."""
+    for name in PARTS:
+        folder = Path(pipeline) / name
+        if (folder / "config.json").is_file():
+            return folder
+    return None
+
+
 def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
     """Raise ValueError where a network of diffusers cannot be a bridge's: by its class and arguments."""
     if architecture not in ARCHITECTURES:
@@ -328,6 +340,11 @@ class VQGANConfig:
     def stride(self) -> int:
         """Image pixels along one side of a latent pixel; sides of images must be multiples of this."""
         return 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def blocks(self) -> int:
+        """The number of its encoder's residual blocks, each of which has weights."""
+        return self.num_res_blocks * len(self.channel_mult)
 
     @property
     def encoded_channels(self) -> int:
