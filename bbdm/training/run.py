@@ -47,9 +47,16 @@ class RunFolder:
 
     def checkpoints(self) -> dict[int, Path]:
         """The existing checkpoints by step, the newest first; some may be damaged. Others are not a run's."""
-        numbers = [path.stem.removeprefix("step_") for path in self.path.glob("step_????????.pt")]
-        steps = sorted((int(number) for number in numbers if number.isdigit()), reverse=True)
-        return {step: self.checkpoint(step) for step in steps}
+        return self._by_step(".pt")
+
+    def _by_step(self, suffix: str) -> dict[int, Path]:
+        """The files ``step_N`` of a suffix by step, the newest first; others are not a run's."""
+        files: dict[int, Path] = {}
+        for path in self.path.glob(f"step_????????{suffix}"):
+            number = path.stem.removeprefix("step_")
+            if number.isdigit():
+                files[int(number)] = path
+        return dict(sorted(files.items(), reverse=True))
 
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
@@ -95,6 +102,21 @@ class RunFolder:
             return {name: dict(pairs[name]) for name in ("contents", "stamps")}
         return None
 
+    def later(self, step: int, overwrite: bool = False) -> list[Path]:
+        """The checkpoints after ``step`` optimizer steps, which a run that begins there is to ``overwrite``.
+
+        Raises:
+            ValueError: there are some, and they are not to be overwritten.
+        """
+        later = {number: path for number, path in self.checkpoints().items() if number > step}
+        if later and not overwrite:
+            raise ValueError(
+                f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
+                "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
+                "folder (experiment)"
+            )
+        return list(later.values())
+
     def begin(self, step: int, config: dict[str, Any], overwrite: bool = False) -> None:
         """Prepare the locked folder for a run that begins after ``step`` optimizer steps.
 
@@ -104,14 +126,7 @@ class RunFolder:
         Raises:
             ValueError: it has later checkpoints, or the metrics are damaged.
         """
-        later = {number: path for number, path in self.checkpoints().items() if number > step}
-        if later and not overwrite:
-            raise ValueError(
-                f"{self.path} holds a run of {max(later)} steps already, and this one would begin at {step}: "
-                "resume the newest step (Trainer.resume_newest(), no ckpt_path), overwrite the run, or use another "
-                "folder (experiment)"
-            )
-        for path in later.values():
+        for path in self.later(step, overwrite):
             path.unlink(missing_ok=True)
         if overwrite and step == 0:
             self.best.unlink(missing_ok=True)
@@ -120,9 +135,8 @@ class RunFolder:
             shutil.rmtree(self.events, ignore_errors=True)
         remove_leftovers(self.path)
         self._cut_metrics(step)
-        for grid in self.path.glob("step_????????.png"):
-            number = grid.stem.removeprefix("step_")
-            if number.isdigit() and int(number) > step:
+        for number, grid in self._by_step(".png").items():
+            if number > step:
                 grid.unlink()
         manifest.write(self.path / "config.json", config)
 

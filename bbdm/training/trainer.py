@@ -286,8 +286,8 @@ class Trainer:
         self._called = list(self.callbacks)
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
-            known = self.train.provenance(self.run_folder.pairs())  # by which pairs to judge on are compared
-            pairs = {**self.pairs, **known}
+            self.run_folder.later(self.step, overwrite)  # refused before all pairs are read
+            pairs = {**self.pairs, **self.train.provenance(self.run_folder.pairs())}
             settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
             self.run_folder.begin(self.step, settings, overwrite)
             if find_spec("tensorboard"):
