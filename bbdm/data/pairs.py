@@ -367,18 +367,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 digest.update("\n".join(str(row.get(name)) for name in columns).encode())
         return digest.hexdigest()
 
-    def contents(self) -> dict[str, str]:
-        """SHA-256 of the content of rows by name; see :func:`bbdm.data.provenance.contents`.
-
-        Those of files are of the whole files. The rows of a stream and of a map-style data set have no files,
-        and are known by number and by the digest of the whole.
-
-        Raises:
-            FileNotFoundError: there is no such file, without ``skip_bad``.
-            PermissionError: a file may not be read, without ``skip_bad``.
-        """
-        return provenance.contents(self.rows, self.skip_bad)
-
     def provenance(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What a training records of its pairs: contents and stamps by name, and the groups of all.
 
@@ -392,11 +380,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 if name in before["contents"]:
                     known[stamp] = before["contents"][name]
         groups = {group for _, group in provenance.groups(self.rows)}
-        return {
-            "contents": provenance.contents(self.rows, self.skip_bad, known),
-            "stamps": provenance.stamps(self.rows, self.skip_bad),
-            "groups": sorted(groups),
-        }
+        contents = provenance.contents(self.rows, self.skip_bad, known)
+        return {"contents": contents.digests, "stamps": contents.stamps, "groups": sorted(groups)}
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

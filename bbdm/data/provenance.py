@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -96,7 +96,12 @@ def row_digest(row: Row) -> str:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
-    digests = {value_digest(value) for role in ROLES for value in values_of(row, role)}
+    values: dict[Any, Any] = {}  # one for each file: both halves of a photograph are in the same
+    for role in ROLES:
+        for value in values_of(row, role):
+            files = value.files() if isinstance(value, Cell) else ()
+            values[files or id(value)] = value
+    digests = {value_digest(value) for value in values.values()}
     if len(digests) == 1:  # of both halves of a photograph, or of a source alone
         return digests.pop()
     return digest_of(sorted(digests))
@@ -109,18 +114,23 @@ def row_stamp(row: Row) -> str:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
-    stamps = sorted(stamp(path.absolute()) for path in files_of(row, ROLES))
-    return digest_of(stamps) if stamps else ""
+    stamps: list[str] = []
+    for path in files_of(row, ROLES):
+        try:
+            stamps.append(stamp(path.absolute()))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(images.no_picture(path)) from error
+    return digest_of(sorted(stamps)) if stamps else ""
 
 
-def stamps(rows: Sequence[Row], skip_bad: bool = False) -> dict[str, str]:
-    """The stamps of rows with files by name; arguments are those of :func:`contents`."""
-    if isinstance(rows, StreamedRows | ItemRows):
-        return {}
-    return {name: text for name, text in _by_name(rows, row_stamp, skip_bad).items() if text}
+class Contents(NamedTuple):
+    """Of rows by name: SHA-256 of what they hold, and of the paths, sizes and times of their files."""
+
+    digests: dict[str, str]
+    stamps: dict[str, str]  # of rows that have files
 
 
-def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, str] | None = None) -> dict[str, str]:
+def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, str] | None = None) -> Contents:
     """The content of rows by name: SHA-256 of the files of source and target, or of their bytes in a table.
 
     Of two sets without pairs, each picture of either set is an item. A stream and a map-style data set are
@@ -132,7 +142,7 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, st
         known: digests by the stamps of rows, which are not computed again; None for none.
 
     Returns:
-        The digests, in the order of the rows.
+        The digests and the stamps, in the order of the rows.
 
     Raises:
         FileNotFoundError: there is no such file, without ``skip_bad``.
@@ -140,43 +150,33 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, st
     """
     if isinstance(rows, StreamedRows | ItemRows):
         whole = rows.digest
-        return {str(number): digest_of([whole, str(number)]) for number in range(len(rows))}
-    digests = known or {}
-
-    def digest(row: Row) -> str:
-        if digests:
-            content = digests.get(row_stamp(row))
-            if content is not None:
-                return content
-        return row_digest(row)
-
-    return _by_name(rows, digest, skip_bad)
-
-
-def _by_name(rows: Sequence[Row], function: Callable[[Row], str], skip_bad: bool) -> dict[str, str]:
-    """What a function gives of each row, or of each picture of two sets, by its name."""
+        return Contents({str(number): digest_of([whole, str(number)]) for number in range(len(rows))}, {})
     if isinstance(rows, TableRows):
         rows = rows.select(ROLES)
     elif isinstance(rows, UnpairedRows):
         rows = rows.pictures()
 
-    def named(number: int) -> tuple[str, str] | None:
+    def read(number: int) -> tuple[str, str, str] | None:
         try:
             row = rows[number]
-            return str(row["name"]), function(row)
+            stamped = row_stamp(row)  # before the files are read, which may change
+            digest = None if known is None else known.get(stamped)
+            return str(row["name"]), digest or row_digest(row), stamped
         except (FileNotFoundError, PermissionError, ValueError):
             if skip_bad:
                 return None
             raise
 
-    values: dict[str, str] = {}
-    for number, item in enumerate(in_threads(named, range(len(rows)))):
+    found = Contents({}, {})
+    for number, item in enumerate(in_threads(read, range(len(rows)))):
         if item is None:
             continue
-        name, value = item
-        key = f"{name} (row {number})" if name in values else name  # names of tars may occur twice
-        values[key] = value
-    return values
+        name, digest, stamped = item
+        key = f"{name} (row {number})" if name in found.digests else name  # names of tars may occur twice
+        found.digests[key] = digest
+        if stamped:
+            found.stamps[key] = stamped
+    return found
 
 
 def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:
@@ -234,7 +234,7 @@ class Trained:
     @classmethod
     def of(cls, rows: Sequence[Row], where: str) -> Trained:
         """The pairs of rows; those that cannot be read were in no training."""
-        return cls(where, contents(rows, skip_bad=True), frozenset(group for _, group in groups(rows)))
+        return cls(where, contents(rows, skip_bad=True).digests, frozenset(group for _, group in groups(rows)))
 
     @classmethod
     def of_file(cls, path: Path | None) -> Trained | None:
@@ -259,7 +259,7 @@ class Trained:
     def overlap(self, rows: Sequence[Row], skip_bad: bool = False) -> Overlap:
         """What rows and the training have in common; ``skip_bad`` leaves out rows that cannot be read."""
         names = {digest: name for name, digest in self.contents.items()}
-        own = contents(rows, skip_bad)
+        own = contents(rows, skip_bad).digests
         pairs = {name: names[digest] for name, digest in own.items() if digest in names}
         shared: dict[str, str] = {}
         for name, group in groups(rows):
