@@ -59,4 +59,6 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         channels = known.source_channels if codec is None else codec.image_channels
         pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
         torch.manual_seed(self.seed)
-        return Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
+        trainer = Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
+        trainer.origin = teacher.origin
+        return trainer

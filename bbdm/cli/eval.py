@@ -16,8 +16,9 @@ from bbdm.bridges import Bridge
 from bbdm.cli import GPUsCommand
 from bbdm.data.cells import ROLES
 from bbdm.data.columns import GROUP
-from bbdm.data.provenance import Overlap, Trained, same_rows
+from bbdm.data.provenance import same_rows
 from bbdm.data.rows import UNPAIRED, only_columns, read_rows
+from bbdm.data.trained import Overlap, Trained
 from bbdm.defaults import Defaults
 from bbdm.evaluation.calibration import Bound, check_unseen
 from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
@@ -130,13 +131,12 @@ class Eval(GPUsCommand, TranslateConfig):
         Raises:
             ValueError: a group has pairs that were in training, and others here.
         """
-        origin = translator.checkpoint.origin
-        trained = None if origin is None else Trained.of_file(origin.path)
+        trained = Trained.of_origin(translator.checkpoint.origin)
         if trained is None:
             return None
-        overlap = trained.overlap(translator.dataset.rows, self.skip_bad)
+        overlap = trained.overlap(translator.dataset)
         overlap.check_groups("score others")
-        if overlap.pairs:
+        if overlap.names:
             print(overlap)
         return overlap
 
@@ -174,7 +174,8 @@ class Eval(GPUsCommand, TranslateConfig):
             "scores": known(scores.compute()),
             "by_patient": by_patient,
             "lpips_net": self.lpips_net if "lpips" in metrics else None,
-            "in_training": None if overlap is None else [*overlap.pairs],
+            "in_training": None if overlap is None else [*overlap.pairs, *overlap.targets],
+            "source_in_training": None if overlap is None else [*overlap.sources],
         }
         if "dice" in metrics:
             about["dice_above"] = self.dice_above

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bbdm.codec import Codec
     from bbdm.data.pairs import Pairs
     from bbdm.execution.processes import Processes
+    from bbdm.files.content import Origin
     from bbdm.networks.base import Network
     from bbdm.training.trainer import Trainer
 
@@ -237,6 +238,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         pairs, validation = self._pairs(team, codec, resumed)
         torch.manual_seed(self.seed)
         statistics: dict[str, Any] = {}
+        origin: Origin | None = None
         network: Any
         if is_pretrained(self.init_from):
             network, bridge = self._pretrained(team, pairs, codec, resumed)
@@ -250,6 +252,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         elif self.init_from is not None and not is_pretrained(self.init_from):
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
+            origin = trained.origin
             others = initial.copy_weights(network, trained)
             if others:
                 weights = f"{self.init_from} has no weights that fit {', '.join(others)}"
@@ -263,7 +266,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.dataset == UNPAIRED:
             task, kind = UnpairedTask, UnpairedConfig
         config = from_values(kind, vars(self))
-        return Trainer(network, bridge, config, pairs, validation, folder, codec, team, task=task)
+        trainer = Trainer(network, bridge, config, pairs, validation, folder, codec, team, task=task)
+        trainer.origin = origin
+        return trainer
 
     def _pairs(self, team: Processes, codec: Codec | None, resumed: Any) -> tuple[Pairs, Pairs | None]:
         """The training pairs and those for validation, in the channels that are trained on."""

@@ -172,13 +172,14 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
     def _validation_pairs(self, train: Pairs, team: Processes) -> Pairs | None:
         """The pairs for validation; None, which is said, where there are none but those of training."""
         from bbdm.data.pairs import Pairs
+        from bbdm.data.provenance import same_rows
         from bbdm.data.rows import read_rows
 
         missing = "write {split} in the paths"
         try:
             rows = read_rows(self.dataset, self.data_dir, "val")
             validation = Pairs(rows, train.spec, self.cache_images, self.degrade, self.skip_bad)
-            if not validation.same_rows(train):
+            if not same_rows(validation.rows, train.rows):
                 return validation
         except FileNotFoundError as error:
             missing = str(error)

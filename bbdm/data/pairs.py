@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -30,6 +30,7 @@ from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, files
 from bbdm.data.scaling import Column
 from bbdm.data.spec import Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
+from bbdm.data.trained import Record
 from bbdm.networks.conditions import DIRECTION, KINDS, ConditionsConfig
 from bbdm.pictures import Header, images
 from bbdm.pictures.picture import scale
@@ -311,13 +312,6 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         rows = [self.rows[index] for index in range(len(self.rows)) if index not in indices]
         return Pairs(rows, self.spec, self.cache, self.prepare, self.skip_bad)
 
-    def same_rows(self, other: Pairs) -> bool:
-        """Whether another data set has the same rows."""
-        digests = [getattr(each.rows, "digest", None) for each in (self, other)]
-        if any(digests):
-            return digests[0] == digests[1]
-        return [*self.rows] == [*other.rows]
-
     def settings(self) -> dict[str, Any]:
         """What decides the examples besides files: the spec, what prepares them, and classes of all rows."""
         settings = self.spec.config()
@@ -367,21 +361,22 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 digest.update("\n".join(str(row.get(name)) for name in columns).encode())
         return digest.hexdigest()
 
-    def provenance(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """What a training records of its pairs: contents and stamps by name, and the groups of all.
+    @cached_property
+    def contents(self) -> provenance.Contents:
+        """The digests of all rows, which are read once; see :func:`bbdm.data.provenance.contents`."""
+        return provenance.contents(self.rows, self.skip_bad)
+
+    def provenance(self, before: Record | None = None) -> Record:
+        """What a training records of its pairs.
 
         Args:
             before: the record of the same training, so that files with the same size and time are not read
                 again; None for none.
         """
-        known: dict[str, str] = {}
-        if before is not None:
-            for name, stamp in before["stamps"].items():
-                if name in before["contents"]:
-                    known[stamp] = before["contents"][name]
-        groups = {group for _, group in provenance.groups(self.rows)}
+        known = None if before is None else before.by_stamp
         contents = provenance.contents(self.rows, self.skip_bad, known)
-        return {"contents": contents.digests, "stamps": contents.stamps, "groups": sorted(groups)}
+        groups = {group for _, group in provenance.groups(self.rows)}
+        return Record(contents.digests, contents.stamps, sorted(groups))
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

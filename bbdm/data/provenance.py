@@ -1,5 +1,7 @@
 """What pictures hold, row by row: digests of content and groups, by which two sets of rows are compared.
 
+What a training keeps of them, and has in common with other rows, is :mod:`bbdm.data.trained`.
+
 Nothing here imports torch.
 """
 
@@ -10,8 +12,6 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,10 +21,11 @@ from PIL import Image
 from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
 from bbdm.data.columns import GROUP
-from bbdm.data.rows import Row, UnpairedRows, files_of, values_of
+from bbdm.data.rows import Row, UnpairedRows, values_of
 from bbdm.data.tables import ItemRows, StreamedRows, TableRows
 from bbdm.pictures import images
 
+Digests = Mapping[str, Sequence[str]]  # SHA-256 of the pictures of rows, by name
 SHOWN = 3  # names in a message
 WAITING = 4096  # values that wait for a thread, of maybe a million
 Value = TypeVar("Value")
@@ -89,48 +90,66 @@ def _digest_in_memory(cell: Cell) -> str:
     return digest.hexdigest()
 
 
-def row_digest(row: Row) -> str:
-    """SHA-256 of the content of a row's source and target, whichever of them is the source.
+def row_digests(row: Row) -> list[str]:
+    """SHA-256 of the content of a row's source and of its target; one where they are halves of one file.
 
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
-    values: dict[Any, Any] = {}  # one for each file: both halves of a photograph are in the same
+    known: dict[Any, str] = {}  # one for each file: both halves of a photograph are in the same
+    digests: list[str] = []
     for role in ROLES:
+        of_role: list[str] = []
         for value in values_of(row, role):
-            files = value.files() if isinstance(value, Cell) else ()
-            values[files or id(value)] = value
-    digests = {value_digest(value) for value in values.values()}
-    if len(digests) == 1:  # of both halves of a photograph, or of a source alone
-        return digests.pop()
-    return digest_of(sorted(digests))
+            key = _files(value) or id(value)
+            if key not in known:
+                known[key] = value_digest(value)
+            of_role.append(known[key])
+        if len(of_role) > 1:
+            digests.append(digest_of(of_role))
+        else:
+            digests += of_role
+    return [*dict.fromkeys(digests)]
 
 
 def row_stamp(row: Row) -> str:
-    """SHA-256 of paths, sizes and times of the files of a row's source and target; "" where there are none.
+    """SHA-256 of paths, sizes and times of the files of a row's source and target; "" with values in memory.
 
     Raises:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
     stamps: list[str] = []
-    for path in files_of(row, ROLES):
-        try:
-            stamps.append(stamp(path.absolute()))
-        except FileNotFoundError as error:
-            raise FileNotFoundError(images.no_picture(path)) from error
-    return digest_of(sorted(stamps)) if stamps else ""
+    for role in ROLES:
+        for value in values_of(row, role):
+            files = _files(value)
+            if not files:
+                return ""  # what is in memory may change unseen
+            stamps.append(role)
+            for path in files:
+                try:
+                    stamps.append(stamp(path.absolute()))
+                except FileNotFoundError as error:
+                    raise FileNotFoundError(images.no_picture(path)) from error
+    return digest_of(stamps)
+
+
+def _files(value: Any) -> tuple[Path, ...]:
+    """The files that hold a value of a row; () in memory."""
+    if not isinstance(value, Cell | os.PathLike):
+        return ()
+    return tuple(cell_of(value, "").files())
 
 
 class Contents(NamedTuple):
-    """Of rows by name: SHA-256 of what they hold, and of the paths, sizes and times of their files."""
+    """Of rows by name: SHA-256 of their pictures, and of the paths, sizes and times of their files."""
 
-    digests: dict[str, str]
-    stamps: dict[str, str]  # of rows that have files
+    digests: dict[str, list[str]]  # of :func:`row_digests`
+    stamps: dict[str, str]  # of rows that are in files alone
 
 
-def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, str] | None = None) -> Contents:
+def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None = None) -> Contents:
     """The content of rows by name: SHA-256 of the files of source and target, or of their bytes in a table.
 
     Of two sets without pairs, each picture of either set is an item. A stream and a map-style data set are
@@ -150,18 +169,19 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, st
     """
     if isinstance(rows, StreamedRows | ItemRows):
         whole = rows.digest
-        return Contents({str(number): digest_of([whole, str(number)]) for number in range(len(rows))}, {})
+        return Contents({str(number): [digest_of([whole, str(number)])] for number in range(len(rows))}, {})
     if isinstance(rows, TableRows):
         rows = rows.select(ROLES)
     elif isinstance(rows, UnpairedRows):
         rows = rows.pictures()
 
-    def read(number: int) -> tuple[str, str, str] | None:
+    def read(number: int) -> tuple[str, list[str], str] | None:
         try:
             row = rows[number]
             stamped = row_stamp(row)  # before the files are read, which may change
-            digest = None if known is None else known.get(stamped)
-            return str(row["name"]), digest or row_digest(row), stamped
+            if known is not None and stamped in known:
+                return str(row["name"]), [*known[stamped]], stamped
+            return str(row["name"]), row_digests(row), stamped
         except (FileNotFoundError, PermissionError, ValueError):
             if skip_bad:
                 return None
@@ -171,18 +191,21 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Mapping[str, st
     for number, item in enumerate(in_threads(read, range(len(rows)))):
         if item is None:
             continue
-        name, digest, stamped = item
+        name, digests, stamped = item
         key = f"{name} (row {number})" if name in found.digests else name  # names of tars may occur twice
-        found.digests[key] = digest
+        found.digests[key] = digests
         if stamped:
             found.stamps[key] = stamped
     return found
 
 
 def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:
-    """Whether two data sets are of the same pictures in the same places; streams by their paths."""
-    if isinstance(one, StreamedRows) and isinstance(other, StreamedRows):
-        return one.digest == other.digest
+    """Whether two data sets are the same pictures in the same places; streams and items, by their digests."""
+    digests = [getattr(rows, "digest", None) for rows in (one, other)]
+    if digests[0] is not None and digests[0] == digests[1]:
+        return True
+    if any(isinstance(rows, StreamedRows | ItemRows) for rows in (one, other)):
+        return False
     return len(one) == len(other) and all(a == b for a, b in zip(one, other, strict=True))
 
 
@@ -208,95 +231,13 @@ def check_groups(train: Sequence[Row], validation: Sequence[Row]) -> None:
         if group in trained:
             shared.setdefault(group, f"{group!r} ({trained[group]}, and {name} for validation)")
     if shared:
-        count = _counted(len(shared), "group")
+        count = counted(len(shared), "group")
         raise ValueError(f"{count} on both sides of the split: {first_names(shared.values())}; keep each on one side")
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
     """A number of things, and that they are."""
     return f"1 {what} is" if number == 1 else f"{number} {what}s are"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """The pairs of a training.
-
-    Args:
-        where: what says so, for messages.
-        contents: digests of :func:`contents` by the names of rows.
-        groups: those of its rows.
-    """
-
-    where: str
-    contents: Mapping[str, str]
-    groups: frozenset[str]
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], where: str) -> Trained:
-        """The pairs of rows; those that cannot be read were in no training."""
-        return cls(where, contents(rows, skip_bad=True).digests, frozenset(group for _, group in groups(rows)))
-
-    @classmethod
-    def of_file(cls, path: Path | None) -> Trained | None:
-        """The pairs that a network's file was trained on, by the record of its run.
-
-        Args:
-            path: ``OUT.pt``, whose run is in ``OUT.run`` or in the folder that the file is in; None for none.
-
-        Returns:
-            What the record says; None where there is none.
-        """
-        if path is None:
-            return None
-        for folder in (path.with_suffix(".run"), path.parent):
-            record = folder / "config.json"
-            with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it may be another program's
-                pairs = json.loads(record.read_text())["pairs"]
-                digests = {str(name): str(digest) for name, digest in pairs["contents"].items()}
-                return cls(str(record), digests, frozenset(map(str, pairs["groups"])))
-        return None
-
-    def overlap(self, rows: Sequence[Row], skip_bad: bool = False) -> Overlap:
-        """What rows and the training have in common; ``skip_bad`` leaves out rows that cannot be read."""
-        names = {digest: name for name, digest in self.contents.items()}
-        own = contents(rows, skip_bad).digests
-        pairs = {name: names[digest] for name, digest in own.items() if digest in names}
-        shared: dict[str, str] = {}
-        for name, group in groups(rows):
-            if group in self.groups and name not in pairs:
-                shared.setdefault(group, name)
-        return Overlap(self.where, len(own), pairs, shared)
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """What a data set and a training have in common.
-
-    Args:
-        where: what says what was trained on.
-        count: the number of the data set's items.
-        pairs: of the items that were in training, the name in training by their own.
-        groups: of the groups that were in training too, the name of the first pair that was not.
-    """
-
-    where: str
-    count: int
-    pairs: Mapping[str, str]
-    groups: Mapping[str, str]
-
-    def __str__(self) -> str:
-        """How many pairs were in training, and their first names."""
-        names = [name if name == other else f"{name} (as {other})" for name, other in self.pairs.items()]
-        were = "pair was" if self.count == 1 else "pairs were"
-        return f"{len(names)} of {self.count} {were} in training, by {self.where}: {first_names(names)}"
-
-    def check_groups(self, remedy: str) -> None:
-        """Raise ValueError where a group has pairs in training, and others here; ``remedy`` ends it."""
-        if not self.groups:
-            return
-        shown = [f"{group!r} (of {name})" for group, name in self.groups.items()]
-        count = _counted(len(shown), "group")
-        raise ValueError(f"{count} in training too, by {self.where}: {first_names(shown)}; {remedy}")
 
 
 def columns_digest(columns: Mapping[str, Sequence[Any]]) -> str:

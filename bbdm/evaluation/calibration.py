@@ -18,7 +18,7 @@ from bbdm.base import optional
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
-    from bbdm.data.provenance import Trained
+    from bbdm.data.trained import Trained
 
 Array = npt.NDArray[Any]
 Bound = Literal["hoeffding-bentkus", "conformal"]
@@ -159,9 +159,10 @@ class Losses(NamedTuple):
 
 
 def check_unseen(pairs: Pairs, *trained: Trained | None) -> None:
-    """Raise ValueError where a pair, or a group of pairs, was in training.
+    """Raise ValueError where a pair, its target or its source, or a group of pairs, was in training.
 
-    Pairs are compared by the content of their files, whatever their names are.
+    They are compared by the content of their files, whatever their names are; see
+    :meth:`bbdm.data.trained.Trained.overlap`.
 
     Args:
         pairs: that are to be judged on.
@@ -169,7 +170,7 @@ def check_unseen(pairs: Pairs, *trained: Trained | None) -> None:
     """
     for each in trained:
         if each is not None:
-            overlap = each.overlap(pairs.rows, pairs.skip_bad)
-            if overlap.pairs:
+            overlap = each.overlap(pairs)
+            if overlap.names:
                 raise ValueError(f"{overlap}: calibrate on others")
             overlap.check_groups("calibrate on other groups")

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from bbdm.base import manifest
 from bbdm.base.sizes import shown
-from bbdm.data.provenance import Trained
 from bbdm.data.scaling import off_nodata
+from bbdm.data.trained import Trained
 from bbdm.evaluation.calibration import Bound, Ends, Losses, allowed, check_unseen
 from bbdm.networks.conditions import DIRECTION, read_direction
 from bbdm.pictures.picture import scale
@@ -121,8 +121,8 @@ class Intervals:
             options: ``window``, ``overlap`` and ``margin`` of the sampler's calls, or what guides them.
 
         Raises:
-            ValueError: a pair or a group was in training, by the folder of the run of the file that the
-                sampler was loaded from, see :func:`~bbdm.evaluation.calibration.check_unseen`; too few have
+            ValueError: a pair or a group was in training, by the run of the file that the sampler was loaded
+                from, see :func:`~bbdm.evaluation.calibration.check_unseen`; too few have
                 values; all samples of too many values are equal; there are two sets without pairs, or a
                 target is not finite; or an argument is out of range.
         """
@@ -137,7 +137,7 @@ class Intervals:
         examples = as_pairs(pairs)
         if not examples.paired:
             raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
-        check_unseen(examples, None if sampler.origin is None else Trained.of_file(sampler.origin.path))
+        check_unseen(examples, Trained.of_origin(sampler.origin))
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
         allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
         parts = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)

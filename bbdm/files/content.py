@@ -148,11 +148,22 @@ class CodecState:
         return own == other and self.digest() == codec.digest()
 
 
+def _run(settings: dict[str, Any]) -> Path | None:
+    """The folder of the run that a file names; None where it names none, or a share in the network."""
+    run = settings.get("run")
+    if run is None:
+        return None
+    if not isinstance(run, str):
+        raise ValueError(f"run must be the path of a folder, got {run!r}")
+    is_share = run.startswith(("//", "\\\\"))  # which a stranger's file must not connect to
+    return None if is_share else Path(run)
+
+
 class Origin(NamedTuple):
     """Where a network comes from."""
 
     path: Path  # the file
-    pairs: Any  # what it says of the training pairs, such as their number and names; None for nothing
+    run: Path | None = None  # the folder of its training run, as the file says it
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,7 @@ class Checkpoint:
     defaults: Defaults = NO_DEFAULTS  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
     path: Path | None = None  # of the file
+    run: Path | None = None  # the folder of the training run that wrote the file
 
     def __post_init__(self) -> None:
         if self.defaults.solver is not None:
@@ -185,6 +197,7 @@ class Checkpoint:
             content.training,
             Defaults.from_config(settings),
             Spec.from_config(settings),
+            run=_run(settings),
         )
 
     def snapshot(self) -> Snapshot:
@@ -208,8 +221,8 @@ class Checkpoint:
 
     @property
     def origin(self) -> Origin | None:
-        """The file, and what it says of the training pairs."""
-        return None if self.path is None else Origin(self.path, (self.training or {}).get("pairs"))
+        """The file, and the run that wrote it."""
+        return None if self.path is None else Origin(self.path, self.run)
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

@@ -62,8 +62,8 @@ class BridgeSampler(Sampler[torch.Tensor]):
 
     Threads may share a sampler. Attributes: ``unet``, ``bridge``, ``codec``, ``device``, ``dtype``, which are
     not to be changed; ``image_size``, the side or (height, width) of its training pictures, or None where no
-    checkpoint gives it; ``pictures``, their values; ``origin``, the network's file and what it says of its
-    training pairs, or None where it is not known. Solver and steps may change at each call.
+    checkpoint gives it; ``pictures``, their values; ``origin``, the network's file and the folder of
+    its training run, or None where it is not known. Solver and steps may change at each call.
 
     Raises:
         FileNotFoundError: there is no such package.

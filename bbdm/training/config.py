@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bbdm.base.settings import check, setting
 
@@ -34,6 +35,12 @@ def steps_of(every: Every, steps_per_epoch: int) -> int:
     if isinstance(every, int):
         return every
     return int(every.removesuffix("e")) * steps_per_epoch
+
+
+def compared(description: Mapping[str, Any], config: Mapping[str, Any], pairs: Mapping[str, Any]) -> dict[str, Any]:
+    """What must not change when a run resumes."""
+    fixed = {name: value for name, value in config.items() if name not in FREE}
+    return {**description, **fixed, "pairs": dict(pairs)}
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
-"""What a training run begins with: statistics of its pairs, and trained weights."""
+"""What a training run begins with: statistics and a record of its pairs, and trained weights."""
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -15,12 +16,17 @@ from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.tables import MapStyle
+from bbdm.data.trained import Record, Trained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import Network
 from bbdm.training.bridge import encode
 
+if TYPE_CHECKING:
+    from bbdm.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
 PAIRS = 256  # that are measured
 AT_ONCE = 16
 DIGITS = 6  # that are kept, so that all processes have the same
@@ -118,3 +124,25 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
         return load_checkpoint(path, config=config)
     except IncompleteFileError:
         return load_checkpoint(path, num_steps, c_lambda, config=config)
+
+
+def record(trainer: Trainer) -> Record:
+    """What a run records of its pairs as it begins or resumes: all that its network has ever learned from.
+
+    A warning names the validation pairs that are among them.
+    """
+    in_folder = Record.of_folder(trainer.folder)  # also of a run that this one overwrites
+    before: list[Record | None] = []
+    if trainer.resumed_from is not None:
+        before.append(Record.of_folder(trainer.resumed_from.parent))
+    elif trainer.step:
+        before.append(in_folder)
+    if trainer.origin is not None:
+        trained = Trained.of_origin(trainer.origin)
+        before.append(None if trained is None else trained.record)
+    recorded = trainer.train.provenance(in_folder).after(before)
+    if trainer.validation is not None:
+        overlap = Trained("this run", recorded).overlap(trainer.validation)
+        if overlap.names:
+            log.warning("validation: %s", overlap)
+    return recorded

@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,6 @@ class RunFolder:
         """The file of the grid of validation pairs after ``step`` optimizer steps."""
         return self.path / f"step_{step:08d}.png"
 
-    def pairs(self) -> dict[str, Any] | None:
-        """What a run here has recorded of its pairs; None where it has not."""
-        with suppress(OSError, ValueError, LookupError, TypeError):
-            pairs = json.loads((self.path / "config.json").read_text())["pairs"]
-            return {name: dict(pairs[name]) for name in ("contents", "stamps")}
-        return None
-
     def later(self, step: int, overwrite: bool = False) -> list[Path]:
         """The checkpoints after ``step`` optimizer steps, which a run that begins there is to ``overwrite``.
 
@@ -152,6 +144,11 @@ class RunFolder:
         if kept != lines:
             write_atomically(self.metrics, lambda temporary: temporary.write_text("".join(kept)))
 
+    def save(self, path: str | os.PathLike[str], snapshot: Snapshot) -> None:
+        """Write a file of weights, which says where the run is, and so what it was trained on."""
+        snapshot.settings["run"] = str(self.path.resolve())
+        weights.write(path, snapshot)
+
     def write(
         self, step: int, snapshot: Snapshot, best: Snapshot | None = None, metrics: dict[str, Any] | None = None
     ) -> None:
@@ -163,9 +160,9 @@ class RunFolder:
             with self.metrics.open("a") as file:
                 file.write(json.dumps(manifest.finite(metrics), allow_nan=False) + "\n")
         if best is not None:
-            weights.write(self.best, best)
+            self.save(self.best, best)
         path = self.checkpoint(step)
-        weights.write(path, snapshot)
+        self.save(path, snapshot)
         for old in list(self.checkpoints().values())[self.keep :]:
             old.unlink()
         log.info("checkpoint: %s", path)

@@ -33,10 +33,11 @@ from bbdm.data.rows import BadPicturesError
 from bbdm.data.tables import MapStyle
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.files import weights
+from bbdm.files.content import Origin
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
-from bbdm.training.config import FREE, Every, RunConfig, steps_of
+from bbdm.training.config import Every, RunConfig, compared, steps_of
+from bbdm.training.initial import record
 from bbdm.training.optimization import DIVERGED, DivergedError, MakeOptimizer, Optimization, Schedule
 from bbdm.training.run import RunFolder
 from bbdm.training.task import Task, mixed, sample_seeds
@@ -82,6 +83,8 @@ class Trainer:
         steps_per_epoch: the number of optimizer steps of an epoch.
         best: the metrics of the validation with the lowest loss, or None.
         resumed_from: the checkpoint of the last resume, or None.
+        origin: the file that the first weights came from, ``load_checkpoint(path).origin``, or None. Where it
+            is set, the run's record has the pairs of that training too.
         task: what the network learns: losses, validation, pictures and files.
         optimization: how the task is learned: rates, gradients and the average of weights.
         average: the network with the averaged weights.
@@ -158,6 +161,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, Any] | None = None
         self.resumed_from: Path | None = None
+        self.origin: Origin | None = None
         self.images: dict[str, Image] = {}
         self._validated = 0  # the step of the last validation
         self._saved = 0  # the step of the last checkpoint
@@ -194,8 +198,8 @@ class Trainer:
         state = checkpoint.training
         if state is None:
             raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
-        before = _compared(description, state["config"], state["pairs"])
-        now = _compared(self.task.description, asdict(self.config), self.pairs)
+        before = compared(description, state["config"], state["pairs"])
+        now = compared(self.task.description, asdict(self.config), self.pairs)
         if changed := manifest.differences(before, now):
             raise ValueError(
                 f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
@@ -287,7 +291,7 @@ class Trainer:
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
             self.run_folder.later(self.step, overwrite)  # refused before all pairs are read
-            pairs = {**self.pairs, **self.train.provenance(self.run_folder.pairs())}
+            pairs = {**self.pairs, **asdict(record(self))}
             settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
             self.run_folder.begin(self.step, settings, overwrite)
             if find_spec("tensorboard"):
@@ -394,7 +398,7 @@ class Trainer:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weights, in the first process. The others need not call this."""
         if self.processes.first:
-            weights.write(path, self.task.snapshot())
+            self.run_folder.save(path, self.task.snapshot())
 
     def _save(self, metrics: dict[str, Any] | None = None, here: bool = False) -> None:
         """Write a checkpoint, and of a validation its metrics and the best weights.
@@ -442,9 +446,3 @@ class Trainer:
 
     def _stopped(self, reason: str, todo: str) -> StoppedError:
         return StoppedError(f"{reason}. {todo}; {self.run_folder.how_to_resume()}")
-
-
-def _compared(description: Mapping[str, Any], config: Mapping[str, Any], pairs: Mapping[str, Any]) -> dict[str, Any]:
-    """What must not change when a run resumes."""
-    fixed = {name: value for name, value in config.items() if name not in FREE}
-    return {**description, **fixed, "pairs": dict(pairs)}

@@ -51,6 +51,16 @@ def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
         Distill.main(words(teacher="sizeless.pt"))
 
 
+def test_the_run_of_a_student_has_the_pairs_of_its_teacher(world: Path):
+    """So that the student is not judged on them."""
+    (world / "teacher.run").mkdir()
+    pairs = {"contents": {"x": ["0", "1"]}, "stamps": {}, "groups": ["film 1"], "earlier": []}
+    (world / "teacher.run/config.json").write_text(json.dumps({"pairs": pairs}))
+    Distill.main(words("--max_steps", 1))
+    recorded = json.loads((world / "student.run/config.json").read_text())["pairs"]
+    assert (len(recorded["contents"]), recorded["earlier"], recorded["groups"]) == (4, [{"x": ["0", "1"]}], ["film 1"])
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", [[], ["--compile"]], ids=["eager", "compiled"])
 def test_two_processes_are_one(flags: list[str], world: Path):

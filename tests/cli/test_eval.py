@@ -13,9 +13,11 @@ from PIL import Image
 
 import bbdm
 from bbdm import ABridge, BridgeSampler, Intervals, Values, pictures, save_checkpoint
+from bbdm.base.atomic import file_sha256
 from bbdm.cli import eval as eval_script
 from bbdm.cli import train, translate
 from bbdm.cli.eval import Calibrate
+from bbdm.data import provenance
 from bbdm.data.spec import Spec
 from bbdm.evaluation import perceptual
 from bbdm.evaluation.metrics import METRICS, Metric, psnr
@@ -117,7 +119,9 @@ def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_m
 FIT = ["--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1", "--quiet"]
 
 
-def test_pairs_that_were_in_training_are_named_and_scored(tiny_demo: None, capsys: pytest.CaptureFixture[str]):
+def test_pairs_that_were_in_training_are_named_and_scored(
+    tiny_demo: None, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+):
     """Two of three, of which one has another name. All of `train` may be scored on purpose."""
     train.main(["edge2shoes", "data", "c.pt", *FIT])
     capsys.readouterr()
@@ -133,6 +137,62 @@ def test_pairs_that_were_in_training_are_named_and_scored(tiny_demo: None, capsy
     assert run("--split", "train", "--overwrite")["in_training"] == ["00", "01", "02", "03"]
     Path("c.run/config.json").unlink()
     assert run("--split", "train")["in_training"] is None
+    assert "no record says which pairs were in the training of c.pt: whether " in caplog.text
+
+
+def test_the_run_of_a_network_is_known_where_it_lies_elsewhere(tiny_demo: None, caplog: pytest.LogCaptureFixture):
+    """In a folder of its own, beside that of an earlier run with the name of the weights."""
+    train.main(["edge2shoes", "data", "c.pt", *FIT])
+    shutil.move("data/train", "before")
+    Path("data/train").mkdir()
+    for index in range(4):
+        noise(20 + index, 2 * SIZE, SIZE).save(f"data/train/{index:02d}.png")
+    train.main(["edge2shoes", "data", "c.pt", *FIT, "--experiment", "runs/one"])
+    shutil.copyfile("data/train/00.png", "data/val/05.png")
+    shutil.rmtree("data/train")
+    assert run()["in_training"] == ["05"]
+    shutil.copyfile("c.pt", "copy.pt")
+    flags = ["edge2shoes", "data", "--alpha", "0.5", *FLAGS]
+    with pytest.raises(ValueError, match=r"^1 of 3 pairs were in training, by .*runs/one/config\.json: 05 \(as 00\)"):
+        Calibrate.main(["copy.pt", *flags])
+    save_checkpoint("alone.pt", tiny_unet(), ABridge(num_steps=100), image_size=SIZE)
+    Calibrate.main(["alone.pt", *flags])
+    assert "no record says which pairs were in the training of alone.pt: whether " in caplog.text
+
+
+def test_pairs_that_weights_were_trained_on_before_are_named(tiny_demo: None, caplog: pytest.LogCaptureFixture):
+    """Before a file changed, and before another training began with them; also for validation."""
+    shutil.copytree("data", "first")
+    train.main(["edge2shoes", "first", "c.pt", *FIT])
+    noise(20, 2 * SIZE, SIZE).save("first/train/00.png")
+    train.main(["edge2shoes", "first", "c.pt", *FIT[:-3], "-e", "2", "--quiet"])
+    shutil.copytree("data", "second")
+    for index in range(4):
+        noise(30 + index, 2 * SIZE, SIZE).save(f"second/train/{index:02d}.png")
+    shutil.copyfile("second/train/03.png", "second/val/06.png")
+    shutil.copyfile("data/train/00.png", "second/val/05.png")
+    for _ in range(2):  # to begin, and to resume
+        train.main(["edge2shoes", "second", "d.pt", *FIT, "--init_from", "c.pt", "--max_steps", "2"])
+        line = "validation: 2 of 3 pairs were in training, by this run: 05 (as 00), 06 (as 03)"
+        assert caplog.messages == [line]
+        caplog.clear()
+    shutil.copyfile("d.pt", "c.pt")
+    assert run("--split", "train", data="first")["in_training"] == ["00", "01", "02", "03"]
+    assert run("--overwrite", data="second")["in_training"] == ["05", "06"]
+
+
+def test_calibration_reads_each_picture_once(four: Path, monkeypatch: pytest.MonkeyPatch, tiny_demo: None):
+    """For the part train of the data set, and for the record of the run."""
+    train.main(["edge2shoes", "data", "c.pt", *FIT])
+    read: list[str] = []
+
+    def counted(path: Path) -> str:
+        read.append(f"{path.parent.name}/{path.stem}")
+        return file_sha256(path)
+
+    monkeypatch.setattr(provenance, "file_sha256", counted)
+    calibrate()
+    assert sorted(read) == [*(f"train/0{index}" for index in range(4)), *(f"val/0{index}" for index in range(4, 8))]
 
 
 def test_a_group_on_both_sides_is_refused(tiny_demo: None):

@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter
 
 from bbdm.data.degradations import DEGRADATIONS, Degradation
 from bbdm.data.pairs import Pairs
+from bbdm.data.provenance import same_rows
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.spec import Spec
 from bbdm.pictures import Geometry, Picture
@@ -191,11 +192,11 @@ def test_pairs_of_two_reference_systems_are_refused(crop: int | None, tmp_path: 
 
 def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> None:
     before = load(pictures(tmp_path))
-    known = before.digest(), before.names_digest(), before.provenance()["contents"]
+    known = before.digest(), before.names_digest(), before.provenance().contents
     (tmp_path / "A").rename(tmp_path / "moved")
     moved = load(f"{tmp_path}/moved,{tmp_path}/B")
-    assert (moved.digest(), moved.names_digest(), moved.provenance()["contents"]) == known
-    assert (before.same_rows(moved), moved.same_rows(moved)) == (False, True)
+    assert (moved.digest(), moved.names_digest(), moved.provenance().contents) == known
+    assert (same_rows(before.rows, moved.rows), same_rows(moved.rows, moved.rows)) == (False, True)
     save(tmp_path / "moved/0.png", pixels(77, SIZE + 3))
     assert (moved.digest() == known[0], moved.names_digest() == known[1]) == (False, True)
     left = moved.without([1, 3])
@@ -205,16 +206,16 @@ def test_digests_are_of_names_and_content_wherever_files_lie(tmp_path: Path) -> 
 
 def test_files_that_are_missing_have_digests_where_they_may_be_left_out(tmp_path: Path) -> None:
     where = pictures(tmp_path, 3)
-    whole = load(where).provenance()["contents"]
+    whole = load(where).provenance().contents
     pairs = load(where, skip_bad=True)
-    assert pairs.provenance()["contents"] == whole
+    assert pairs.provenance().contents == whole
     (tmp_path / "B/1.png").unlink()
     (tmp_path / "B/1.png").symlink_to("gone.png")
     link = r"^there is no picture .*B/1\.png: it is a link to gone\.png, .*git annex get"
     for digest in (load(where).digest, load(where).provenance):
         with pytest.raises(FileNotFoundError, match=link):
             digest()
-    assert pairs.provenance()["contents"] == {name: whole[name] for name in ("0", "2")}
+    assert pairs.provenance().contents == {name: whole[name] for name in ("0", "2")}
 
 
 def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> None:

@@ -1,34 +1,29 @@
-"""Content of pairs and their groups, by which a data set is compared with a training: 40 cases of overlap."""
+"""Content of pairs and their groups, by which a data set is compared with a training."""
 
 import io
-import json
-import random
-import shutil
 import tarfile
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bbdm.data import provenance
-from bbdm.data.pairs import Pairs, as_pairs
-from bbdm.data.provenance import Trained, check_groups, contents, groups
+from bbdm.data.pairs import Pairs
+from bbdm.data.provenance import check_groups, contents, groups, same_rows
 from bbdm.data.rows import Row, read_rows
+from bbdm.data.trained import Trained
 from bbdm.evaluation.calibration import check_unseen
 from tests.conftest import noise
 
-SIDES = ("A", "B")
-Change = Callable[[Path, list[str], random.Random], list[Row]]
+SIDES = {"source": "A", "target": "B"}
 
 
 def save(folder: Path, names: list[str], first: int) -> None:
     """Pairs of small pictures of noise, which differ by their numbers from ``first`` on."""
     for index, name in enumerate(names):
-        for side, letter in enumerate(SIDES):
+        for side, letter in enumerate(SIDES.values()):
             path = folder / letter / f"{name}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             noise(2 * (first + index) + side, 8, 8).save(path)
@@ -40,99 +35,23 @@ def rows_of(folder: Path, names: list[str]) -> list[Row]:
     return [{"name": name, "source": sources / f"{name}.png", "target": targets / f"{name}.png"} for name in names]
 
 
-def same_files(folder: Path, names: list[str], chance: random.Random) -> list[Row]:
-    return rows_of(folder, names)
-
-
-def copied(folder: Path, names: list[str], chance: random.Random) -> list[Row]:
-    """Copies of the files under their names, elsewhere, with other times."""
-    for letter in SIDES:
-        (folder / "copies" / letter).mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(folder / letter / f"{name}.png", folder / "copies" / letter / f"{name}.png")
-    return rows_of(folder / "copies", names)
-
-
-def renamed(folder: Path, names: list[str], chance: random.Random) -> list[Row]:
-    """Copies under other names."""
-    rows = copied(folder, names, chance)
-    others = chance.sample(range(100, 1000), len(rows))
-    return [{**row, "name": f"new{number}"} for row, number in zip(rows, others, strict=True)]
-
-
-def other_way(folder: Path, names: list[str], chance: random.Random) -> list[Row]:
-    """The targets as sources, and the other way."""
-    rows = rows_of(folder, names)
-    return [{"name": row["name"], "source": row["target"], "target": row["source"]} for row in rows]
-
-
-CHANGES: dict[str, Change] = {"same": same_files, "copied": copied, "renamed": renamed, "other way": other_way}
-
-
-@pytest.mark.parametrize("how", CHANGES)
-def test_pairs_that_were_in_training_are_refused_by_name(how: str, tmp_path: Path) -> None:
-    """Ten cases of each: some of the training pairs or all of them, with pairs that are new or without."""
-    chance = random.Random(how)
-    for case in range(10):
-        folder = tmp_path / str(case)
-        names = [f"{index:02d}" for index in range(6)]
-        new = [f"n{index}" for index in range(case % 3)]
-        save(folder, names, 0)
-        save(folder, new, 6)
-        (folder / "config.json").write_text(json.dumps({"pairs": Pairs(rows_of(folder, names)).provenance()}))
-        trained = Trained.of_file(folder / "w.pt")
-        chosen = sorted(chance.sample(names, 6 if case == 0 else chance.randint(1, 6)))
-        seen = CHANGES[how](folder, chosen, chance)
-        rows = [*seen, *rows_of(folder, new)]
-        chance.shuffle(rows)
-        assert trained is not None
-        overlap = trained.overlap(rows)
-        assert {*overlap.pairs} == {row["name"] for row in seen}
-        assert {*overlap.pairs.values()} == {*chosen}
-        message = rf"^{len(seen)} of {len(rows)} pairs? (was|were) in training, by .*config\.json: (new\d|\d\d)"
-        with pytest.raises(ValueError, match=message):
-            check_unseen(Pairs(rows), trained)
-        if new:
-            check_unseen(Pairs(rows_of(folder, new)), trained)
-
-
-def test_other_pictures_of_the_same_names_are_no_overlap(tmp_path: Path) -> None:
-    """As in train/1.png and val/1.png; also a pair that shares its source alone, such as an empty slice."""
-    save(tmp_path / "one", ["1", "2"], 0)
-    save(tmp_path / "two", ["1", "2"], 2)
-    shutil.copyfile(tmp_path / "one/A/1.png", tmp_path / "two/A/1.png")
-    trained = Trained.of(rows_of(tmp_path / "one", ["1", "2"]), "one")
-    check_unseen(Pairs(rows_of(tmp_path / "two", ["1", "2"])), trained)
-
-
 def test_a_file_is_known_by_its_bytes_also_in_a_tar(tmp_path: Path) -> None:
     """Both halves of a photograph are one file."""
     (tmp_path / "data/val").mkdir(parents=True)
     noise(0, 16, 8).save(tmp_path / "data/val/a.png")
     content = (tmp_path / "data/val/a.png").read_bytes()
     halves = read_rows("edge2shoes", str(tmp_path / "data"), "val")
-    assert contents(halves).digests == {"a": sha256(content).hexdigest()}
+    assert contents(halves).digests == {"a": [sha256(content).hexdigest()]}
     save(tmp_path, ["a", "b"], 0)
     with tarfile.open(tmp_path / "rows.tar", "w") as tar:
         for name in "ab":
-            for letter, role in zip(SIDES, ("source", "target"), strict=True):
+            for role, letter in SIDES.items():
                 picture = (tmp_path / letter / f"{name}.png").read_bytes()
                 member = tarfile.TarInfo(f"{name}.{role}.png")
                 member.size = len(picture)
                 tar.addfile(member, io.BytesIO(picture))
     table = read_rows("hub", str(tmp_path / "rows.tar"))
     assert contents(table).digests == contents(rows_of(tmp_path, ["a", "b"])).digests
-
-
-def test_items_of_other_libraries_are_known_as_a_whole() -> None:
-    def items(seed: int) -> list[Any]:
-        pixels = np.random.default_rng(seed).random((4, 2, 3, 8, 8), np.float32) * 2 - 1
-        return [tuple(each) for each in pixels]
-
-    trained = Trained.of(as_pairs(items(0)).rows, "here")
-    with pytest.raises(ValueError, match=r"^4 of 4 pairs were in training, by here: 0, 1, 2 and 1 more: calibrate on"):
-        check_unseen(as_pairs(items(0)), trained)
-    check_unseen(as_pairs(items(1)), trained)
 
 
 def test_pictures_in_memory_and_sets_without_pairs(tmp_path: Path) -> None:
@@ -144,7 +63,7 @@ def test_pictures_in_memory_and_sets_without_pairs(tmp_path: Path) -> None:
     sets = read_rows("unpaired", f"{tmp_path}/A,{tmp_path}/B")
     path = tmp_path / "B/b.png"
     assert contents(sets).digests.keys() == {"A/a", "A/b", "B/a", "B/b"}
-    assert contents(sets).digests["B/b"] == sha256(path.read_bytes()).hexdigest()
+    assert contents(sets).digests["B/b"] == [sha256(path.read_bytes()).hexdigest()]
 
 
 def test_groups_on_both_sides_are_refused_by_name(tmp_path: Path) -> None:
@@ -172,12 +91,6 @@ def test_groups_on_both_sides_are_refused_by_name(tmp_path: Path) -> None:
         read_rows("paired", f"{tmp_path}/train/A,{tmp_path}/train/B,group=masks")
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"pairs": {"contents": []}}', "\udcff"])
-def test_a_file_of_another_program_beside_weights_says_nothing(content: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
-    assert Trained.of_file(tmp_path / "w.pt") is None
-
-
 def test_a_training_that_goes_on_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of large data sets, to read all again at each start would take minutes."""
     names = ["a", "b", "c"]
@@ -195,5 +108,31 @@ def test_a_training_that_goes_on_reads_only_what_has_changed(tmp_path: Path, mon
     noise(9, 9, 8).save(tmp_path / "B" / "b.png")
     after = Pairs(rows_of(tmp_path, names)).provenance(before)
     assert sorted(read) == ["b.png", "b.png"]  # of the source and the target of one pair
-    assert after["contents"]["b"] != before["contents"]["b"]
-    assert after["contents"] == Pairs(rows_of(tmp_path, names)).provenance()["contents"]
+    assert after.contents["b"] != before.contents["b"]
+    assert after.contents == Pairs(rows_of(tmp_path, names)).provenance().contents
+
+
+def test_a_value_in_memory_that_changes_beside_a_file_is_read_again(tmp_path: Path) -> None:
+    """Its row has no stamp, since nothing but the value itself says that it is another."""
+    save(tmp_path, ["a"], 0)
+    zeros = np.zeros((3, 8, 8), np.uint8)
+    rows = [{"name": "a", "source": tmp_path / "A/a.png", "target": target} for target in (zeros, zeros + 1)]
+    first, second = (Pairs([row]) for row in rows)
+    before = first.provenance()
+    assert before.stamps == {}
+    assert second.provenance(before).contents == second.provenance().contents != before.contents
+
+
+def test_a_table_is_the_same_whatever_part_it_is_read_as(tmp_path: Path) -> None:
+    """A file without `{split}` in its path has the training pairs for validation too."""
+    datasets = pytest.importorskip("datasets")
+    save(tmp_path, ["a", "b"], 0)
+    for file, names in (("all", "ab"), ("one", "a")):
+        pictures = {role: [str(tmp_path / side / f"{name}.png") for name in names] for role, side in SIDES.items()}
+        table = datasets.Dataset.from_dict(pictures)
+        for role in pictures:
+            table = table.cast_column(role, datasets.Image())
+        table.to_parquet(tmp_path / f"{file}.parquet")
+    train, val = (read_rows("hub", str(tmp_path / "all.parquet"), split) for split in ("train", "val"))
+    assert same_rows(train, val)
+    assert not same_rows(train, read_rows("hub", str(tmp_path / "one.parquet"), "val"))

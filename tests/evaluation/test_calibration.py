@@ -12,10 +12,10 @@ import torch
 from scipy.optimize import brentq as find_root
 from scipy.stats import beta, binom, entropy, norm
 
-from bbdm import BridgeSampler, Intervals, load_checkpoint
+from bbdm import BridgeSampler, Intervals, load_checkpoint, save_checkpoint
 from bbdm.data.kinds import Condition
 from bbdm.data.pairs import Pairs, as_pairs
-from bbdm.data.provenance import Trained
+from bbdm.data.trained import Trained
 from bbdm.evaluation import calibration
 from bbdm.evaluation.calibration import Bound, Losses, check_unseen
 from tests.conftest import SIZE, MakePairs, MakeTrainer, load_pairs, newest, tiny_unet
@@ -157,7 +157,7 @@ def check(file: Path, pairs: Any, seen: str | None = None) -> None:
     assert origin is not None
     message = rf"pairs were in training, by .*w\.run/config\.json: {seen}: calibrate on others"
     with nullcontext() if seen is None else pytest.raises(ValueError, match=message):
-        check_unseen(as_pairs(pairs), Trained.of_file(origin.path))
+        check_unseen(as_pairs(pairs), Trained.of_origin(origin))
 
 
 def items(seed: int) -> list[tuple[torch.Tensor, ...]]:
@@ -167,16 +167,17 @@ def items(seed: int) -> list[tuple[torch.Tensor, ...]]:
 
 
 def test_map_style_pairs_of_the_run_are_refused_and_others_are_not(make_trainer: MakeTrainer, tmp_path: Path):
-    """By the bytes of items, in the folder of the run; weights alone say nothing."""
+    """By the bytes of items, wherever the weights of the run lie; others say nothing."""
     trainer = make_trainer("w.run", train=items(0), epochs=1)
     trainer.fit()
     for file in ("w.pt", "w.run/last.pt", "alone/w.pt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         trainer.save(tmp_path / file)
-    for file in (newest(trainer), tmp_path / "w.pt", tmp_path / "w.run/last.pt"):
+    for file in (newest(trainer), tmp_path / "w.pt", tmp_path / "w.run/last.pt", tmp_path / "alone/w.pt"):
         check(file, items(0), "0, 1, 2 and 1 more")
         check(file, items(1))
-    check(tmp_path / "alone/w.pt", items(0))
+    save_checkpoint(tmp_path / "alone/other.pt", trainer.average, trainer.bridge)
+    check(tmp_path / "alone/other.pt", items(0))
 
 
 def test_files_of_the_run_are_known_whatever_is_made_of_them(

@@ -1,0 +1,222 @@
+"""What a network was trained on, and what that and other rows have in common.
+
+The ``config.json`` of a run keeps the content of all pairs that its network has learned from. Nothing here
+imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bbdm.data.provenance import Digests, contents, counted, first_names, groups
+from bbdm.data.rows import Row
+
+if TYPE_CHECKING:
+    from bbdm.data.pairs import Pairs
+    from bbdm.files.content import Origin
+
+log = logging.getLogger(__name__)
+UNKNOWN = "no record says which pairs were in the training of %s: whether any of these were is not known"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the ``config.json`` of a run says of the pairs that its network has learned from.
+
+    Args:
+        contents: SHA-256 of the pictures of each row by name, see :func:`bbdm.data.provenance.contents`.
+        stamps: of rows in files by name, SHA-256 of paths, sizes and times.
+        groups: those of all rows, also of earlier ones.
+        earlier: the contents of rows that the network has learned from before: of files that have changed
+            since, and of a training whose weights it began with.
+    """
+
+    contents: Digests
+    stamps: Mapping[str, str]
+    groups: Sequence[str]
+    earlier: Sequence[Digests] = ()
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Record | None:
+        """The record of the run in a folder; None where there is none."""
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it may be another program's
+            pairs = json.loads((folder / "config.json").read_text())["pairs"]
+            return cls(
+                contents=_as_digests(pairs["contents"]),
+                stamps={str(name): str(stamp) for name, stamp in pairs["stamps"].items()},
+                groups=[str(group) for group in pairs["groups"]],
+                earlier=[_as_digests(part) for part in pairs["earlier"]],
+            )
+        return None
+
+    @property
+    def by_stamp(self) -> Digests:
+        """The contents of rows by their stamps."""
+        return {stamp: self.contents[name] for name, stamp in self.stamps.items() if name in self.contents}
+
+    def after(self, before: Iterable[Record | None]) -> Record:
+        """The record of a training that goes on with the weights of others, whose records are ``before``."""
+        earlier = [*self.earlier]
+        groups = {*self.groups}
+        for record in before:
+            if record is None:
+                continue
+            gone = {name: each for name, each in record.contents.items() if self.contents.get(name) != each}
+            earlier += [part for part in (*record.earlier, gone) if part and part not in earlier]
+            groups |= {*record.groups}
+        return replace(self, groups=sorted(groups), earlier=earlier)
+
+
+def _as_digests(stored: Any) -> Digests:
+    return {str(name): [str(digest) for digest in digests] for name, digests in stored.items()}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The pairs of a training.
+
+    Args:
+        where: what says so, for messages.
+        record: their contents and groups.
+    """
+
+    where: str
+    record: Record
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], where: str) -> Trained:
+        """The pairs of rows; those that cannot be read were in no training."""
+        found = contents(rows, skip_bad=True)
+        return cls(where, Record(found.digests, found.stamps, [group for _, group in groups(rows)]))
+
+    @classmethod
+    def of_origin(cls, origin: Origin | None) -> Trained | None:
+        """The pairs that a network was trained on, by the record of its run.
+
+        The run is in the folder that the network's file names, in ``OUT.run`` of ``OUT.pt``, or in the folder
+        that the file is in.
+
+        Args:
+            origin: of the network's weights; None where they came from no file.
+
+        Returns:
+            What the record says; None where there is none, which is said in a warning.
+        """
+        if origin is None:
+            log.warning(UNKNOWN, "this network, which came from no file")
+            return None
+        folders = [origin.path.with_suffix(".run"), origin.path.parent]
+        if origin.run is not None and origin.run not in [folder.resolve() for folder in folders]:
+            folders.insert(0, origin.run)
+        for folder in folders:
+            record = Record.of_folder(folder)
+            if record is not None:
+                return cls(str(folder / "config.json"), record)
+        log.warning(UNKNOWN, origin.path)
+        return None
+
+    @cached_property
+    def _pairs(self) -> dict[frozenset[str], str]:
+        """The name of a row by its pictures, whichever of them is the source."""
+        names: dict[frozenset[str], str] = {}
+        for part in (self.record.contents, *self.record.earlier):
+            for name, digests in part.items():
+                names.setdefault(frozenset(digests), name)
+        return names
+
+    @cached_property
+    def _pictures(self) -> dict[str, list[str]]:
+        """The names of the rows that a picture is in."""
+        rows: dict[str, list[str]] = {}
+        for digests, name in self._pairs.items():
+            for digest in digests:
+                names = rows.setdefault(digest, [])
+                if name not in names:
+                    names.append(name)
+        return rows
+
+    def overlap(self, pairs: Pairs) -> Overlap:
+        """What a data set and the training have in common.
+
+        A source that several pairs of the training share, such as a blank one, tells none of them from
+        others, and does not count alone.
+        """
+        own = pairs.contents.digests
+        found = Overlap(self.where, len(own), "pair" if pairs.paired else "picture")
+        for name, digests in own.items():
+            whole = self._pairs.get(frozenset(digests))
+            of_source = self._pictures.get(digests[0], ())
+            of_target = self._pictures.get(digests[-1], ())
+            if whole is not None:
+                found.pairs[name] = whole
+            elif of_target and len(digests) == 1:
+                found.pairs[name] = of_target[0]
+            elif of_target:
+                found.targets[name] = of_target[0]
+            elif len(of_source) == 1:
+                found.sources[name] = of_source[0]
+        trained = {*self.record.groups}
+        for name, group in groups(pairs.rows):
+            if group in trained and name not in found.names:
+                found.groups.setdefault(group, name)
+        return found
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a data set and a training have in common.
+
+    Args:
+        where: what says what was trained on.
+        count: the number of the data set's items.
+        noun: what an item is: a pair, or a picture of a set without pairs.
+        pairs: of the items that were in training, the name in training by their own.
+        targets: the same of the other items whose target was in training.
+        sources: the same of those whose source alone was.
+        groups: of the groups that were in training too, the name of the first item that was not.
+    """
+
+    where: str
+    count: int
+    noun: str = "pair"
+    pairs: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    groups: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Of all items that were in training, or whose target or source was, the name in training."""
+        return {**self.pairs, **self.targets, **self.sources}
+
+    def __str__(self) -> str:
+        """How many pairs, targets and sources were in training, and the first names; "" where none was."""
+        parts: list[str] = []
+        for role, names in (("", self.pairs), ("target", self.targets), ("source", self.sources)):
+            if names:
+                by = "" if parts else f", by {self.where}"
+                shown = [name if name == other else f"{name} (as {other})" for name, other in names.items()]
+                parts.append(f"{self._count(role, len(names))} in training{by}: {first_names(shown)}")
+        return "; ".join(parts)
+
+    def _count(self, role: str, number: int) -> str:
+        """How many pairs were, or the targets or sources of how many."""
+        of_all = f"{number} of 1 {self.noun}" if self.count == 1 else f"{number} of {self.count} {self.noun}s"
+        if not role:
+            return f"{of_all} was" if self.count == 1 else f"{of_all} were"
+        return f"the {role} of {of_all} was" if number == 1 else f"the {role}s of {of_all} were"
+
+    def check_groups(self, remedy: str) -> None:
+        """Raise ValueError where a group has pairs in training, and others here; ``remedy`` ends it."""
+        if not self.groups:
+            return
+        shown = [f"{group!r} (of {name})" for group, name in self.groups.items()]
+        count = counted(len(shown), "group")
+        raise ValueError(f"{count} in training too, by {self.where}: {first_names(shown)}; {remedy}")
