@@ -174,6 +174,7 @@ EDITS: list[tuple[str, Any, str]] = [
     ("timesteps", [5], "steps or timesteps, not both"),
     ("solver", GONE, "steps and timesteps of a network are those of its solver"),
     ("calls", True, "calls must be a positive integer, got True"),
+    ("run", 3, "run must be the path of a folder, got 3"),
 ]
 PT_EDITS: list[tuple[str, Any, str]] = [
     ("states/weights", {"out.2.bias": 3.0}, "weights are no state dict"),
@@ -190,6 +191,18 @@ PT_EDITS: list[tuple[str, Any, str]] = [
 )
 def test_content_that_cannot_be(suffix: str, keys: str, value: Any, reason: str, files: Path, tmp_path: Path) -> None:
     refused(edited(files / f"good{suffix}", tmp_path, keys, value), reason)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"), [("/runs/one", Path("/runs/one")), ("//host/share", None), (r"\\host\share", None)]
+)
+@SUFFIXES
+def test_a_file_names_its_run_and_no_share_of_a_network(
+    suffix: str, run: str, expected: Path | None, files: Path, tmp_path: Path
+) -> None:
+    """A stranger's file would make Windows log in at his host."""
+    checkpoint = load_checkpoint(edited(files / f"good{suffix}", tmp_path, "run", run))
+    assert checkpoint.origin == (checkpoint.path, expected)
 
 
 @SUFFIXES
