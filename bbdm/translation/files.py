@@ -138,7 +138,7 @@ class Files:
             return picture, None
         if "mask" not in columns:
             raise ValueError(f"{shown(row)} has no mask, and --outside needs one, as in DATA,mask=FOLDER")
-        return picture, inside(columns["mask"], array.shape[1:])
+        return picture, inside_mask(columns["mask"], array.shape[1:])
 
     def content(self, index: int) -> str:
         """SHA-256 of what of a row decides its results: source, conditions, and the mask where it is used.
@@ -211,7 +211,7 @@ class Files:
         for role in ROLES:
             counted &= ~np.broadcast_to(columns[role].absent, counted.shape)
         if "mask" in columns:
-            counted &= inside(columns["mask"], counted.shape)
+            counted &= inside_mask(columns["mask"], counted.shape)
         return results, self._scored(target.array), torch.from_numpy(self._planes(counted[None]))
 
     def _scored(self, array: Array) -> torch.Tensor:
@@ -314,7 +314,7 @@ def are_photographs(pairs: Pairs) -> bool:
     return pairs.spec.eight_bit and all(head.photograph for head in heads)
 
 
-def inside(mask: Column, sides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def inside_mask(mask: Column, sides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """(*S) where a mask is not 0, of pictures with some sides; the mask of resized photographs is resized."""
     counted = (mask.array != 0).any(axis=0)
     if counted.shape == sides:
