@@ -34,6 +34,11 @@ def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) ->
     return run_seed + (torch.arange(first, first + count, device=device) << 32)
 
 
+def sample_numbers(seeds: torch.Tensor) -> torch.Tensor:
+    """(B,) which samples the seeds of :func:`sample_seeds` are of."""
+    return seeds >> 32
+
+
 def mixed(seed: int, number: int) -> int:
     """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
     return (seed * 0x9E3779B9 + number) % 2**32
@@ -161,18 +166,18 @@ class Task(ABC):
 
     # Validation, and pictures of the averaged weights
 
-    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], count: int) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs) -> dict[str, float]:
         """Mean losses of the averaged weights by name, the same in each process.
 
         Args:
-            batches: this process's batches of the validation pairs, with their seeds (B,).
-            count: the number of validation pairs of all processes.
+            batches: this process's batches of the validation pairs, with the seeds (B,) of their numbers.
+            pairs: the validation pairs of all processes.
         """
         totals = Counter[str]()
         for batch, seeds in batches:
             totals.update(self.validation_losses(batch, seeds))
         names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
-        return {name: self.processes.sum(totals[name]) / count for name in names}
+        return {name: self.processes.sum(totals[name]) / len(pairs) for name in names}
 
     @abstractmethod
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:

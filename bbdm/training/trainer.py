@@ -376,7 +376,7 @@ class Trainer:
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
-        return self.task.validate(self._seeded_batches(), len(self.validation))
+        return self.task.validate(self._seeded_batches(), self.validation)
 
     def _seeded_batches(self) -> Iterator[tuple[Example, torch.Tensor]]:
         """This process's batches of the validation pairs, with the seeds of their examples."""
