@@ -149,7 +149,7 @@ class Files:
         """
         pairs = self.pairs
         if pairs.stream is not None:  # of which a row is not looked up by its index
-            return provenance.digest_of([pairs.stream.digest, str(index)])
+            return provenance.digest_of([pairs.stream.digest, *pairs.stream.stamps, str(index)])
         row = pairs.rows[index]
         columns = {"source": pairs.reader.columns(row)["source"]}
         for name in pairs.spec.conditions:
