@@ -66,6 +66,7 @@ class Files:
         self.photographs = are_photographs(pairs)
         self.volumes = spec.slices is not None or spec.axes == 3
         self.alone = self.ALONE or self.volumes
+        self._contents: dict[int, str] = {}  # by row
         self._outside = outside
         self._axis = None if spec.slices is None else 1 + AXES[spec.slices]  # of slices, in an array (C, *S)
 
@@ -143,10 +144,17 @@ class Files:
     def content(self, index: int) -> str:
         """SHA-256 of what of a row decides its results: source, conditions, and the mask where it is used.
 
+        Files are read once, before the first result.
+
         Raises:
             FileNotFoundError: there is no such file.
             PermissionError: a file may not be read.
         """
+        if index not in self._contents:
+            self._contents[index] = self._content(index)
+        return self._contents[index]
+
+    def _content(self, index: int) -> str:
         pairs = self.pairs
         if pairs.stream is not None:  # of which a row is not looked up by its index
             return provenance.digest_of([pairs.stream.digest, *pairs.stream.stamps, str(index)])
