@@ -144,7 +144,7 @@ class Files:
     def content(self, index: int) -> str:
         """SHA-256 of what of a row decides its results: source, conditions, and the mask where it is used.
 
-        Files are read once, before the first result.
+        It is kept, for all results of the row.
 
         Raises:
             FileNotFoundError: there is no such file.
