@@ -26,6 +26,7 @@ from bbdm.training.config import Precision, RunConfig
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Forward = Callable[..., torch.Tensor]  # of a network
+SHARE = "share of "  # begins the name of the share of examples that a number of the rest of the name is of
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
 
@@ -148,7 +149,9 @@ class Task(ABC):
 
         Returns:
             The losses, (B,) or a scalar, and scalars by name, whose means over steps are metrics. ``loss``
-            among them is what is reported in place of the mean of the losses.
+            among them is what is reported in place of the mean of the losses. A sum over some examples of a
+            batch, divided by the number of all, stands beside the share of these examples, whose name is
+            that of the sum after :data:`SHARE`: the metric is the mean over these examples.
         """
 
     def begin(self, optimization: Any) -> None:  # noqa: B027  (most tasks have none)
