@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bbdm.base.settings import check, setting
 
@@ -27,6 +28,11 @@ def read_every(text: str) -> Every:
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"it is optimizer steps, such as 5000, or epochs, such as 2e; got {text!r}")
     return text if text.endswith("e") else int(number)
+
+
+def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that must not change when a run resumes."""
+    return {name: value for name, value in config.items() if name not in FREE}
 
 
 def steps_of(every: Every, steps_per_epoch: int) -> int:

@@ -146,6 +146,7 @@ class Optimization:
         reported: what the steps since the last report reported.
         last: what the last step reported of the whole batch, the learning rate and, each 50 steps or where it
             is clipped, the norm of the gradients. Numbers are tensors on the device.
+        asked: the share of processes that asked all to end before the last step, a scalar on the device.
     """
 
     def __init__(
@@ -168,6 +169,7 @@ class Optimization:
         self.replica: Any = self.parallel(network)
         self.reported = Reported(self.device)
         self.last: dict[str, Any] = {}
+        self.asked = torch.zeros((), device=self.device)
         self._watched = torch.zeros((), device=self.device)  # sum of the losses since the last look
         self._draws = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
         self._make_optimizer = optimizer
@@ -233,10 +235,10 @@ class Optimization:
 
     # One step
 
-    def step(self, batch: Example, step: int) -> torch.Tensor:
+    def step(self, batch: Example, step: int, asks: bool = False) -> torch.Tensor:
         """Do optimizer step ``step``, counted from 0, on a batch from the data set, on the device.
 
-        Each process passes its share of the batch.
+        Each process passes its share of the batch, and whether it asks all to end.
 
         Returns:
             The loss of the whole batch before the step, a scalar on the device: to read it waits for a GPU.
@@ -251,9 +253,11 @@ class Optimization:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
         minimised, shares = self._gradients(batch, step)
-        means = self.processes.total(torch.stack([minimised, *shares.values()])) / self.processes.count
-        self.reported.add([*shares], means[1:])
-        numbers = over_examples(dict(zip(shares, means[1:], strict=True)))
+        asking = torch.full_like(minimised, float(asks))
+        means = self.processes.total(torch.stack([minimised, asking, *shares.values()])) / self.processes.count
+        self.asked = means[1]
+        self.reported.add([*shares], means[2:])
+        numbers = over_examples(dict(zip(shares, means[2:], strict=True)))
         loss = numbers["loss"]
         self._guard(means[0] + loss, step)  # not finite where either is
         self.scaler.unscale_(self.optimizer)
