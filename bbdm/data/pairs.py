@@ -323,8 +323,13 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         return settings
 
     def digest(self, columns: Collection[str] | None = None) -> str:
-        """SHA-256 of all names, and of the content of the files in some columns; None for all."""
+        """SHA-256 of all names, and of the content of the files in some columns; None for all.
+
+        Of a stream, it is of the sizes and times of files.
+        """
         digest = hashlib.sha256(self.names_digest().encode())
+        if self.stream is not None:
+            digest.update("\n".join(self.stream.stamps).encode())
         for row in self._files:
             hashes = " ".join(self._sha256(path) for path in files_of(row, columns))
             digest.update(f"{row['name']} {hashes}\n".encode())

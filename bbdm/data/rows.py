@@ -42,17 +42,22 @@ class UnpairedRows(Sequence[Row]):
     """Rows with a source of one set and a target of another, which have nothing to do with each other.
 
     There are as many rows as pictures in the larger set; the smaller one begins anew where it ends. The rows
-    of an epoch are a function of its seed, and the rows by index are those of seed 0.
+    of an epoch are a function of its seed, and the rows by index are those of seed 0. The first of them have
+    each picture once.
 
     Args:
         sources: cells of the set A by name.
         targets: cells of the set B by name.
+
+    Attributes:
+        sizes: the numbers of pictures of A and of B.
     """
 
     def __init__(self, sources: Mapping[Any, Any], targets: Mapping[Any, Any]) -> None:
         self._sources = [*sources.items()]
         self._targets = [*targets.items()]
-        self._count = max(len(sources), len(targets))
+        self.sizes = (len(sources), len(targets))
+        self._count = max(self.sizes)
 
     def __len__(self) -> int:
         return self._count

@@ -67,7 +67,7 @@ def resized_present(
     return resized.astype(array.dtype), weights >= WHOLE
 
 
-def off_nodata(array: Array, nodata: float | None, highest: npt.ArrayLike | None = None) -> Array:
+def off_nodata(array: Array, nodata: float | None, values: Values | None = None, down: bool = False) -> Array:
     """Stored values of pixels that have one, of which none is nodata: it becomes the next higher value.
 
     Of floats, it is the sixteenth higher one, which other programs too tell from nodata.
@@ -75,8 +75,9 @@ def off_nodata(array: Array, nodata: float | None, highest: npt.ArrayLike | None
     Args:
         array: (C, *S) of stored values.
         nodata: the stored value that stands for none; None where there is no such value.
-        highest: the highest stored value, or (C, 1, ...) one for each channel, which becomes a lower one;
-            None for that of the type.
+        values: the range that no value leaves: at its end, the next value is on the other side. None for the
+            range of the type.
+        down: whether it becomes the next lower value.
 
     Returns:
         The same array where no pixel has nodata, else another one of its type.
@@ -84,13 +85,20 @@ def off_nodata(array: Array, nodata: float | None, highest: npt.ArrayLike | None
     if nodata is None or not (array == nodata).any():
         return array
     dtype = array.dtype
-    if highest is None:
-        highest = np.finfo(dtype).max if dtype.kind == "f" else np.iinfo(dtype).max
-    has_higher = nodata < np.asarray(highest)
+    limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    low: Any = limits.min
+    high: Any = limits.max
+    if values is not None:
+        shape = (-1, *[1] * (array.ndim - 1))
+        low = np.reshape(values.low, shape)
+        high = np.reshape(values.high, shape)
     step: Any = 1
     if dtype.kind == "f":
         step = APART * np.spacing(np.abs(dtype.type(nodata)))
-    other = np.where(has_higher, nodata + step, nodata - step)
+    goes_down = nodata >= high
+    if down:
+        goes_down = nodata > low
+    other = np.where(goes_down, nodata - step, nodata + step)
     return np.where(array == nodata, other, array).astype(dtype)
 
 

@@ -292,7 +292,12 @@ class Spec:
             raise ValueError(f"{found}, and {held}: train on targets with a nodata of their own, or of another type")
 
     def result(
-        self, array: npt.NDArray[Any], geometry: Geometry, absent: npt.NDArray[np.bool_] | None = None, name: str = ""
+        self,
+        array: npt.NDArray[Any],
+        geometry: Geometry,
+        absent: npt.NDArray[np.bool_] | None = None,
+        name: str = "",
+        down: bool = False,
     ) -> Picture:
         """A result (C, *S) in [-1, 1] in stored values, at the place of its source.
 
@@ -301,6 +306,7 @@ class Spec:
             geometry: of the source, whose place a result has.
             absent: (*S) where the source has no value, and so the result; None for nowhere.
             name: what messages call the picture.
+            down: whether values that meet nodata become the next lower ones, as low ends of intervals must.
 
         Raises:
             ValueError: values are NaN, and neither the type nor a nodata of results can say so.
@@ -314,8 +320,7 @@ class Spec:
             array = np.where(missing, 0, array).astype(array.dtype)
             absent = np.asarray(missing if absent is None else absent | missing)
         stored = values.stored(array, axes=array.ndim - 1)
-        highest = np.reshape(values.high, (-1, *[1] * (stored.ndim - 1)))
-        stored = off_nodata(stored, nodata, highest)
+        stored = off_nodata(stored, nodata, values, down)
         if nodata is not None and absent is not None:
             stored[:, absent] = nodata
         kept = {key: value for key, value in geometry.kept.items() if key not in OF_BANDS}

@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from bbdm.base import optional
+from bbdm.base.atomic import stamp
 from bbdm.data.cells import ROLES, ArrayCell, BytesCell, cell_of
 from bbdm.data.names import RowName
 from bbdm.networks.arrays import as_numpy
@@ -135,10 +136,18 @@ class StreamedRows(TableRows):
         named: the names of columns, see :class:`TableRows`.
         path: names the table and its split.
         count: the number of rows; None to count them, which reads all.
+        files: paths and addresses of what holds the table.
+
+    Attributes:
+        digest: names path, number and columns, whatever files hold.
+        stamps: paths, sizes and times of the files on this machine.
     """
 
-    def __init__(self, table: Any, named: Mapping[str, str], path: str, count: int | None) -> None:
+    def __init__(
+        self, table: Any, named: Mapping[str, str], path: str, count: int | None, files: Iterable[str] = ()
+    ) -> None:
         super().__init__(table, named)
+        self.stamps = [stamp(Path(file)) for file in sorted(files) if "://" not in file]
         self._path = path
         self._rank = 0
         self._processes = 1
@@ -246,12 +255,14 @@ def open_table(
         name = f"{path} {chosen}"
         split = chosen
     with _reading(path):
-        table = datasets.load_dataset(**where, split=split, streaming=streaming)
-    if not streaming:
-        return TableRows(table, named)
+        if not streaming:
+            return TableRows(datasets.load_dataset(**where, split=split), named)
+        builder = datasets.load_dataset_builder(**where)
+        table = builder.as_streaming_dataset(split=split)
     known = (table.info.splits or {}).get(str(table.split))
     count = known.num_examples if known else None
-    return StreamedRows(table, named, name, count or None)
+    files = (builder.config.data_files or {}).get(split, ())
+    return StreamedRows(table, named, name, count or None, files)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ alpha, on pairs that training has not seen. The risk is the expectation, over pi
 the share of values outside.
 
 What is compared are values as files store them. No result is beyond the range of values, so an end there is
-open: a low end of -1024 HU means that or less. :func:`inside` compares so.
+open: a low end of -1024 HU means that or less. :func:`inside_intervals` compares so.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class Intervals:
         Returns:
             Two results, low and high, as the sampler's calls return results. Values are within their range;
             a low end at the lowest value of the range means that or less, a high end at the highest that or
-            more; see :func:`inside`.
+            more; see :func:`inside_intervals`.
 
         Raises:
             ValueError: the pictures have another size than those that calibrated, or a setting is another.
@@ -207,7 +207,7 @@ class Intervals:
         moved = [each.at(self.lambda_) for each in ends(distribution, self.by, self.alpha)]
         lows = [low for low, _ in moved]
         highs = [high for _, high in moved]
-        return distribution.restored(lows), distribution.restored(highs)
+        return distribution.restored(lows, down=True), distribution.restored(highs)  # away from a nodata
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, atomically."""
@@ -271,7 +271,9 @@ def check_risk(alpha: Any, delta: Any, by: Any, bound: Any) -> None:
             raise ValueError(f"{name} must be one of {known}, got {value!r}")
 
 
-def inside(target: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, values: Values) -> npt.NDArray[np.bool_]:
+def inside_intervals(
+    target: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, values: Values
+) -> npt.NDArray[np.bool_]:
     """Whether stored values lie in returned intervals, of which ends at the end of the range are open.
 
     Args:
@@ -286,10 +288,9 @@ def inside(target: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike, value
     target = np.asarray(target)
     axes = target.ndim - 1
     nodata = getattr(low, "nodata", None)
-    top = np.reshape(values.high, (-1, *[1] * axes))
     ones = np.ones(target.shape, np.float32)
-    lowest = off_nodata(values.stored(-ones, axes), nodata, top)  # that a result can have
-    highest = off_nodata(values.stored(ones, axes), nodata, top)
+    lowest = off_nodata(values.stored(-ones, axes), nodata, values, down=True)  # that a low end can have
+    highest = off_nodata(values.stored(ones, axes), nodata, values)
     above_low = (target >= low) | (np.asarray(low) <= lowest)
     below_high = (target <= high) | (np.asarray(high) >= highest)
     return above_low & below_high

@@ -126,11 +126,14 @@ class Distribution:
             raise ValueError("quantiles and samples need the samples: leave out keep=False")
         return self._kept
 
-    def restored(self, images: Sequence[Array]) -> Any:
-        """One (C, *S) of values in [-1, 1] for each image of the sources, as a call returns results."""
+    def restored(self, images: Sequence[Array], down: bool = False) -> Any:
+        """One (C, *S) of values in [-1, 1] for each image of the sources, as a call returns results.
+
+        Stored values that would say that there is none become higher ones, or with ``down`` lower ones.
+        """
         groups = self._sources.groups
         return self._sources.restore(
-            [(indices, converted(np.stack([images[i] for i in indices]), source)) for indices, source in groups]
+            [(indices, converted(np.stack([images[i] for i in indices]), source)) for indices, source in groups], down
         )
 
 

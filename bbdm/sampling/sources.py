@@ -6,10 +6,10 @@ Each result gets the type that its source had. Nothing here needs torch.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,14 @@ Parts = list[tuple[list[int], Any]]  # images (B, C, H, W) with their indices
 Content = Literal["floats", "uint8", "values"]  # of an array: in [-1, 1], of a photograph, or stored values
 
 
+class Restore(Protocol):
+    """What makes results of images."""
+
+    def __call__(self, results: Any, down: bool = False) -> Any:
+        """Results as a call returns them; ``down`` is that of :meth:`bbdm.data.spec.Spec.result`."""
+        ...
+
+
 @dataclass(frozen=True)
 class Item:
     """One source of a call.
@@ -39,7 +47,7 @@ class Item:
     """
 
     arrays: Sequence[Floats]
-    restore: Callable[[list[Floats]], Any]
+    restore: Restore
     is_floats: bool = False
 
 
@@ -57,7 +65,7 @@ class Sources:
 
     owners: list[int]
     groups: Parts
-    restore: Callable[[Parts], Any]
+    restore: Restore
     count: int
     scale: Scale
 
@@ -135,17 +143,17 @@ def read_sources(source: Any, scale: Scale) -> Sources:
         indices_by_shape.setdefault(array.shape, []).append(index)
     groups = [(indices, np.stack([arrays[index] for index in indices])) for indices in indices_by_shape.values()]
 
-    def restore(parts: Parts) -> Any:
+    def restore(results: Parts, down: bool = False) -> Any:
         images_of_all: dict[int, Floats] = {}
-        for indices, batch in parts:
+        for indices, batch in results:
             images_of_all.update(zip(indices, as_numpy(batch), strict=True))
-        results: list[Any] = []
+        restored: list[Any] = []
         first = 0
         for item in items:
             last = first + len(item.arrays)
-            results.append(item.restore([images_of_all[index] for index in range(first, last)]))
+            restored.append(item.restore([images_of_all[index] for index in range(first, last)], down))
             first = last
-        return results[0] if isinstance(source, np.ndarray) else results
+        return restored[0] if isinstance(source, np.ndarray) else restored
 
     return Sources(owners, groups, restore, len(items), scale)
 
@@ -156,9 +164,9 @@ def _batch(source: Any, scale: Scale) -> Sources:
     images.check(batch, scale.channels, scale.axes)
     scale.warn_of_unit([batch])
 
-    def restore(parts: Parts) -> Any:
-        results = concatenated([results for _, results in parts])
-        return converted(scale.unscaled(results), source, dtype=False)
+    def restore(results: Parts, down: bool = False) -> Any:
+        batches = concatenated([batch for _, batch in results])
+        return converted(scale.unscaled(batches), source, dtype=False)
 
     indices = list(range(len(batch)))
     return Sources(indices, [(indices, batch)], restore, len(indices), scale)
@@ -184,7 +192,9 @@ def _read(source: Any, scale: Scale) -> Item:
         path = Path(source)
         source = images.open_image(path) if photographs and formats.is_photograph(path) else read(path)
     if isinstance(source, Image.Image) and photographs:
-        return Item([images.to_array(source, scale.channels)], lambda results: images.from_array(results[0]))
+        return Item(
+            [images.to_array(source, scale.channels)], lambda results, down=False: images.from_array(results[0])
+        )
     if isinstance(source, Image.Image):
         source = Picture(images.pixels(source, scale.channels if scale.channels in (1, 3) else None))
     if isinstance(source, Picture):
@@ -219,9 +229,9 @@ def _picture(picture: Picture, scale: Scale) -> Item:
     scaled = scaled_present(spec.source_values.of(present), array, absent)
     axis = None if spec.slices is None else 1 + AXES[spec.slices]
 
-    def restore(results: list[Floats]) -> Picture:
+    def restore(results: list[Floats], down: bool = False) -> Picture:
         result = results[0] if axis is None else np.stack(results, axis)
-        return spec.result(result, picture.geometry, absent, picture.name)
+        return spec.result(result, picture.geometry, absent, picture.name, down)
 
     if axis is None:
         return Item([scaled], restore)
@@ -263,7 +273,7 @@ def _tensor(tensor: Any, scale: Scale) -> Item:
         expected = f"({scale.channels}, {sizes.SIDES[scale.axes]})"
         raise ValueError(f"a tensor in a list must be {expected}, got shape {array.shape}")
 
-    def restore(results: list[Floats]) -> Any:
+    def restore(results: list[Floats], down: bool = False) -> Any:
         return converted(scale.unscaled(results[0]), tensor, dtype=not scale.stored)
 
     return Item([_checked(scale.scaled(array), scale)], restore, is_floats=True)
@@ -291,8 +301,8 @@ def _array(array: npt.NDArray[Any], scale: Scale) -> Item:
     else:
         item = _picture(Picture(planes), replace(scale, spec=replace(scale.spec, slices=None, neighbours=0)))
 
-    def restore(results: list[Floats]) -> Any:
-        result = np.asarray(item.restore(results))  # (C, H, W)
+    def restore(results: list[Floats], down: bool = False) -> Any:
+        result = np.asarray(item.restore(results, down))  # (C, H, W)
         if array.ndim == scale.axes and len(result) == 1:
             return result[0]
         if scale.axes == 2:
@@ -325,7 +335,7 @@ def _floats(planes: npt.NDArray[Any], scale: Scale) -> Item:
     values = planes
     if scale.axes == 2:
         values = np.broadcast_to(planes, (scale.channels, *planes.shape[1:]))
-    return Item([_checked(values, scale)], lambda results: results[0].astype(planes.dtype), is_floats=True)
+    return Item([_checked(values, scale)], lambda results, down=False: results[0].astype(planes.dtype), is_floats=True)
 
 
 def _checked(values: Any, scale: Scale) -> Floats:
@@ -339,7 +349,7 @@ def _pixels(planes: npt.NDArray[np.uint8], scale: Scale) -> Item:
     array = planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, -1)
     image = Image.fromarray(np.ascontiguousarray(array))
     arrays = [images.to_array(image, scale.channels)]
-    return Item(arrays, lambda results: images.pixels(images.from_array(results[0])))
+    return Item(arrays, lambda results, down=False: images.pixels(images.from_array(results[0])))
 
 
 def check_noise(noise: Any, scale: Scale, expected: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
 from bbdm.training.config import BridgeConfig, Loss
-from bbdm.training.task import Forward, Losses, Task, broadcast
+from bbdm.training.task import SHARE, Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -169,7 +169,7 @@ class BridgeTask(Task):
         return {**source, **batch.conditions}
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
-        """Losses (B,) of a batch in the space of the bridge; the mean of each direction is reported."""
+        """Losses (B,) of a batch in the space of the bridge; those of each direction are reported."""
         t = self.bridge.draw_times(seeds, step) if self.times is None else self.times(seeds, step, self.bridge)
         shown, target = self._noised(batch, t, seeds, step)
         with self.autocast():
@@ -180,7 +180,8 @@ class BridgeTask(Task):
         back = batch.conditions[DIRECTION] == 1
         reported: dict[str, torch.Tensor] = {}
         for way, rows in zip(DIRECTIONS, (~back, back), strict=True):
-            reported[f"loss_{way}"] = 2 * (losses * rows).mean()  # each is half of a batch
+            reported[f"loss_{way}"] = (losses * rows).mean()
+            reported[f"{SHARE}loss_{way}"] = rows.float().mean()
         return losses, reported
 
     def _noised(

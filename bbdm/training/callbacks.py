@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
@@ -64,12 +65,23 @@ class Callback:
         """Called when the run ends, after an error too."""
 
 
+def after_validation(callbacks: Sequence[Callback], trainer: Any, metrics: dict[str, Any]) -> list[Exception]:
+    """Call callbacks after a validation; returns their errors, which a run raises when all is written."""
+    errors: list[Exception] = []
+    for callback in callbacks:
+        try:
+            callback.after_validation(trainer, metrics)
+        except Exception as error:
+            errors.append(error)
+    return errors
+
+
 class Previews(Callback):
     """Writes grids of the first validation pairs: of a bridge (source, result, target).
 
     A grid is ``step_N.png`` and an image in TensorBoard, written after each validation whose number
-    ``preview_every`` divides and after the last. The seed is 0. Of volumes, three planes through the middle
-    are shown.
+    ``preview_every`` divides, and after the last, also where ``trainer.stop`` ends the run. The seed is 0. Of
+    volumes, three planes through the middle are shown.
     """
 
     def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
@@ -91,7 +103,7 @@ class Previews(Callback):
 
     def _is_due(self, trainer: Any) -> bool:
         steps = steps_of(trainer.config.validate_every, trainer.steps_per_epoch)
-        return trainer.step == trainer.total or trainer.step % (steps * trainer.config.preview_every) == 0
+        return trainer.is_last or trainer.step % (steps * trainer.config.preview_every) == 0
 
 
 class Progress(Callback):

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from bbdm.base.scripts import StoppedError
 from bbdm.data.examples import Example
-from bbdm.training.task import Task, mixed, sample_seeds
+from bbdm.training.task import SHARE, Task, mixed, sample_seeds
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 LOWEST_RATE = 5e-7  # that a plateau ends at
@@ -67,6 +67,18 @@ class EMA:
             average.copy_(buffer)
 
 
+def over_examples(means: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Means of what :meth:`Task.losses` reports, those with a share over their own examples: NaN of none."""
+    numbers: dict[str, torch.Tensor] = {}
+    for name, value in means.items():
+        share = means.get(SHARE + name)
+        if share is not None:
+            value = value / share
+        if not name.startswith(SHARE):
+            numbers[name] = value
+    return numbers
+
+
 class Reported:
     """Sums of what optimizer steps report, on the device until they are read."""
 
@@ -87,14 +99,15 @@ class Reported:
         self._steps[key] += 1
 
     def means(self) -> dict[str, float]:
-        """The mean of each number over the steps that reported it."""
-        totals = Counter[str]()
+        """The mean of each number over the steps that reported it, or over the examples that it is of."""
+        totals: dict[str, Any] = {}
         steps = Counter[str]()
         for names, sums in self._sums.items():
-            for name, value in zip(names, sums.tolist(), strict=True):
-                totals[name] += value  # pyright: ignore[reportArgumentType]  (a float)
+            for name, value in zip(names, sums, strict=True):
+                totals[name] = totals.get(name, 0) + value
                 steps[name] += self._steps[names]
-        return {name: totals[name] / steps[name] for name in totals}
+        means = over_examples({name: total / steps[name] for name, total in totals.items()})
+        return {name: float(value) for name, value in means.items()}
 
     def clear(self) -> None:
         """Forget all: the next report begins."""
@@ -133,6 +146,7 @@ class Optimization:
         reported: what the steps since the last report reported.
         last: what the last step reported of the whole batch, the learning rate and, each 50 steps or where it
             is clipped, the norm of the gradients. Numbers are tensors on the device.
+        asked: the share of processes that asked all to end before the last step, a scalar on the device.
     """
 
     def __init__(
@@ -155,6 +169,7 @@ class Optimization:
         self.replica: Any = self.parallel(network)
         self.reported = Reported(self.device)
         self.last: dict[str, Any] = {}
+        self.asked = torch.zeros((), device=self.device)
         self._watched = torch.zeros((), device=self.device)  # sum of the losses since the last look
         self._draws = any(isinstance(module, DROPOUT) and module.p for module in network.modules())
         self._make_optimizer = optimizer
@@ -220,10 +235,10 @@ class Optimization:
 
     # One step
 
-    def step(self, batch: Example, step: int) -> torch.Tensor:
+    def step(self, batch: Example, step: int, asks: bool = False) -> torch.Tensor:
         """Do optimizer step ``step``, counted from 0, on a batch from the data set, on the device.
 
-        Each process passes its share of the batch.
+        Each process passes its share of the batch, and whether it asks all to end.
 
         Returns:
             The loss of the whole batch before the step, a scalar on the device: to read it waits for a GPU.
@@ -238,9 +253,11 @@ class Optimization:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
         minimised, shares = self._gradients(batch, step)
-        means = self.processes.total(torch.stack([minimised, *shares.values()])) / self.processes.count
-        self.reported.add([*shares], means[1:])
-        numbers = dict(zip(shares, means[1:], strict=True))
+        asking = torch.full_like(minimised, float(asks))
+        means = self.processes.total(torch.stack([minimised, asking, *shares.values()])) / self.processes.count
+        self.asked = means[1]
+        self.reported.add([*shares], means[2:])
+        numbers = over_examples(dict(zip(shares, means[2:], strict=True)))
         loss = numbers["loss"]
         self._guard(means[0] + loss, step)  # not finite where either is
         self.scaler.unscale_(self.optimizer)

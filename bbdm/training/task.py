@@ -26,12 +26,18 @@ from bbdm.training.config import Precision, RunConfig
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Forward = Callable[..., torch.Tensor]  # of a network
+SHARE = "share of "  # begins the name of the share of examples that a number of the rest of the name is of
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
 
 def sample_seeds(run_seed: int, first: int, count: int, device: torch.device) -> torch.Tensor:
     """(count,) seeds of samples ``first``.. of a batch: the run's seed as low word, the index as high."""
     return run_seed + (torch.arange(first, first + count, device=device) << 32)
+
+
+def sample_numbers(seeds: torch.Tensor) -> torch.Tensor:
+    """(B,) which samples the seeds of :func:`sample_seeds` are of."""
+    return seeds >> 32
 
 
 def mixed(seed: int, number: int) -> int:
@@ -143,7 +149,9 @@ class Task(ABC):
 
         Returns:
             The losses, (B,) or a scalar, and scalars by name, whose means over steps are metrics. ``loss``
-            among them is what is reported in place of the mean of the losses.
+            among them is what is reported in place of the mean of the losses. A sum over some examples of a
+            batch, divided by the number of all, stands beside the share of these examples, whose name is
+            that of the sum after :data:`SHARE`: the metric is the mean over these examples.
         """
 
     def begin(self, optimization: Any) -> None:  # noqa: B027  (most tasks have none)
@@ -161,18 +169,18 @@ class Task(ABC):
 
     # Validation, and pictures of the averaged weights
 
-    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], count: int) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs) -> dict[str, float]:
         """Mean losses of the averaged weights by name, the same in each process.
 
         Args:
-            batches: this process's batches of the validation pairs, with their seeds (B,).
-            count: the number of validation pairs of all processes.
+            batches: this process's batches of the validation pairs, with the seeds (B,) of their numbers.
+            pairs: the validation pairs of all processes.
         """
         totals = Counter[str]()
         for batch, seeds in batches:
             totals.update(self.validation_losses(batch, seeds))
         names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
-        return {name: self.processes.sum(totals[name]) / count for name in names}
+        return {name: self.processes.sum(totals[name]) / len(pairs) for name in names}
 
     @abstractmethod
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:

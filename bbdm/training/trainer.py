@@ -35,7 +35,7 @@ from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
 from bbdm.files.content import Origin
 from bbdm.training.bridge import BridgeTask
-from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard
+from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard, after_validation
 from bbdm.training.config import Every, RunConfig, compared, steps_of
 from bbdm.training.initial import record
 from bbdm.training.optimization import DIVERGED, DivergedError, MakeOptimizer, Optimization, Schedule
@@ -66,7 +66,7 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called after :class:`~bbdm.training.callbacks.Previews`, and before
+        callbacks: what is called before :class:`~bbdm.training.callbacks.Previews` and
             :class:`~bbdm.training.callbacks.TensorBoard`.
         task: what is learned: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
@@ -153,8 +153,6 @@ class Trainer:
         }
         self._validation_names = None if self.validation is None else self.validation.names_digest()
         self.callbacks: list[Callback] = list(callbacks)
-        if validation is not None:
-            self.callbacks.insert(0, Previews())
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -167,7 +165,7 @@ class Trainer:
         self._saved = 0  # the step of the last checkpoint
         self._began = 0.0  # when the steps since the last validation began, in seconds
         self._steps_here = 0  # those steps, of this process
-        self._called: list[Callback] = []
+        self._own: list[Callback] = []  # of this library, which are called after those of the caller
         self._asked: Callable[[], bool] = lambda: False
         self._reason: str | None = None  # of :meth:`stop`
 
@@ -180,6 +178,11 @@ class Trainer:
     def epochs(self) -> float:
         """The number of epochs done, with the share of one that is not."""
         return self.step / self.steps_per_epoch
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the run ends with this step, by its length or by :meth:`stop`."""
+        return self.step == self.total or self._reason is not None
 
     # Resuming
 
@@ -244,7 +247,7 @@ class Trainer:
             progress: show the run on standard error: a bar, and lines; see
                 :class:`~bbdm.training.callbacks.Progress`.
             stop: called before each step, and in one process before each batch of validation; once True, the
-                run is saved and ends. Several processes on GPUs look each 10 steps.
+                run is saved and ends. Several processes do one more step, or on GPUs up to 10.
             overwrite: delete the later steps of a run in the folder, which is an error otherwise.
 
         Returns:
@@ -287,7 +290,9 @@ class Trainer:
             ends.callback(self._validation_batches.close)
             for _ in self._validation_batches(self._validation_indices):
                 pass  # a broken picture is found now, not after an epoch
-        self._called = list(self.callbacks)
+        self._own = []
+        if self.validation is not None:
+            self._own.append(Previews())
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
             self.run_folder.later(self.step, overwrite)  # refused before all pairs are read
@@ -295,24 +300,25 @@ class Trainer:
             settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
             self.run_folder.begin(self.step, settings, overwrite)
             if find_spec("tensorboard"):
-                self._called.append(TensorBoard())
+                self._own.append(TensorBoard())
             if progress:
-                self._called.append(Progress())
-        for callback in self._called:
+                self._own.append(Progress())
+        for callback in (*self.callbacks, *self._own):
             callback.begin(self)
             ends.callback(callback.end, self)
 
     def _train(self) -> None:
         """All steps that are left, with what is due after each."""
         self._began = time.perf_counter()
-        self._check_asked()
+        if self.processes.sum(self._asked()) > 0:
+            self._end()
         if self.step > self._validated and self._is_due(self.config.validate_every):  # it ended while it validated
             self._validate_and_save()
             if self._reason is not None:
                 return
         for batch in self._batches_left():
             loss = self.train_step(batch)
-            for callback in self._called:
+            for callback in (*self.callbacks, *self._own):
                 callback.after_step(self, loss)
             if self._is_due(self.config.validate_every):
                 self._validate_and_save()
@@ -324,7 +330,8 @@ class Trainer:
 
     def train_step(self, batch: Example) -> torch.Tensor:
         """Do one optimizer step on a batch; returns its loss before, a scalar on the device."""
-        loss = self.optimization.step(batch, self.step)
+        asks = self.processes.count > 1 and self._asked()
+        loss = self.optimization.step(batch, self.step, asks)
         self.step += 1
         self._steps_here += 1
         return loss
@@ -357,30 +364,24 @@ class Trainer:
         if self._steps_here:
             metrics["images_per_second"] = self._steps_here * self.config.batch_size / seconds
         metrics["learning_rate"] = self.optimization.optimizer.param_groups[0]["lr"]
-        errors: list[Exception] = []  # of callbacks, raised when all is written
-        for callback in self._called:
-            try:
-                callback.after_validation(self, metrics)
-            except Exception as error:
-                errors.append(error)
+        errors = after_validation(self.callbacks, self, metrics)
+        self._reason = next((reason for reason in self.processes.gather(self._reason) if reason is not None), None)
+        errors += after_validation(self._own, self, metrics)
         self.images.clear()
         self.optimization.reported.clear()
         self._validated = self.step
         self._save(metrics)
         if errors:
             raise errors[0]
-        reasons = [reason for reason in self.processes.gather(self._reason) if reason is not None]
-        if reasons:
-            self._reason = reasons[0]
-            if self.processes.first:
-                log.info("ended after step %s: %s", self.step, self._reason)
+        if self._reason is not None and self.processes.first:
+            log.info("ended after step %s: %s", self.step, self._reason)
         self._began = time.perf_counter()
         self._steps_here = 0
 
     def validate(self) -> dict[str, float]:
         """Mean losses of the averaged weights over the validation pairs by name, at fixed times and noise."""
         assert self.validation is not None
-        return self.task.validate(self._seeded_batches(), len(self.validation))
+        return self.task.validate(self._seeded_batches(), self.validation)
 
     def _seeded_batches(self) -> Iterator[tuple[Example, torch.Tensor]]:
         """This process's batches of the validation pairs, with the seeds of their examples."""
@@ -430,15 +431,15 @@ class Trainer:
         self.run_folder.write(self.step, self.task.snapshot(state), best, metrics)
 
     def _check_asked(self) -> None:
-        """End the run, saved, if it was asked to end."""
+        """End the run if it was asked to end: of several processes, one before the last step."""
         if self.processes.count == 1:
-            asked = self._asked()
-        elif self.optimization.looks(self.step - 1):
-            asked = self.processes.sum(self._asked()) > 0  # the same in all
-        else:
-            return
-        if not asked:
-            return
+            if self._asked():
+                self._end()
+        elif self.optimization.looks(self.step - 1) and self.optimization.asked > 0:
+            self._end()
+
+    def _end(self) -> None:
+        """End the run, saved, in all processes."""
         if self.step > self._saved:
             self._save()
         self.processes.wait()  # until the first has saved: a process that ends takes the others down

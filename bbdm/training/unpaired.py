@@ -25,6 +25,8 @@ import torch
 from bbdm import solvers
 from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.data.examples import Example
+from bbdm.data.pairs import Pairs
+from bbdm.data.rows import UnpairedRows
 from bbdm.defaults import Defaults
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
@@ -33,7 +35,7 @@ from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.initial import DIGITS
 from bbdm.training.optimization import Optimization
-from bbdm.training.task import Forward, Losses
+from bbdm.training.task import Forward, Losses, sample_numbers
 
 log = logging.getLogger(__name__)
 SOLVER = "ancestral"  # Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
@@ -116,29 +118,42 @@ class UnpairedTask(BridgeTask):
         return x
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], count: int) -> dict[str, float]:
+    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs) -> dict[str, float]:
         """The energy distances of results of the averaged weights to the set that they should be of.
 
-        They compare whole sets, so that they depend on no batch and no number of processes.
+        They compare whole sets, so that they depend on no batch and no number of processes. Pictures of the
+        smaller set count once.
         ``validation_loss`` is the mean of both ways.
         """
         results: dict[str, list[torch.Tensor]] = {way: [] for way in DIRECTIONS}
         targets: dict[str, list[torch.Tensor]] = {way: [] for way in DIRECTIONS}
+        of_sources, of_targets = examples_of_sets(pairs)
         for batch, seeds in batches:
             if self.codec is not None:
                 batch = encode(batch, self.codec)
-            sides = ((batch.source, batch.target), (batch.target, batch.source))
-            for number, (way, (source, target)) in enumerate(zip(DIRECTIONS, sides, strict=True)):
-                there = torch.full_like(seeds, number)
-                ends = self.other_ends(self.average, source, there, seeds, VALIDATION_STEPS[number])
-                results[way].append(ends.cpu())
-                targets[way].append(target.cpu())
+            numbers = sample_numbers(seeds)
+            sides = (batch.source, batch.target)
+            counted = (numbers < of_sources, numbers < of_targets)
+            for side, way in enumerate(DIRECTIONS):
+                there = torch.full_like(seeds, side)
+                ends = self.other_ends(self.average, sides[side], there, seeds, VALIDATION_STEPS[side])
+                results[way].append(ends[counted[side]].cpu())
+                targets[way].append(sides[1 - side][counted[1 - side]].cpu())
         losses: dict[str, float] = {}
         for way in DIRECTIONS:
             outputs = torch.cat([ends for of_one in self.processes.gather(results[way]) for ends in of_one])
             real = torch.cat([ends for of_one in self.processes.gather(targets[way]) for ends in of_one])
             losses[f"validation_loss_{way}"] = energy_distance(outputs, real)
         return {"validation_loss": sum(losses.values()) / 2, **losses}
+
+
+def examples_of_sets(pairs: Pairs) -> tuple[int, ...]:
+    """How many examples, from the first on, have each source once, and how many each target."""
+    rows = pairs.rows
+    sizes = rows.sizes if isinstance(rows, UnpairedRows) else (len(rows), len(rows))
+    if pairs.spec.slices is not None:
+        sizes = tuple(pairs.ends[size - 1] for size in sizes)
+    return tuple(size * pairs.spec.crops for size in sizes)
 
 
 def check_bridge(bridge: Bridge) -> None:

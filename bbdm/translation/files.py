@@ -66,6 +66,7 @@ class Files:
         self.photographs = are_photographs(pairs)
         self.volumes = spec.slices is not None or spec.axes == 3
         self.alone = self.ALONE or self.volumes
+        self._contents: dict[int, str] = {}  # by row
         self._outside = outside
         self._axis = None if spec.slices is None else 1 + AXES[spec.slices]  # of slices, in an array (C, *S)
 
@@ -138,18 +139,25 @@ class Files:
             return picture, None
         if "mask" not in columns:
             raise ValueError(f"{shown(row)} has no mask, and --outside needs one, as in DATA,mask=FOLDER")
-        return picture, inside(columns["mask"], array.shape[1:])
+        return picture, inside_mask(columns["mask"], array.shape[1:])
 
     def content(self, index: int) -> str:
         """SHA-256 of what of a row decides its results: source, conditions, and the mask where it is used.
+
+        It is kept, for all results of the row.
 
         Raises:
             FileNotFoundError: there is no such file.
             PermissionError: a file may not be read.
         """
+        if index not in self._contents:
+            self._contents[index] = self._content(index)
+        return self._contents[index]
+
+    def _content(self, index: int) -> str:
         pairs = self.pairs
         if pairs.stream is not None:  # of which a row is not looked up by its index
-            return provenance.digest_of([pairs.stream.digest, str(index)])
+            return provenance.digest_of([pairs.stream.digest, *pairs.stream.stamps, str(index)])
         row = pairs.rows[index]
         columns = {"source": pairs.reader.columns(row)["source"]}
         for name in pairs.spec.conditions:
@@ -211,7 +219,7 @@ class Files:
         for role in ROLES:
             counted &= ~np.broadcast_to(columns[role].absent, counted.shape)
         if "mask" in columns:
-            counted &= inside(columns["mask"], counted.shape)
+            counted &= inside_mask(columns["mask"], counted.shape)
         return results, self._scored(target.array), torch.from_numpy(self._planes(counted[None]))
 
     def _scored(self, array: Array) -> torch.Tensor:
@@ -314,7 +322,7 @@ def are_photographs(pairs: Pairs) -> bool:
     return pairs.spec.eight_bit and all(head.photograph for head in heads)
 
 
-def inside(mask: Column, sides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def inside_mask(mask: Column, sides: tuple[int, ...]) -> npt.NDArray[np.bool_]:
     """(*S) where a mask is not 0, of pictures with some sides; the mask of resized photographs is resized."""
     counted = (mask.array != 0).any(axis=0)
     if counted.shape == sides:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -411,11 +411,9 @@ class Translator:
             for kind, path in job.paths.items():
                 planned[path.relative_to(folder).as_posix()] = job, kind
 
-        content = cache(self.files.content)  # of a source once for all of its results
-
         def item(name: str) -> Item:
             job, kind = planned[name]
-            return job.item(kind, content(job.index))
+            return job.item(kind, self.files.content(job.index))
 
         record = Record(folder, settings, [*planned], item, self.config.overwrite)
         if record.changed:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
+from bbdm import ABridge, save_checkpoint
+from bbdm.cli import translate
 from bbdm.data import tables
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import MappedDataset, Pairs, as_pairs
@@ -22,6 +24,7 @@ from bbdm.data.rows import BadPicturesError, read_rows
 from bbdm.data.spec import Spec, read_kinds
 from bbdm.networks.conditions import ConditionsConfig
 from bbdm.pictures.values import Percentiles, Values
+from tests.conftest import tiny_unet
 from tests.data.making import Array, load, pixels
 
 COUNT = 7
@@ -145,6 +148,26 @@ def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> N
     }.items():
         with pytest.raises(ValueError, match=message):
             load(f"{where}{columns}", "hub", conditions=read_kinds("cls=class"))
+
+
+def test_results_of_a_stream_whose_files_were_written_anew_are_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tar has the same names and as many rows; and a run resumes where its tar was only written anew."""
+    where = write_tar(tmp_path / "val.tar", {0: sample(0), 1: sample(1)})
+    before = load(where, "stream")
+    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=8)
+    command = ["stream", str(where), f"{tmp_path}/c.pt", f"{tmp_path}/out", "--steps", "2", "--device", "cpu"]
+    translate.main(command)
+    first = (tmp_path / "out" / "000.png").read_bytes()
+    translate.main(command)
+    assert ", and 2 that were there" in capsys.readouterr().out
+    write_tar(where, {0: {**sample(5), "season.txt": b"9"}, 1: sample(1)})
+    translate.main(command)
+    assert (tmp_path / "out" / "000.png").read_bytes() != first
+    after = load(where, "stream")
+    assert after.names_digest() == before.names_digest()
+    assert after.digest() != before.digest()
 
 
 class TestStream:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,7 +21,7 @@ from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
 from bbdm.training.bridge import BridgeTask, bridge_loss, drawn_back, turned
 from bbdm.training.config import DistillConfig, Loss, TrainConfig
 from bbdm.training.distillation import StudentTask
-from bbdm.training.optimization import Optimization
+from bbdm.training.optimization import Optimization, over_examples
 from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, batch_of, metrics_of, tiny_unet
@@ -195,8 +196,26 @@ def test_losses_are_those_of_each_direction(bridge: Bridge, t: float, by_hand: C
         target = (x0 - weights.c_skip * x_t) / weights.c_out
         expected.append((2 * weights.c_in * x_t - target).square().mean())
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(reported["loss_AtoB"], (expected[0] + expected[3]) / 2, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(reported["loss_BtoA"], (expected[1] + expected[2]) / 2, rtol=1e-4, atol=1e-6)
+    means = over_examples(reported)
+    torch.testing.assert_close(means["loss_AtoB"], (expected[0] + expected[3]) / 2, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(means["loss_BtoA"], (expected[1] + expected[2]) / 2, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_loss_of_a_direction_is_the_mean_over_its_examples(
+    parts: int, make_trainer: MakeTrainer, pairs: Pairs
+) -> None:
+    """Of batches of 3, where 1 or 2 go back: where each example loses 1, so does each direction."""
+    further = {"loss": lambda prediction, target: 0 * prediction + 1}
+    both = Pairs(pairs.rows, replace(pairs.spec, direction="both"))
+    settings: dict[str, Any] = {"batch_size": 3, "epochs": 4, "grad_accumulation": parts}
+    run = make_trainer("run", tiny_unet(condition_channels=3, **WAYS), train=both, further=further, **settings)
+    run.fit()
+    for line in metrics_of(run):
+        assert line["loss"] == pytest.approx(1)
+        assert line["loss_AtoB"] == pytest.approx(1)
+        assert line["loss_BtoA"] == pytest.approx(1)
+        assert not any("share" in name for name in line)
 
 
 # What does not fit

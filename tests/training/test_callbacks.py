@@ -88,6 +88,7 @@ def test_an_early_stop_keeps_its_epoch(
         assert trainer.fit(progress=True)
     assert (logger.level, logger.handlers) == (logging.INFO, [])  # as before
     assert ("ended after step 2: enough" in caplog.text) != ends.error
+    assert trainer.run_folder.grid(2).is_file() != ends.error  # as after the last step
     (record,) = metrics_of(trainer)
     assert trainer.best == {"epoch": 1, "step": 2, "validation_loss": record["validation_loss"]}
     assert trainer.run_folder.best.is_file()

@@ -247,6 +247,29 @@ def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer,
         trainer.fit()
 
 
+def test_a_step_of_several_processes_reduces_once_besides_gradients(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses and whether a process asks to end go together. The other asks in the third of 4 steps."""
+    reduced: list[torch.Tensor] = []
+
+    def total(_: Processes, value: torch.Tensor) -> torch.Tensor:
+        reduced.append(value)
+        other = value.clone()
+        if value.ndim:
+            other[1] = len(reduced) > 3  # the first is before all steps
+        return value + other
+
+    monkeypatch.setattr(Processes, "total", total)
+    monkeypatch.setattr(Processes, "sum", lambda self, value: float(self.total(torch.tensor(float(value)))))
+    processes = Processes(torch.device("cpu"), count=2)
+    trainer = make_trainer(further={"processes": processes}, validate_every="2e")
+    assert not trainer.fit()
+    assert trainer.step == 3
+    assert len(reduced) == 1 + trainer.step
+    assert [*trainer.run_folder.checkpoints()] == [3]
+
+
 def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer) -> None:
     """One process does not; see test_two_runs_in_one_folder_are_refused."""
     trainer = make_trainer(epochs=1)

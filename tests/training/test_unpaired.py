@@ -20,13 +20,14 @@ from bbdm.bridges import Bridge
 from bbdm.cli import distill, eval, train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.examples import Example
-from bbdm.data.pairs import Pairs
+from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTIONS
+from bbdm.training.bridge import VALIDATION_STEPS
 from bbdm.training.config import UnpairedConfig
-from bbdm.training.optimization import Optimization
+from bbdm.training.optimization import Optimization, over_examples
 from bbdm.training.task import sample_seeds
 from bbdm.training.unpaired import UnpairedTask, between_sets, energy_distance
 from tests.conftest import MakeTrainer, SavePicture, noise, tiny_unet
@@ -175,7 +176,7 @@ def test_targets_are_real_and_sources_drawn_or_made(step: int) -> None:
     losses, reported = task.losses(network, batch, seeds, step)
     torch.testing.assert_close(seen[0], sources)
     assert losses.max() < 1e-10
-    assert {"loss_AtoB", "loss_BtoA"} == reported.keys()
+    assert {"loss_AtoB", "loss_BtoA"} == over_examples(reported).keys()
 
 
 class Linear(nn.Module):
@@ -198,7 +199,7 @@ def test_validation_compares_each_way_with_its_set_and_grids_name_it() -> None:
     task = a_task(wrap(network, 3, **WAYS), BrownianBridge())
     batch = Example(torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.25))
     seeds = sample_seeds(0, 0, 4, CPU)
-    losses = task.validate([(batch, seeds)], 4)
+    losses = task.validate([(batch, seeds)], as_pairs([*zip(batch.source, batch.target, strict=True)]))
     assert losses["validation_loss_AtoB"] == pytest.approx(0, abs=1e-5)
     assert losses["validation_loss_BtoA"] == pytest.approx(2 * 0.5, rel=1e-5)
     assert losses["validation_loss"] == pytest.approx(0.5, rel=1e-5)
@@ -221,7 +222,7 @@ def test_validation_is_of_whole_sets(size: int) -> None:
     seeds = sample_seeds(0, 0, 8, CPU)
     batches = [(Example(a, b), s) for a, b, s in zip(*(v.split(size) for v in (*pictures, seeds)), strict=True)]
     task = a_task(wrap(Collapsed(3), 3, **WAYS), BrownianBridge())
-    losses = task.validate(batches, 8)
+    losses = task.validate(batches, as_pairs([*zip(*pictures, strict=True)]))
     grey = torch.zeros_like(pictures)
     for way, name in enumerate(DIRECTIONS):
         truth = pictures[1 - way].flatten(1).numpy()
@@ -230,6 +231,33 @@ def test_validation_is_of_whole_sets(size: int) -> None:
         assert losses[f"validation_loss_{name}"] == pytest.approx(expected, rel=1e-4)
     assert losses["validation_loss"] > energy_distance(pictures[0], pictures[1])
     assert energy_distance(grey[0], grey[1]) == 0
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_validation_counts_each_picture_once(
+    size: int, tmp_path: Path, save_picture: SavePicture, make_trainer: MakeTrainer
+) -> None:
+    """Of 3 pictures of A and 8 of B, by any batches: 2 E|a - b| - E|a - a'| - E|b - b'| of each set."""
+    for letter, count in (("A", 3), ("B", 8)):
+        for index in range(count):
+            save_picture(tmp_path / letter / f"{index}.png", noise(index + 10 * (letter == "B"), 8, 8))
+    rows = Pairs(read_rows("unpaired", f"{tmp_path}/A,{tmp_path}/B"), Spec(size=8, direction="both"))
+    network = wrap(Linear(3), 3, **WAYS)
+    further = {"task": UnpairedTask}
+    trainer = make_trainer(
+        "run", network, BRIDGE, rows, rows, further=further, kind=UnpairedConfig, batch_size=size, simulation_steps=4
+    )
+    losses = trainer.validate()
+    sets = [torch.stack([rows[index][side] for index in range(count)]) for side, count in ((0, 3), (1, 8))]
+    for side, way in enumerate(DIRECTIONS):
+        seeds = sample_seeds(0, 0, len(sets[side]), CPU)
+        there = torch.full_like(seeds, side)
+        ends = trainer.task.other_ends(trainer.average, sets[side], there, seeds, VALIDATION_STEPS[side])  # pyright: ignore
+        a, b = (pictures.flatten(1).double().numpy() for pictures in (ends, sets[1 - side]))
+        between = np.mean([np.linalg.norm(one - other) for one in a for other in b])
+        within = [np.mean([np.linalg.norm(x - y) for i, x in enumerate(each) for y in each[:i]]) for each in (a, b)]
+        expected = (2 * between - sum(within)) / math.sqrt(a.shape[1])
+        assert losses[f"validation_loss_{way}"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_average_that_makes_other_ends_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import pytest
 from bbdm import ABridge, save_checkpoint
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import translate
+from bbdm.data import provenance
 from bbdm.data.kinds import Condition
 from bbdm.data.spec import Spec
 from bbdm.pictures import write
@@ -214,6 +215,21 @@ def save_network(seed: int = 0, bridge: Any = None, **file: Any) -> None:
 
 
 KIND = Spec(conditions={"style": Condition("class")})
+
+
+def test_sources_are_hashed_once_for_all_of_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3 samples of 2 sources, one result at a time."""
+    monkeypatch.chdir(tmp_path)
+    hashed: list[str] = []
+    sha256_of = provenance.file_sha256
+    monkeypatch.setattr(provenance, "file_sha256", lambda path: hashed.append(path.name) or sha256_of(path))
+    Path("data").mkdir()
+    for index in range(2):
+        noise(index).save(f"data/{index}.png")
+    save_checkpoint("c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
+    words = "folder data c.pt out --quiet --steps 2 --num_samples 3 --batch_size 1 --device cpu"
+    translate.main(words.split())
+    assert sorted(hashed) == ["0.png", "1.png"]
 
 
 def test_changed_settings_never_keep_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
