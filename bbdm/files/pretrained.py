@@ -22,14 +22,13 @@ from bbdm.files.importers import adm
 from bbdm.networks.pretrained import LAST_TIME, TOKENS, Pretrained
 from bbdm.networks.pretrained_config import (
     ADM,
-    ARCHITECTURES,
     CONFIG,
     DIT,
     PARTS,
     SCHEDULE,
     Prediction,
     PretrainedConfig,
-    architecture_in,
+    check_settings,
     network_folder,
     pipeline_folder,
 )
@@ -155,11 +154,11 @@ def _fetched(repository: re.Match[str]) -> Path | None:
     network = network_folder(folder)
     if network is None:
         return None
-    _check_architecture(network)  # others can be tens of gigabytes
+    settings = _read_settings(network)  # before weights, which can be tens of gigabytes
     parts = ["", "vae/"]
     parts += [f"{part}/" for part in PARTS]
     files = [f"{part}{file}" for part in parts for file in WEIGHTS]
-    if not _is_sdxl(_read_json(network / CONFIG)):
+    if not _is_sdxl(settings):
         files += TEXT
     return hub.fetch(repository, [*SETTINGS, *files])
 
@@ -167,7 +166,7 @@ def _fetched(repository: re.Match[str]) -> Path | None:
 def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, float]]:
     """A network that diffusers saved, as it was: without a source."""
     place = cast(Path, network_folder(folder))
-    architecture = _check_architecture(place)
+    architecture = str(_read_settings(place)["_class_name"])
     _check_weights(place)
     module_class = getattr(package("diffusers", "a pretrained network"), architecture)
     schedule = _read_schedule(place)
@@ -180,15 +179,9 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
     prediction, log_levels = _levels(schedule)
     arguments = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
     channels = arguments["in_channels"]
-    outputs = [channels]
-    if architecture == DIT:
-        outputs = [channels, 2 * channels]  # with its variance
-        stride = arguments["patch_size"]
-    else:
+    stride = arguments.get("patch_size")  # of DiT
+    if stride is None:
         stride = 2 ** (len(arguments["block_out_channels"]) - 1)
-    if arguments["out_channels"] not in outputs:
-        got = f"{channels} channels and predicts {arguments['out_channels']}"
-        raise ValueError(f"{place}: the network must predict what it is shown, and is shown {got}")
     config = PretrainedConfig(
         architecture=architecture,
         arguments_json=json.dumps(arguments, sort_keys=True),
@@ -207,12 +200,20 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
     return config, module.state_dict(), noise_range
 
 
-def _check_architecture(place: Path) -> str:
-    """The class of the network in a folder; ValueError where no bridge can start from it."""
-    architecture = architecture_in(place)
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{place}: the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    return architecture
+def _read_settings(place: Path) -> dict[str, Any]:
+    """The settings of the network in a folder; ValueError where no bridge can start from it."""
+    settings = _read_json(place / CONFIG)
+    with weights.readable(place, "pretrained network"):
+        architecture = str(settings["_class_name"])
+        check_settings(architecture, settings)
+        channels = settings["in_channels"]
+        outputs = [channels]
+        if architecture == DIT:
+            outputs = [channels, 2 * channels, None]  # with its variance, or as many as it is shown
+        if settings["out_channels"] not in outputs:
+            got = f"{channels} channels and predicts {settings['out_channels']}"
+            raise ValueError(f"the network must predict what it is shown, and is shown {got}")
+    return settings
 
 
 def _check_weights(folder: Path) -> None:

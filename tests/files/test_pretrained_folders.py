@@ -10,11 +10,11 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import StableDiffusionPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from huggingface_hub.utils import filter_repo_objects
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import bbdm
@@ -25,7 +25,7 @@ from tests.files.test_pretrained import save
 REPOSITORY = "someone/pictures"
 
 
-def save_text(folder: Path, width: int = 12) -> tuple[CLIPTokenizer, CLIPTextModel]:
+def save_text(folder: Path, width: int = 12) -> CLIPTextModel:
     """A pipeline's text encoder with random weights, and a tokenizer of four words."""
     vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, "a</w>": 2, "a": 3}
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,23 +38,15 @@ def save_text(folder: Path, width: int = 12) -> tuple[CLIPTokenizer, CLIPTextMod
     torch.manual_seed(3)
     encoder = CLIPTextModel(CLIPTextConfig(vocab_size=4, num_attention_heads=2, **sizes, **ends)).eval()
     encoder.save_pretrained(folder / "text_encoder")
-    return tokenizer, encoder
+    return encoder
 
 
-def test_the_prompt_is_what_diffusers_shows_for_no_text(tmp_path: Path) -> None:
-    unet = save(tmp_path, DDPMScheduler(), "text")
-    tokenizer, encoder = save_text(tmp_path)
-    pipeline: Any = StableDiffusionPipeline(
-        None,  # pyright: ignore[reportArgumentType]
-        encoder,
-        tokenizer,
-        unet,
-        DDPMScheduler(steps_offset=1, clip_sample=False),  # pyright: ignore[reportArgumentType]
-        None,  # pyright: ignore[reportArgumentType]
-        None,  # pyright: ignore[reportArgumentType]
-        requires_safety_checker=False,
-    )
-    expected = pipeline.encode_prompt("", torch.device("cpu"), 1, do_classifier_free_guidance=False)[0]
+def test_the_prompt_is_what_the_encoder_makes_of_no_text(tmp_path: Path) -> None:
+    """As Stable Diffusion has it: the first token, and the end up to 77; the last layer, after its norm."""
+    save(tmp_path, DDPMScheduler(), "text")
+    encoder = save_text(tmp_path)
+    with torch.no_grad():
+        expected = encoder(torch.tensor([[0] + 76 * [1]])).last_hidden_state
     network, _ = pretrained(tmp_path, BrownianBridge())
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(network.prompt, expected, rtol=1e-5, atol=1e-6)
@@ -98,6 +90,47 @@ def test_text_encoders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.M
             pretrained(tmp_path, BrownianBridge())
     weights.rename(weights.with_name("pytorch_model.bin"))
     with pytest.raises(ValueError, match=r"text_encoder must hold weights as \.safetensors"):
+        pretrained(tmp_path, BrownianBridge())
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # the network, its settings, and what is said of them
+    "fourier": (
+        "pixels",
+        {"time_embedding_type": "fourier"},
+        "must be 'positional', got 'fourier'",
+    ),
+    "learned": (
+        "pixels",
+        {"time_embedding_type": "learned"},
+        "must be 'positional', got 'learned'",
+    ),
+    "skips": ("pixels", {"up_block_types": ["UpBlock2D", "SkipUpBlock2D"]}, "no skip blocks, got SkipUpBlock2D"),
+    "centred": ("pixels", {"center_input_sample": True}, "center_input_sample is for pictures in"),
+    "classes": ("pixels", {"class_embed_type": "timestep"}, "the network must have no classes, got 'timestep'"),
+    "nine": ("text", {"in_channels": 9}, "must predict what it is shown, and is shown 9 channels and predicts 4"),
+    "another": ("text", {"_class_name": "UNet3DConditionModel"}, "must be one of .*, got 'UNet3DConditionModel'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_networks_that_no_bridge_can_start_from_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    """Before their weights are read."""
+    name, changes, reason = REFUSED[case]
+    save(tmp_path, DDPMScheduler(), name)
+    config = tmp_path / "unet" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    next((tmp_path / "unet").glob("*.safetensors")).write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=f"cannot read .*unet as a pretrained network: .*{reason}"):
+        pretrained(tmp_path, BrownianBridge())
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, DDPMScheduler())
+    path = next((tmp_path / "unet").glob("*.safetensors"))
+    state = load_file(path)
+    state.pop("conv_out.bias")
+    save_file(state, path)
+    with pytest.raises(ValueError, match=r"its weights lack conv_out\.bias"):
         pretrained(tmp_path, BrownianBridge())
 
 
