@@ -59,7 +59,7 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
     """The settings of a network and its weights, without the head that predicts the variance.
 
     Args:
-        content: of the file.
+        content: what the file holds.
         config: a name in :data:`SCHEDULES`; None for the first.
 
     Raises:
@@ -78,6 +78,8 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
         if dim(state, key, 0) == 2 * channels:
             state[key] = state[key][:channels]
     unet = unet_config(state, HEADS)
+    if unet.condition_channels:
+        raise ValueError(f"it must be shown {unet.channels} channels, as it predicts, got {channels}")
     state = load(UNet.from_config, unet, state)
     betas = SCHEDULES[config or "adm"]()
     kept = np.cumprod(1 - betas)

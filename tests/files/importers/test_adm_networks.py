@@ -153,6 +153,11 @@ def test_a_file_without_the_head_of_the_variance_needs_its_name(tmp_path: Path) 
     ("change", "config", "reason"),
     [
         ({"label_emb.weight": torch.zeros(1000, 256)}, None, "it is class-conditional, of 1000 classes"),
+        (
+            {"input_blocks.0.0.weight": torch.zeros(64, 6, 3, 3), "out.2.weight": torch.zeros(3, 64, 3, 3)},
+            "adm",
+            "it must be shown 3 channels, as it predicts, got 6",
+        ),
         ({"extra.weight": torch.zeros(1)}, None, r"extra: extra\.weight"),
         ({"out.2.bias": torch.zeros(7)}, None, r"of another shape: out\.2\.bias \(7,\) \(wanted \(3,\)\)"),
         ({}, "i2sb-256", "config must be one of adm, adm-cosine, got 'i2sb-256'"),
