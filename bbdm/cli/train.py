@@ -307,7 +307,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
         path = cast(Path, self.pretrained)
         if codec is None:
-            network, bridge, notes = read_pretrained(path, bridge, pairs.source_channels, pairs.channels, self.config)
+            channels, source_channels = pairs.channels, pairs.source_channels
+            endpoint = pairs.spec.endpoint(source_channels, channels)
+            network, bridge, notes = read_pretrained(path, bridge, source_channels, channels, self.config, endpoint)
         else:
             network, bridge, notes = read_pretrained(path, bridge, codec.channels, None, self.config)
             if network.channels != codec.channels:

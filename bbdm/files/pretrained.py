@@ -102,18 +102,30 @@ def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> 
 
 
 def autoencoder_folder(path: Path) -> Path | None:
-    """The autoencoder in whose latents a network works; None of pictures."""
+    """The autoencoder in whose latents a network works; None of pictures, ValueError of another class."""
     network = network_folder(path)
     if network is None:
         return None
-    folder = pipeline_folder(network) / "vae"
+    pipeline = pipeline_folder(network)
+    for name in ("vqvae", "movq"):
+        if (pipeline / name).is_dir():
+            raise ValueError(f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL")
+    folder = pipeline / "vae"
     return folder if folder.is_dir() else None
 
 
 def read_pretrained(
-    path: str | os.PathLike[str], bridge: Known, source_channels: int, channels: int | None, config: str | None
+    path: str | os.PathLike[str],
+    bridge: Known,
+    source_channels: int,
+    channels: int | None,
+    config: str | None,
+    endpoint: tuple[int, ...] | None = None,
 ) -> tuple[Pretrained, Known, list[str]]:
-    """See :func:`pretrained`; and lines that say what was decided where something is missing or new."""
+    """See :func:`pretrained`; and lines that say what was decided where something is missing or new.
+
+    ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.
+    """
     found = find_pretrained(path, config)
     if found is None:
         wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
@@ -133,7 +145,7 @@ def read_pretrained(
         channels = settings.channels
     if channels != settings.channels:
         _check_channels(found, settings, channels)
-    network = Pretrained(_with_channels(settings, channels, source_channels))
+    network = Pretrained(replace(_with_channels(settings, channels, source_channels), endpoint=endpoint))
     if prompt is not None:
         network.prompt.copy_(prompt)
     ends = _ends(settings, state, channels, source_channels)
@@ -229,10 +241,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_schedule(network: Path) -> dict[str, Any]:
     """The schedule of a network: its pipeline's, or the one in its own folder."""
-    pipeline = pipeline_folder(network)
-    path = pipeline / "scheduler" / SCHEDULE
-    if not path.is_file() and (pipeline / SCHEDULE).is_file():
-        path = pipeline / SCHEDULE
+    path = pipeline_folder(network) / "scheduler" / SCHEDULE
+    if not path.is_file() and (network / SCHEDULE).is_file():
+        path = network / SCHEDULE
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}: the network's schedule, which says its noise levels, is missing")
     return _read_json(path)

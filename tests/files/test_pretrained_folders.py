@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import bbdm
 from bbdm.bridges import BrownianBridge
-from bbdm.files.pretrained import find_pretrained, pretrained
+from bbdm.files.pretrained import autoencoder_folder, find_pretrained, pretrained, read_pretrained
 from tests.files.test_pretrained import save
 
 REPOSITORY = "someone/pictures"
@@ -217,6 +217,21 @@ def test_repositories_of_something_else(hub: Hub) -> None:
     assert find_pretrained(REPOSITORY) is None
     with pytest.raises(FileNotFoundError, match="someone/pictures has no network: a folder with unet or transformer"):
         pretrained(REPOSITORY, BrownianBridge())
+
+
+def test_slices_with_neighbours_begin_at_the_slice_itself(tmp_path: Path) -> None:
+    save(tmp_path, DDPMScheduler(), "grey")
+    network, _, _ = read_pretrained(tmp_path, BrownianBridge(), 3, 1, None, endpoint=(1,))
+    source = torch.rand(2, 3, 8, 8)
+    assert torch.equal(network.endpoint(source), source[:, 1:2])
+
+
+def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, DDPMScheduler())
+    assert autoencoder_folder(tmp_path) is None
+    (tmp_path / "vqvae").mkdir()
+    with pytest.raises(ValueError, match="is of latents of vqvae, which is not read: only those of vae"):
+        autoencoder_folder(tmp_path)
 
 
 def velocity(network: Any, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
