@@ -17,7 +17,7 @@ EXTRAS = {
     "eval": ("torchmetrics", "torch_fidelity", "torchvision", "matplotlib", "scipy", "lpips"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "train": ("accelerate", "tensorboard"),
-    "diffusers": ("diffusers",),
+    "diffusers": ("diffusers", "transformers"),
     "hub": ("huggingface_hub",),
     "data": ("datasets",),
     "app": ("gradio",),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
@@ -16,7 +17,7 @@ from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
 from bbdm.networks.arrays import check_pictures
-from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, UNetConfig, WrappedConfig, network_folder
+from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, UNetConfig, WrappedConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
 
@@ -47,7 +48,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
-PRETRAINED_SETTINGS = {"objective": "denoiser", "loss": "l2"}  # over those of the preset, for a folder of diffusers
+PRETRAINED_SETTINGS = {"objective": "denoiser", "loss": "l2"}  # over those of the preset, for a network of diffusion
 FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_latents")
 SMALL = {
     "image_size": 64,
@@ -123,8 +124,8 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
     init_from: Path | None = setting(
         None,
-        "begin with the weights of this checkpoint, or with the network of diffusion models in this folder of "
-        "diffusers, in place of the preset's",
+        "begin with the weights of this checkpoint, or with the network of diffusion models in this folder or "
+        "repository of diffusers or this file of ADM, in place of the preset's",
         group="network",
     )
     config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
@@ -145,14 +146,14 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         defaults = dict(PRESET_SETTINGS.get(values.get("preset", "paper"), {}))
         if values.get("dataset") == UNPAIRED:
             defaults |= UNPAIRED_SETTINGS
-        if is_pretrained(values.get("init_from")):
+        if find_pretrained(values.get("init_from"), values.get("config")) is not None:
             defaults |= PRETRAINED_SETTINGS
         return defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if is_pretrained(self.init_from):
-            self._take_codec(Path(f"{self.init_from}"))
+        if self.pretrained is not None:
+            self._take_codec(self.pretrained)
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
@@ -162,7 +163,12 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
-    def _take_codec(self, folder: Path) -> None:
+    @cached_property
+    def pretrained(self) -> Path | None:
+        """The folder or file of a network of diffusion models that the run begins with; None of another."""
+        return find_pretrained(self.init_from, self.config)
+
+    def _take_codec(self, path: Path) -> None:
         """Train in the latents of a pretrained network's autoencoder, where it has one, at their own scale.
 
         Raises:
@@ -171,13 +177,16 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.objective != "denoiser":
             raise ValueError(f"objective must be 'denoiser' of a pretrained network, got {self.objective!r}")
         if self.dataset == UNPAIRED:
-            raise ValueError(f"init_from must be a checkpoint for the data set {UNPAIRED!r}, got a folder of diffusers")
+            got = "got a network of diffusion models"
+            raise ValueError(f"init_from must be a checkpoint for the data set {UNPAIRED!r}, {got}")
         if self.normalize_latents:
             raise ValueError("normalize_latents would make the noise of a pretrained network another one")
         if self.source_as == "none":
             raise ValueError("source_as must be concat: a pretrained network sees the source")
-        if self.vqgan_path is None and (folder / "vae").is_dir():
-            object.__setattr__(self, "vqgan_path", folder / "vae")
+        if self.vqgan_path is None:
+            from bbdm.files.pretrained import autoencoder_folder
+
+            object.__setattr__(self, "vqgan_path", autoencoder_folder(path))
 
     def _check_sets(self) -> None:
         """Raise ValueError where settings of two sets without pairs are wrong, or are given for pairs."""
@@ -240,7 +249,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         statistics: dict[str, Any] = {}
         origin: Origin | None = None
         network: Any
-        if is_pretrained(self.init_from):
+        if self.pretrained is not None:
             network, bridge = self._pretrained(team, pairs, codec, resumed)
         else:
             network = self._network(pairs, codec)
@@ -249,7 +258,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             network.gradient_checkpointing = True
         if resumed is not None:
             statistics = resumed.bridge.statistics
-        elif self.init_from is not None and not is_pretrained(self.init_from):
+        elif self.init_from is not None and self.pretrained is None:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
             origin = trained.origin
@@ -291,8 +300,8 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         return network
 
     def _pretrained(self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Any) -> tuple[Any, Any]:
-        """The network of a folder of diffusers, and the bridge of its objective and noise levels."""
-        from bbdm.files.pretrained import pretrained
+        """The network of diffusion models, and the bridge of its objective and noise levels."""
+        from bbdm.files.pretrained import read_pretrained
         from bbdm.networks.pretrained import Pretrained
 
         if "preset" in self.named:
@@ -301,10 +310,18 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if resumed is not None and resumed.unet.kind == Pretrained.kind:
             network = Pretrained.from_config(resumed.unet.config)
             return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
-        channels = pairs.source_channels if codec is None else codec.channels
-        network, bridge = pretrained(f"{self.init_from}", bridge, channels)
-        if network.prompt.shape[1]:
-            report(team, "the network takes text, and is shown a prompt of zeros")
+        path = cast(Path, self.pretrained)
+        if codec is None:
+            channels, source_channels = pairs.channels, pairs.source_channels
+            endpoint = pairs.spec.endpoint(source_channels, channels)
+            network, bridge, notes = read_pretrained(path, bridge, source_channels, channels, self.config, endpoint)
+        else:
+            network, bridge, notes = read_pretrained(path, bridge, codec.channels, None, self.config)
+            if network.channels != codec.channels:
+                latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
+                raise ValueError(f"the network of {self.init_from} has {latents}")
+        for note in notes:
+            report(team, note)
         return network, bridge
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
@@ -353,9 +370,13 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         return bridge
 
 
-def is_pretrained(path: Any) -> bool:
-    """Whether a path is of a folder of diffusers with a network of diffusion models."""
-    return path is not None and network_folder(path) is not None
+def find_pretrained(path: Any, config: str | None) -> Path | None:
+    """See :func:`bbdm.files.pretrained.find_pretrained`; None where a run begins with no other network."""
+    if path is None:
+        return None
+    from bbdm.files import pretrained
+
+    return pretrained.find_pretrained(path, config)
 
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:

@@ -19,9 +19,10 @@ from bbdm.data.spec import Spec
 from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
-from bbdm.networks.config import FACTORIES, PretrainedConfig, UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.pretrained import Pretrained
+from bbdm.networks.pretrained_config import PretrainedConfig
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size

@@ -97,21 +97,38 @@ def find_checkpoint(
         ValueError: a revision was given twice, or for a path; or the repository is of something else.
     """
     path = Path(name_or_path)
-    match = None if path.exists() or path.suffix in FILES else NAME.fullmatch(path.as_posix())
+    match = repository(path)
     if match is None:
         if revision is not None:
             raise ValueError(f"revision={revision!r} is of a repository OWNER/NAME, and {path} is a path")
         return path / WEIGHTS if (path / WEIGHTS).is_file() else path
     if revision is not None and match["revision"] is not None:
         raise ValueError(f"revision={revision!r} was given, and {path} names another one")
-    beginning = f"there is no path {path}, and a name on the Hugging Face Hub"
-    hub = optional.package("huggingface_hub", beginning)
-    where = {"revision": revision or match["revision"], "token": token, "cache_dir": cache_dir}
-    with hub_errors(beginning):
-        folder = Path(hub.snapshot_download(match["name"], allow_patterns=[WEIGHTS, CONFIG], **where))
+    folder = fetch(match, [WEIGHTS, CONFIG], revision, token=token, cache_dir=cache_dir)
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{path} on the Hugging Face Hub is no model of bbdm: it has no {WEIGHTS}")
     return folder / WEIGHTS
+
+
+def repository(path: Path) -> re.Match[str] | None:
+    """``name`` and ``revision`` of a repository; None of a path that exists or has the suffix of a file."""
+    if path.exists() or path.suffix in FILES:
+        return None
+    return NAME.fullmatch(path.as_posix())
+
+
+def fetch(match: re.Match[str], patterns: list[str], revision: str | None = None, **where: Any) -> Path:
+    """The folder with some files of a :func:`repository`; ``where`` is as in :func:`find_checkpoint`.
+
+    Raises:
+        HubError: a file cannot be fetched.
+        ModuleNotFoundError: huggingface_hub is not installed.
+    """
+    beginning = f"there is no path {match.string}, and a name on the Hugging Face Hub"
+    hub = optional.package("huggingface_hub", beginning)
+    where["revision"] = revision or match["revision"]
+    with hub_errors(beginning):
+        return Path(hub.snapshot_download(match["name"], allow_patterns=patterns, **where))
 
 
 def save_pretrained(

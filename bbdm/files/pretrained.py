@@ -1,9 +1,12 @@
-"""Reading networks of diffusion models, in folders that diffusers saved. Their files run nothing."""
+"""Reading networks of diffusion models: folders that diffusers saved, and files of ADM. They run nothing."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,56 +16,184 @@ import torch
 
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
-from bbdm.networks.config import ARCHITECTURES, PARTS, Prediction, PretrainedConfig, network_folder
-from bbdm.networks.pretrained import LAST_TIME, Pretrained
+from bbdm.files import hub, weights
+from bbdm.files.content import FORMAT
+from bbdm.files.importers import adm
+from bbdm.networks.pretrained import LAST_TIME, TOKENS, Pretrained
+from bbdm.networks.pretrained_config import (
+    ADM,
+    CONFIG,
+    DIT,
+    PARTS,
+    SCHEDULE,
+    Prediction,
+    PretrainedConfig,
+    check_settings,
+    network_folder,
+    pipeline_folder,
+)
 
 Known = TypeVar("Known", bound=Bridge)
+State = Mapping[str, torch.Tensor]
+ENDS = {  # the first layer and the last, by the network's class
+    "UNet2DModel": ("conv_in", "conv_out"),
+    "UNet2DConditionModel": ("conv_in", "conv_out"),
+    DIT: ("pos_embed.proj", "proj_out_2"),
+    ADM: ("input_blocks.0.0", "out.2"),
+}
+SETTINGS = ["model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]  # files of a repository
+NETWORK = "diffusion_pytorch_model"
+WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
+TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
+
+log = logging.getLogger(__name__)
 
 
-def pretrained(folder: str | Path, bridge: Known, source_channels: int = 3) -> tuple[Pretrained, Known]:
+def pretrained(
+    path: str | os.PathLike[str],
+    bridge: Known,
+    source_channels: int = 3,
+    channels: int | None = None,
+    config: str | None = None,
+) -> tuple[Pretrained, Known]:
     """A network that knows pictures, and a bridge with its objective and its range of noise levels.
 
     Args:
-        folder: what ``save_pretrained`` of diffusers wrote: a pipeline's, with ``unet`` and ``scheduler``.
+        path: a folder that diffusers saved: a pipeline's, with ``unet`` or ``transformer`` and ``scheduler``,
+            or the network's own, with ``scheduler`` beside it; such a repository on the Hugging Face Hub,
+            OWNER/NAME or OWNER/NAME@REVISION; or a file of guided diffusion.
         bridge: a bridge with noise.
         source_channels: the channels of sources, which the network sees beside the state.
+        channels: the channels of targets; None for those of the network.
+        config: the name of the settings that a file of guided diffusion leaves out: ``adm``, or
+            ``adm-cosine`` for its other schedule; None for ``adm``.
 
     Returns:
         The network on the CPU in float32, and the bridge.
 
     Raises:
         FileNotFoundError: the folder lacks the network or its schedule.
+        HubError: a repository's file cannot be fetched.
+        ModuleNotFoundError: diffusers or, where there is a text encoder, transformers is not installed.
         ValueError: the network, its schedule or the bridge is none that go together, or the weights are a
             pickle.
     """
-    folder = Path(folder)
-    diffusers = package("diffusers", "a pretrained network")
-    place = network_folder(folder)
-    if place is None:
-        raise FileNotFoundError(f"{folder} has no network: a folder with {' or '.join(PARTS)} that diffusers saved")
-    settings = _read_json(place / "config.json")
-    architecture = str(settings.get("_class_name"))
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"{place}: the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    if not list(place.glob("*.safetensors")):
-        raise ValueError(f"{place} must hold weights as .safetensors: save them so, safe_serialization=True")
-    module = getattr(diffusers, architecture).from_pretrained(place, use_safetensors=True, local_files_only=True)
-    schedule = _read_json(folder / "scheduler" / "scheduler_config.json")
-    prediction, log_levels = _schedule(schedule)
+    network, changed, notes = read_pretrained(path, bridge, source_channels, channels, config)
+    for note in notes:
+        log.warning(note)
+    return network, changed
+
+
+def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> Path | None:
+    """Where a network of diffusion models is: a folder or a file; None where ``path`` is of something else.
+
+    A name on the Hub is fetched: settings, safetensors, and what a tokenizer needs. For arguments and errors
+    see :func:`pretrained`.
+    """
+    path = Path(path)
+    match = hub.repository(path)
+    if match is not None:
+        return _fetched(match)
+    if network_folder(path) is not None:
+        return path
+    if path.is_file() and (config in adm.SCHEDULES or adm.is_adm(path)):
+        return path
+    return None
+
+
+def autoencoder_folder(path: Path) -> Path | None:
+    """The autoencoder in whose latents a network works; None of pictures, ValueError of another class."""
+    network = network_folder(path)
+    if network is None:
+        return None
+    pipeline = pipeline_folder(network)
+    for name in ("vqvae", "movq"):
+        if (pipeline / name).is_dir():
+            raise ValueError(f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL")
+    folder = pipeline / "vae"
+    return folder if folder.is_dir() else None
+
+
+def read_pretrained(
+    path: str | os.PathLike[str],
+    bridge: Known,
+    source_channels: int,
+    channels: int | None,
+    config: str | None,
+    endpoint: tuple[int, ...] | None = None,
+) -> tuple[Pretrained, Known, list[str]]:
+    """See :func:`pretrained`; and lines that say what was decided where something is missing or new.
+
+    ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.
+    """
+    found = find_pretrained(path, config)
+    if found is None:
+        wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
+        raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
+    notes: list[str] = []
+    if found.is_file():
+        with weights.opened(found, FORMAT, "network of diffusion models") as content:
+            settings, state = adm.read_adm(content, config)
+        noise_range = _range_of(settings.log_levels)
+        prompt = None
+    else:
+        if config is not None:
+            raise ValueError(f"config={config} was given, and {found} has its own settings")
+        settings, state, noise_range = _read_folder(found)
+        prompt = _prompt(found, settings, notes)
+    if channels is None:
+        channels = settings.channels
+    if channels != settings.channels:
+        _check_channels(found, settings, channels)
+    network = Pretrained(replace(_with_channels(settings, channels, source_channels), endpoint=endpoint))
+    if prompt is not None:
+        network.prompt.copy_(prompt)
+    ends = _ends(settings, state, channels, source_channels)
+    if ends is None:
+        names = " and ".join(ENDS[settings.architecture])
+        differ = f"the network has {settings.channels} channels, and targets {channels}"
+        notes.append(f"{differ}: its first and last layers, {names}, are new")
+        new = tuple(f"{name}." for name in ENDS[settings.architecture])
+        ends = {key: value for key, value in network.module.state_dict().items() if key.startswith(new)}
+    network.module.load_state_dict({**state, **ends})
+    changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)
+    return network.eval(), cast(Known, changed), notes
+
+
+def _fetched(repository: re.Match[str]) -> Path | None:
+    """The folder of what a bridge needs of a repository of diffusers; None where it is of something else."""
+    folder = hub.fetch(repository, SETTINGS)
+    network = network_folder(folder)
+    if network is None:
+        return None
+    settings = _read_settings(network)  # before weights, which can be tens of gigabytes
+    parts = ["", "vae/"]
+    parts += [f"{part}/" for part in PARTS]
+    files = [f"{part}{file}" for part in parts for file in WEIGHTS]
+    if not _is_sdxl(settings):
+        files += TEXT
+    return hub.fetch(repository, [*SETTINGS, *files])
+
+
+def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, float]]:
+    """A network that diffusers saved, as it was: without a source."""
+    place = cast(Path, network_folder(folder))
+    architecture = str(_read_settings(place)["_class_name"])
+    _check_weights(place)
+    module_class = getattr(package("diffusers", "a pretrained network"), architecture)
+    schedule = _read_schedule(place)
+    with weights.readable(place, "pretrained network"):
+        module, report = module_class.from_pretrained(
+            place, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
+    prediction, log_levels = _levels(schedule)
     arguments = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
     channels = arguments["in_channels"]
-    first = "conv_in.weight"
-    outputs = [channels]
-    if architecture == "DiTTransformer2DModel":
-        first = "pos_embed.proj.weight"
-        outputs = [channels, 2 * channels]  # with its variance
-        stride = arguments["patch_size"]
-    else:
+    stride = arguments.get("patch_size")  # of DiT
+    if stride is None:
         stride = 2 ** (len(arguments["block_out_channels"]) - 1)
-    if arguments["out_channels"] not in outputs:
-        got = f"{channels} channels and predicts {arguments['out_channels']}"
-        raise ValueError(f"{place}: the network must predict what it is shown, and is shown {got}")
-    arguments["in_channels"] = channels + source_channels
     config = PretrainedConfig(
         architecture=architecture,
         arguments_json=json.dumps(arguments, sort_keys=True),
@@ -71,22 +202,54 @@ def pretrained(folder: str | Path, bridge: Known, source_channels: int = 3) -> t
         prediction=prediction,
         log_levels=log_levels,
         sigma_data=float(schedule.get("sigma_data", 0.5)),
-        condition_channels=source_channels,
     )
-    network = Pretrained(config)
-    network.module.load_state_dict(_widened(module.state_dict(), first, source_channels))
-    noise_range = _noise_range(prediction, log_levels, schedule)
-    changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)
-    return network.eval(), cast(Known, changed)
+    if log_levels:
+        noise_range = _range_of(log_levels)
+    elif prediction == "flow":  # of the times 1 and 999 of 1,000
+        noise_range = (1 / LAST_TIME, LAST_TIME)
+    else:
+        noise_range = (float(schedule["sigma_min"]), float(schedule["sigma_max"]))
+    return config, module.state_dict(), noise_range
+
+
+def _read_settings(place: Path) -> dict[str, Any]:
+    """The settings of the network in a folder; ValueError where no bridge can start from it."""
+    settings = _read_json(place / CONFIG)
+    with weights.readable(place, "pretrained network"):
+        architecture = str(settings["_class_name"])
+        check_settings(architecture, settings)
+        channels = settings["in_channels"]
+        outputs = [channels]
+        if architecture == DIT:
+            outputs = [channels, 2 * channels, None]  # with its variance, or as many as it is shown
+        if settings["out_channels"] not in outputs:
+            got = f"{channels} channels and predicts {settings['out_channels']}"
+            raise ValueError(f"the network must predict what it is shown, and is shown {got}")
+    return settings
+
+
+def _check_weights(folder: Path) -> None:
+    if not list(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} must hold weights as .safetensors: save them so, safe_serialization=True")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _schedule(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]:
+def _read_schedule(network: Path) -> dict[str, Any]:
+    """The schedule of a network: its pipeline's, or the one in its own folder."""
+    path = pipeline_folder(network) / "scheduler" / SCHEDULE
+    if not path.is_file() and (network / SCHEDULE).is_file():
+        path = network / SCHEDULE
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no {path}: the network's schedule, which says its noise levels, is missing")
+    return _read_json(path)
+
+
+def _levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]:
     """What a network predicts, and ln of the noise levels of its integer times; none of flows and EDM."""
     name = str(settings.get("_class_name"))
     if name.startswith("Flow"):
@@ -103,19 +266,82 @@ def _schedule(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...
     return prediction, tuple(levels[levels.isfinite()].tolist())  # of zero SNR, the last one is infinite
 
 
-def _noise_range(
-    prediction: Prediction, log_levels: tuple[float, ...], settings: Mapping[str, Any]
-) -> tuple[float, float]:
-    """The least and the largest noise level that a network was trained on."""
-    if log_levels:
-        return math.exp(log_levels[0]), math.exp(log_levels[-1])
-    if prediction == "flow":  # of the times 1 and 999 of 1,000
-        return 1 / LAST_TIME, LAST_TIME
-    return float(settings["sigma_min"]), float(settings["sigma_max"])
+def _range_of(log_levels: tuple[float, ...]) -> tuple[float, float]:
+    """The least and the largest noise level of a schedule."""
+    return math.exp(log_levels[0]), math.exp(log_levels[-1])
 
 
-def _widened(state: Mapping[str, torch.Tensor], first: str, channels: int) -> dict[str, torch.Tensor]:
-    """Weights whose first layer takes further channels, by zeros; its bias stays as it is."""
-    weight = state[first]
-    zeros = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
-    return {**state, first: torch.cat([weight, zeros], dim=1)}
+def _is_sdxl(arguments: Mapping[str, Any]) -> bool:
+    return arguments.get("addition_embed_type") == "text_time"
+
+
+def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.Tensor | None:
+    """(1, TOKENS, D) what the pipeline's text encoder makes of no text; None for zeros, or without text.
+
+    SDXL is shown zeros for no text. So are networks without an encoder, which a note says.
+    """
+    width = config.arguments.get("cross_attention_dim")
+    if config.architecture != "UNet2DConditionModel" or not width or _is_sdxl(config.arguments):
+        return None
+    pipeline = pipeline_folder(cast(Path, network_folder(folder)))
+    encoder = pipeline / "text_encoder"
+    known = (encoder / CONFIG).is_file() and "CLIPTextModel" in _read_json(encoder / CONFIG).get("architectures", ())
+    if not known:
+        notes.append(f"the network takes text, and {pipeline} has no text encoder of CLIP: it is shown zeros")
+        return None
+    _check_weights(encoder)
+    transformers = package("transformers", f"the text encoder in {encoder}")
+    with weights.readable(encoder, "text encoder"):
+        options: dict[str, Any] = {"local_files_only": True}
+        tokenizer = transformers.CLIPTokenizer.from_pretrained(pipeline / "tokenizer", **options)
+        model = transformers.CLIPTextModel.from_pretrained(encoder, use_safetensors=True, **options).float().eval()
+        tokens = tokenizer("", padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            prompt = model(tokens.input_ids).last_hidden_state
+        if prompt.shape[-1] != width:
+            raise ValueError(f"its tokens have {prompt.shape[-1]} numbers, and the network takes {width}")
+    return prompt
+
+
+def _check_channels(path: Path, config: PretrainedConfig, channels: int) -> None:
+    """Raise ValueError where a network of latents is to have others."""
+    if config.architecture == DIT or autoencoder_folder(path) is not None:
+        raise ValueError(f"{path} is of latents of {config.channels} channels, got {channels}: they stay as they are")
+
+
+def _with_channels(config: PretrainedConfig, channels: int, source_channels: int) -> PretrainedConfig:
+    """The settings of the network for the channels of targets, that sees a source beside them."""
+    arguments = dict(config.arguments)
+    if channels != config.channels:
+        arguments["out_channels"] = channels
+    if config.architecture == ADM:
+        arguments["in_channels"] = channels
+        arguments["condition_channels"] = source_channels
+    else:
+        arguments["in_channels"] = channels + source_channels
+    text = json.dumps(arguments, sort_keys=True)
+    return replace(config, arguments_json=text, channels=channels, condition_channels=source_channels)
+
+
+def _ends(
+    config: PretrainedConfig, state: State, channels: int, source_channels: int
+) -> dict[str, torch.Tensor] | None:
+    """The weights of the first layer and the last for other channels; None where there are none such.
+
+    A grey picture enters a network of colours repeated, and what leaves is averaged; colours enter a grey one
+    averaged, and what leaves is repeated. The source enters by zeros; biases of the first layer stay.
+    """
+    first, last = ENDS[config.architecture]
+    enters = state[f"{first}.weight"]
+    leaves = {key: state[key] for key in (f"{last}.weight", f"{last}.bias")}
+    if channels != config.channels:
+        if channels == 1:
+            enters = enters.sum(dim=1, keepdim=True)
+            leaves = {key: value.mean(dim=0, keepdim=True) for key, value in leaves.items()}
+        elif config.channels == 1:
+            enters = enters.repeat_interleave(channels, dim=1) / channels
+            leaves = {key: value.repeat_interleave(channels, dim=0) for key, value in leaves.items()}
+        else:
+            return None
+    source = enters.new_zeros(enters.shape[0], source_channels, *enters.shape[2:])
+    return {f"{first}.weight": torch.cat([enters, source], dim=1), **leaves}

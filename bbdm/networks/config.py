@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 
 from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
-Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
-ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # that a bridge can start from
-PARTS = ("unet", "transformer")  # folders of the network in a pipeline's of diffusers
 SIZES = ("int", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 
@@ -234,85 +228,6 @@ class DiTConfig(NetworkConfig):
     def stride(self) -> int:
         """Height and width must be multiples of this."""
         return self.patch
-
-
-@dataclass(frozen=True)
-class PretrainedConfig(NetworkConfig):
-    """The settings of a pretrained network.
-
-    Raises:
-        ValueError: it is none that a bridge can use; see :func:`check_settings`.
-    """
-
-    architecture: str  # the class of diffusers
-    arguments_json: str  # its arguments, as JSON; in_channels are those of state and source
-    channels: int  # of the state, and of the prediction
-    stride: Stride  # sides are multiples of it
-    prediction: Prediction  # what it predicts
-    log_levels: tuple[float, ...] = ()  # ln of the noise levels of its integer times, increasing; of a schedule
-    sigma_data: float = 0.5  # of EDM
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.prediction not in get_args(Prediction):
-            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
-        if not isinstance(self.arguments, dict):
-            raise ValueError("arguments_json must hold the arguments of a class of diffusers by name")
-        check_settings(self.architecture, self.arguments)
-        self._check_levels()
-
-    def _check_levels(self) -> None:
-        """Raise ValueError unless levels increase where times are those of a schedule; others have none."""
-        levels = self.log_levels
-        of_schedule = self.prediction in ("epsilon", "v_prediction", "sample")
-        if not all(isinstance(level, float) and math.isfinite(level) for level in levels):
-            raise ValueError("log_levels must be finite numbers")
-        if (len(levels) >= 2) != of_schedule or any(a >= b for a, b in pairwise(levels)):
-            raise ValueError(f"log_levels must be increasing, two or more of a schedule, got {len(levels)}")
-        if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
-            raise ValueError(f"sigma_data must be a positive number, got {self.sigma_data!r}")
-
-    @cached_property
-    def arguments(self) -> dict[str, Any]:
-        """The arguments of the class of diffusers."""
-        return json.loads(self.arguments_json)
-
-    @property
-    def blocks(self) -> int:
-        """The number of its blocks, at most: each has weights."""
-        count = 1
-        for name in ("layers_per_block", "num_layers", "transformer_layers_per_block"):
-            values = self.arguments.get(name)
-            numbers = values if isinstance(values, list) else [values]
-            count = max([count, *(number for number in numbers if isinstance(number, int))])
-        return count
-
-
-def network_folder(pipeline: str | Path) -> Path | None:
-    """The folder of the network in that of a pipeline of diffusers; None where it is none."""
-    for name in PARTS:
-        folder = Path(pipeline) / name
-        if (folder / "config.json").is_file():
-            return folder
-    return None
-
-
-def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
-    """Raise ValueError where a network of diffusers cannot be a bridge's: by its class and arguments."""
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    times = arguments.get("time_embedding_type", "positional")
-    if times != "positional":
-        raise ValueError(f"time_embedding_type must be 'positional', got {times!r}")
-    if arguments.get("center_input_sample"):
-        raise ValueError("center_input_sample is for pictures in [0, 1], and must be false")
-    classes = arguments.get("class_embed_type") or arguments.get("num_class_embeds")
-    if classes:
-        raise ValueError(f"the network must have no classes, got {classes!r}")
-    kinds = [*arguments.get("down_block_types", ()), *arguments.get("up_block_types", ())]
-    skips = sorted(kind for kind in kinds if "Skip" in kind)
-    if skips:
-        raise ValueError(f"the network must have no skip blocks, got {skips[0]}")
 
 
 @dataclass(frozen=True)

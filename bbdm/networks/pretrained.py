@@ -1,4 +1,4 @@
-"""Networks of diffusion models, as diffusers saves them, as networks of the objective ``denoiser``.
+"""Networks of diffusion models, of diffusers or ADM, as networks of the objective ``denoiser``.
 
 They know pictures already, so that a bridge of few pairs need not learn what pictures are. What is shown has
 unit variance, x = a x0 + s eps with a^2 + s^2 = 1, and the network is told ln(s / a). Both become what the
@@ -17,7 +17,9 @@ from torch import nn
 from bbdm.base.optional import package
 from bbdm.networks.base import Conditions, ConfiguredNetwork, Network
 from bbdm.networks.conditions import SOURCE
-from bbdm.networks.config import PretrainedConfig
+from bbdm.networks.config import UNetConfig
+from bbdm.networks.pretrained_config import ADM, DIT, PretrainedConfig
+from bbdm.networks.unet import UNet
 
 LAST_TIME = 999.0  # that a network of flows was trained on, of 1,000
 TOKENS = 77  # of a prompt
@@ -25,13 +27,13 @@ PICTURE = 1024  # side that a network which sees the size of pictures is told
 
 
 class Pretrained(Network, ConfiguredNetwork):
-    """A network of diffusers; :func:`bbdm.files.pretrained.pretrained` reads one.
+    """A network of diffusers or ADM; :func:`bbdm.files.pretrained.pretrained` reads one.
 
     Args:
         config: the settings of the network, a :class:`PretrainedConfig`.
 
     Attributes:
-        module: the network of diffusers.
+        module: the network of diffusers, or the UNet.
         prompt: (1, L, D) the tokens that a network with text is shown; empty of others.
         pooled: (1, D) the pooled prompt of SDXL; empty of others.
     """
@@ -42,9 +44,8 @@ class Pretrained(Network, ConfiguredNetwork):
         super().__init__(config)
         self.config = config
         arguments = config.arguments
-        diffusers = package("diffusers", "a pretrained network")
         try:
-            self.module: Any = getattr(diffusers, config.architecture).from_config(arguments)
+            self.module: Any = self._build()
             width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
             self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
             pooled = 0
@@ -61,14 +62,25 @@ class Pretrained(Network, ConfiguredNetwork):
         ) as error:  # of wrong arguments
             raise ValueError(f"no {config.architecture} can be built of its arguments: {error}") from error
 
+    def _build(self) -> nn.Module:
+        """The network of the settings, with freshly initialised weights."""
+        if self.config.architecture == ADM:
+            return UNet.from_config(UNetConfig(**self.config.arguments))
+        diffusers = package("diffusers", "a pretrained network")
+        return getattr(diffusers, self.config.architecture).from_config(self.config.arguments)
+
     @property
     def gradient_checkpointing(self) -> bool:
         """Whether training trades compute for memory; off unless set."""
+        if isinstance(self.module, UNet):
+            return self.module.gradient_checkpointing
         return self.module.is_gradient_checkpointing
 
     @gradient_checkpointing.setter
     def gradient_checkpointing(self, on: bool) -> None:
-        if on:
+        if isinstance(self.module, UNet):
+            self.module.gradient_checkpointing = on
+        elif on:
             self.module.enable_gradient_checkpointing()
         else:
             self.module.disable_gradient_checkpointing()
@@ -110,11 +122,17 @@ class Pretrained(Network, ConfiguredNetwork):
         a, s = (weight.view(-1, 1, 1, 1) for weight in embedding[:, 1:].unbind(1))
         state = x.to(self._dtype)
         shown = (state * self._scale(a, s)).to(x.dtype)
+        output = self._output(shown, time, conditions)
+        return self._v(state, output.to(self._dtype), a, s).to(x.dtype)
+
+    def _output(self, shown: torch.Tensor, time: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        """What the network predicts of the state as it knows it, at its own times (N,)."""
+        if isinstance(self.module, UNet):
+            return self.module(shown, time, conditions)
         if conditions:
             shown = torch.cat([shown, conditions[SOURCE]], dim=1)
-        output = self.module(shown, time, return_dict=False, **self._further(len(x)))[0]
-        output = output[:, : self.channels]  # of a network that predicts its variance too, without that
-        return self._v(state, output.to(self._dtype), a, s).to(x.dtype)
+        output = self.module(shown, time, return_dict=False, **self._further(len(shown)))[0]
+        return output[:, : self.channels]  # of a network that predicts its variance too, without that
 
     def _scale(self, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor | float:
         """What the state is multiplied by before it is shown."""
@@ -145,7 +163,7 @@ class Pretrained(Network, ConfiguredNetwork):
 
     def _further(self, count: int) -> dict[str, Any]:
         """What a network sees besides, the same for all pictures: an empty prompt, or no class."""
-        if self.config.architecture == "DiTTransformer2DModel":
+        if self.config.architecture == DIT:
             none = self.config.arguments["num_embeds_ada_norm"]  # the class after the last one
             return {"class_labels": torch.full((count,), none, device=self.prompt.device)}
         if not self.prompt.shape[1]:

@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from bbdm import cli, load_checkpoint
+from bbdm.networks.unet import UNet
 from tests.conftest import SavePicture, same_weights, save_random_pairs
 from tests.files.test_pretrained import save
 
@@ -26,7 +28,8 @@ def world(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyP
     save(tmp_path / "latents", DDPMScheduler(prediction_type="v_prediction"), "text")
     torch.manual_seed(0)
     blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
-    AutoencoderKL(**blocks, scaling_factor=0.5).save_pretrained(tmp_path / "latents" / "vae")  # pyright: ignore
+    for folder in (tmp_path / "latents" / "vae", tmp_path / "four"):
+        AutoencoderKL(**blocks, scaling_factor=0.5).save_pretrained(folder)  # pyright: ignore
     return tmp_path
 
 
@@ -57,9 +60,46 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
     assert same_weights(model.build_unet(), load_checkpoint("out.pt").build_unet())
 
 
+def test_the_commands_of_adm(world: Path, capsys: Any) -> None:
+    """A file of guided diffusion in place of the folder; resumed to the bit, and not needed afterwards."""
+    torch.manual_seed(0)
+    network = UNet(3, 6, model_channels=32, channel_mult=(1, 2), attention_resolutions=(2,), num_res_blocks=1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    torch.save(network.state_dict(), "ADM.pt")
+    model = train("ADM.pt", "out.pt", "-e", "1", "--seed", "1")
+    config = json.loads(Path("out.run/config.json").read_text())
+    assert (config["train"]["loss"], model.bridge.objective, model.codec) == ("l2", "denoiser", None)
+    straight = train("ADM.pt", "straight.pt", "-e", "2", "--seed", "1")
+    again = train("ADM.pt", "out.pt", "-e", "2", "--seed", "1")
+    assert same_weights(again.build_unet(), straight.build_unet())
+    Path("ADM.pt").unlink()
+    cli.run("info", ["out.pt"])
+    assert "pretrained" in capsys.readouterr().out
+    cli.run("translate", ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"])
+    assert len(list(Path("results").glob("*.png"))) == 3
+
+
+def test_grey_targets_are_of_a_network_of_colours(world: Path, capsys: Any) -> None:
+    assert train("pixels", "out.pt", "-e", "1", "--channels", "1").unet.config.channels == 1
+    assert "are new" not in capsys.readouterr().out
+
+
+def test_a_name_on_the_hub(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def snapshot_download(name: str, **_: Any) -> str:
+        assert name == "someone/latents"
+        return "latents"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert train("someone/latents", "out.pt", "-e", "1").codec is not None
+    assert "latents has no text encoder of CLIP: it is shown zeros" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
+        (["--codec", "four"], "the network of pixels has 3 channels, and latents of four 4"),
+        (["--config", "adm"], "config=adm was given, and pixels has its own settings"),
         (["--objective", "pinned"], "objective must be 'denoiser' of a pretrained network, got 'pinned'"),
         (["--normalize_latents"], "normalize_latents would make the noise of a pretrained network another one"),
         (["--source_as", "none"], "source_as must be concat"),

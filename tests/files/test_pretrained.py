@@ -43,12 +43,15 @@ NETWORKS: dict[str, Make] = {
     "DiT": lambda: DiTTransformer2DModel(2, 8, 4, 8, num_layers=2, sample_size=8, num_embeds_ada_norm=5),
     "SDXL": lambda: UNet2DConditionModel(in_channels=4, out_channels=4, **CROSS, **SDXL),
 }
+OTHERS: dict[str, Make] = {
+    "grey": lambda: UNet2DModel(in_channels=1, out_channels=1, add_attention=False, **PLAIN),
+}
 
 
 def save(folder: Path, scheduler: Any, name: str = "pixels") -> Any:
     """A pipeline's folder with a random network, whose biases are not zero; returns the network."""
     torch.manual_seed(0)
-    network = NETWORKS[name]()
+    network = (NETWORKS | OTHERS)[name]()
     for parameter in network.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -89,10 +92,14 @@ class Levels(Bridge):
     num_steps: int = 1001
     objective: Any = "residual"
 
+    def betas(self) -> Any:
+        """Of the scheduler, which has them in float32."""
+        return DDPMScheduler().betas.double().numpy()
+
     def marginal(self, t: Any) -> Marginal:
         """Weights at times in [0, 1001]."""
         time = self._time(t)
-        kept = torch.cumprod(1 - DDPMScheduler().betas.double(), 0).numpy()
+        kept = np.cumprod(1 - self.betas())
         levels = np.concatenate([[0.0], np.sqrt(1 / kept - 1), [0.0]])
         alpha = 1 - time / 1001
         return Marginal(alpha, 1 - alpha, np.interp(time, np.arange(1002), levels) * alpha)
@@ -266,7 +273,7 @@ def test_settings_that_are_refused(settings: Any, reason: str, tmp_path: Path) -
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no network: a folder with unet or transformer that diffusers"):
+    with pytest.raises(FileNotFoundError, match="has no network: a folder with unet or transformer, or with config"):
         pretrained(tmp_path, BrownianBridge())
     save(tmp_path, DDPMScheduler())
     with pytest.raises(ValueError, match="objective 'denoiser' needs noise"):

@@ -1,0 +1,133 @@
+"""The settings of networks of diffusion models, which a bridge can start from; without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from bbdm.networks.arrays import Stride
+from bbdm.networks.config import NetworkConfig, UNetConfig
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
+DIT = "DiTTransformer2DModel"
+ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", DIT)  # of diffusers, that a bridge can start from
+ADM = "UNet"  # of this library, with the weights of guided diffusion
+PARTS = ("unet", "transformer")  # folders of the network in a pipeline's of diffusers
+CONFIG = "config.json"
+SCHEDULE = "scheduler_config.json"
+
+
+@dataclass(frozen=True)
+class PretrainedConfig(NetworkConfig):
+    """The settings of a pretrained network.
+
+    Raises:
+        ValueError: it is none that a bridge can use; see :func:`check_settings`.
+    """
+
+    architecture: str  # the class of diffusers, or UNet of this library
+    arguments_json: str  # its arguments, as JSON; they count the channels of the source too
+    channels: int  # of the state, and of the prediction
+    stride: Stride  # sides are multiples of it
+    prediction: Prediction  # what it predicts
+    log_levels: tuple[float, ...] = ()  # ln of the noise levels of its integer times, increasing; of a schedule
+    sigma_data: float = 0.5  # of EDM
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prediction not in get_args(Prediction):
+            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+        if not isinstance(self.arguments, dict):
+            raise ValueError("arguments_json must hold the arguments of a network by name")
+        check_settings(self.architecture, self.arguments)
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """Raise ValueError unless levels increase where times are those of a schedule; others have none."""
+        levels = self.log_levels
+        of_schedule = self.prediction in ("epsilon", "v_prediction", "sample")
+        if not all(isinstance(level, float) and math.isfinite(level) for level in levels):
+            raise ValueError("log_levels must be finite numbers")
+        if (len(levels) >= 2) != of_schedule or any(a >= b for a, b in pairwise(levels)):
+            raise ValueError(f"log_levels must be increasing, two or more of a schedule, got {len(levels)}")
+        if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
+            raise ValueError(f"sigma_data must be a positive number, got {self.sigma_data!r}")
+
+    @cached_property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the network's class."""
+        return json.loads(self.arguments_json)
+
+    @property
+    def blocks(self) -> int:
+        """The number of its blocks, at most: each has weights."""
+        if self.architecture == ADM:
+            return _adm_config(self.arguments).blocks
+        count = 1
+        for name in ("layers_per_block", "num_layers", "transformer_layers_per_block"):
+            values = self.arguments.get(name)
+            numbers = values if isinstance(values, list) else [values]
+            count = max([count, *(number for number in numbers if isinstance(number, int))])
+        return count
+
+
+def network_folder(path: str | Path) -> Path | None:
+    """The network's folder in a pipeline's of diffusers, or a network's own; None where it is neither."""
+    folders = [Path(path) / name for name in PARTS]
+    for folder in [*folders, Path(path)]:
+        if architecture_in(folder) is not None:
+            return folder
+    return None
+
+
+def architecture_in(folder: Path) -> str | None:
+    """The class whose settings diffusers saved in a folder; None where it saved none."""
+    try:
+        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(settings, dict) or "_class_name" not in settings:
+        return None
+    return str(settings["_class_name"])
+
+
+def pipeline_folder(network: Path) -> Path:
+    """The folder of the pipeline that a network's folder is a part of; that itself where it is of none."""
+    if (network.parent / "scheduler" / SCHEDULE).is_file() or network.name in PARTS:
+        return network.parent
+    return network
+
+
+def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
+    """Raise ValueError where a pretrained network cannot be a bridge's: by its class and arguments."""
+    if architecture == ADM:
+        _adm_config(arguments)
+        return
+    if architecture not in ARCHITECTURES:
+        raise ValueError(f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+    times = arguments.get("time_embedding_type", "positional")
+    if times != "positional":
+        raise ValueError(f"time_embedding_type must be 'positional', got {times!r}")
+    if arguments.get("center_input_sample"):
+        raise ValueError("center_input_sample is for pictures in [0, 1], and must be false")
+    classes = arguments.get("class_embed_type") or arguments.get("num_class_embeds")
+    if classes:
+        raise ValueError(f"the network must have no classes, got {classes!r}")
+    kinds = [*arguments.get("down_block_types", ()), *arguments.get("up_block_types", ())]
+    skips = sorted(kind for kind in kinds if "Skip" in kind)
+    if skips:
+        raise ValueError(f"the network must have no skip blocks, got {skips[0]}")
+
+
+def _adm_config(arguments: Mapping[str, Any]) -> UNetConfig:
+    """The settings of a UNet of this library; ValueError where some are unknown or out of range."""
+    try:
+        return UNetConfig(**arguments)
+    except TypeError as error:
+        raise ValueError(f"no UNet can be built of its arguments: {error}") from error
