@@ -126,6 +126,13 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         "diffusers, in place of the preset's",
         group="network",
     )
+    lora: int | None = setting(
+        None,
+        "train products of this rank beside the layers of the network in a folder of diffusers, and not those; "
+        "16 is usual",
+        least=1,
+        group="network",
+    )
     config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
     vqgan_path: Path | None = setting(
         None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
@@ -152,6 +159,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         super().__post_init__()
         if is_pretrained(self.init_from):
             self._take_codec(Path(f"{self.init_from}"))
+        elif self.lora is not None:
+            folder = f"a folder with a network that diffusers saved, got {self.init_from}"
+            raise ValueError(f"lora is beside the network of init_from, and needs there {folder}")
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
@@ -287,19 +297,25 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
     def _pretrained(self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Any) -> tuple[Any, Any]:
         """The network of a folder of diffusers, and the bridge of its objective and noise levels."""
+        import torch
+
         from bbdm.files.pretrained import pretrained
+        from bbdm.networks.lora import add_lora
         from bbdm.networks.pretrained import Pretrained
 
         if "preset" in self.named:
             report(team, f"the network is that of {self.init_from}, and preset {self.preset} only gives defaults")
         bridge: Any = self.build_bridge()
-        if resumed is not None and resumed.unet.kind == Pretrained.kind:
+        if resumed is not None and resumed.unet.kind == Pretrained.kind and self.lora is None:
             network = Pretrained.from_config(resumed.unet.config)
             return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
         channels = pairs.source_channels if codec is None else codec.channels
         network, bridge = pretrained(f"{self.init_from}", bridge, channels)
         if network.prompt.shape[1]:
             report(team, "the network takes text, and is shown a prompt of zeros")
+        if self.lora is not None:
+            dtype = torch.bfloat16 if self.precision == "bf16" else None
+            add_lora(network, self.lora, f"{self.init_from}", dtype)
         return network, bridge
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
