@@ -112,7 +112,9 @@ def merged(network: nn.Module) -> State:
     for key, value in network.state_dict().items():
         if ".lora_" not in key:
             state[key.replace(".base_layer.", ".")] = value.to("cpu", torch.float32)
+    layer: Any
     for name, layer in network.named_modules():
         if hasattr(layer, "get_delta_weight"):
-            state[f"{name}.weight"] = state[f"{name}.weight"] + layer.get_delta_weight(ADAPTER).float().cpu()
+            product = layer.get_delta_weight(ADAPTER).to("cpu", torch.float32)
+            state[f"{name}.weight"] = state[f"{name}.weight"] + product
     return state

@@ -50,6 +50,7 @@ def test_a_run_with_lora_resumes_to_the_bit(folder: str, precision: str, world: 
 def test_only_few_weights_move_and_are_kept(world: Path, capsys: Any) -> None:
     """What LoRA is not beside is that of the base to the bit, in files that are a fraction of the whole."""
     train("pixels", "out.pt", "--lora", "2", "--max_steps", "4")
+    output = capsys.readouterr().out
     base: Any = pretrained("pixels", BrownianBridge())[0].state_dict()
     result = states("out.pt")
     moved = {key for key, value in result.weights.items() if not torch.equal(value, base[key])}
@@ -61,6 +62,8 @@ def test_only_few_weights_move_and_are_kept(world: Path, capsys: Any) -> None:
     train("pixels", "whole.pt", "--max_steps", "4")
     small, large = (Path(f"{name}.run/step_00000004.pt").stat().st_size for name in ("out", "whole"))
     assert small < large / 2
+    number = sum(value.numel() for value in states("out.run/step_00000004.pt").weights.values()) / 1e6
+    assert f"trains {number:.3g} M of " in output
     assert states("out.run/best.pt").lora is None
 
 
