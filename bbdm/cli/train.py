@@ -160,8 +160,9 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if is_pretrained(self.init_from):
             self._take_codec(Path(f"{self.init_from}"))
         elif self.lora is not None:
-            folder = f"a folder with a network that diffusers saved, got {self.init_from}"
-            raise ValueError(f"lora is beside the network of init_from, and needs there {folder}")
+            raise ValueError(
+                f"lora needs init_from, a folder with a network that diffusers saved; got {self.init_from}"
+            )
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:

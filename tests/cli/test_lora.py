@@ -99,9 +99,9 @@ def test_what_does_not_go_with_a_base_is_refused_by_name(world: Path, capsys: An
     reason = "the weights in pixels are not those that LoRA was trained beside: init_from must be pixels as it was"
     assert reason in refused(capsys, *run, "--lora", "2")
     shutil.rmtree("pixels")
-    reason = "lora is beside the network of init_from, and needs there a folder with a network that diffusers saved"
-    assert f"{reason}, got pixels" in refused(capsys, *run, "--lora", "2")
-    with pytest.raises(ValueError, match=f"{reason}, got None"):
+    reason = "lora needs init_from, a folder with a network that diffusers saved"
+    assert f"{reason}; got pixels" in refused(capsys, *run, "--lora", "2")
+    with pytest.raises(ValueError, match=f"{reason}; got None"):
         Train.of(dataset="edge2shoes", data_dir="data", output_model="out.pt", lora=2)
 
 
