@@ -30,6 +30,7 @@ from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
 from bbdm.training.config import BridgeConfig, Loss
+from bbdm.training.decoded import DecodedLoss
 from bbdm.training.task import Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
@@ -141,11 +142,26 @@ class BridgeTask(Task):
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.times = times
+        self.decoded = self._decoded_loss()
         self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS  # solver and steps of results
         self.pictures = None
         if train is not None:
             masked = train.masked and train.rows[0].get("mask") is not None
             self.pictures = replace(train.spec, spacing=train.spacing, masked=masked)
+
+    def _decoded_loss(self) -> DecodedLoss | None:
+        """The loss on decoded crops, where the settings have one; ValueError where it does not fit."""
+        if getattr(self.config, "decoded_loss", None) is None:
+            return None
+        if self.codec is None:
+            raise ValueError("decoded_loss is of latents: it needs vqgan_path, the autoencoder")
+        if self.two_way:
+            raise ValueError("decoded_loss is of one direction, got direction 'both'")
+        from bbdm.evaluation.perceptual import lpips_network  # of an extra
+
+        with self.processes.first_before_others():  # the others find what the first downloads
+            perceptual = lpips_network("vgg").to(self.device)
+        return DecodedLoss(self.codec, self.bridge, perceptual)
 
     # Learning
 
@@ -177,6 +193,9 @@ class BridgeTask(Task):
         with self.autocast():
             prediction = network(shown, self.bridge.seen(t), self.seen(batch))
             losses = distance(prediction, target, self.loss, batch.mask, per_image=True)
+            if self.decoded is not None:
+                lpips = self.decoded(prediction, target, batch.target, t, seeds, step)
+                return losses + self.config.decoded_loss * lpips, {"lpips": lpips.mean()}
         if not self.two_way:
             return losses, {}
         back = batch.conditions[DIRECTION] == 1

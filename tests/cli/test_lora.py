@@ -1,5 +1,6 @@
 """``bbdm train --lora``: what is trained, what is written, where it resumes, and who needs the base."""
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from bbdm.runtime.sampler import OnnxBridgeSampler
 from tests.cli.test_pretrained import train
 from tests.cli.test_pretrained import world as world
 from tests.conftest import same_weights
+from tests.cuda.test_training import Edges
 from tests.files.test_pretrained import save
 from tests.onnx.exports import needs_exporter
 
@@ -114,3 +116,11 @@ def test_exports_compute_what_the_merged_network_does(world: Path) -> None:
     sampler = BridgeSampler.from_checkpoint("out.pt", solver="sde-dpm2m", steps=2)
     result = OnnxBridgeSampler("graphs")(source, seed=0)
     assert np.abs(result.astype(int) - sampler(source, seed=0).astype(int)).max() <= 1
+
+
+def test_a_loss_on_decoded_crops(world: Path, monkeypatch: Any) -> None:
+    """In latents of a pretrained network; its mean is a metric."""
+    monkeypatch.setattr("bbdm.evaluation.perceptual.lpips_network", lambda *_: Edges())
+    train("latents", "out.pt", "--lora", "2", "--precision", "bf16", "--decoded_loss", "lpips:5", "--max_steps", "2")
+    (metrics,) = [json.loads(line) for line in Path("out.run/metrics.jsonl").read_text().splitlines()]
+    assert 0 < 5 * metrics["lpips"] < metrics["loss"]
