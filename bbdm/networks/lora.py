@@ -29,7 +29,7 @@ class LoRA:
     """Which weights a network with LoRA has beside those that are trained.
 
     Raises:
-        ValueError: the rank is below 1.
+        ValueError: the rank is below 1, or a text is none.
     """
 
     rank: int  # of the added products
@@ -39,6 +39,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"lora must be a rank of at least 1, got {self.rank!r}")
+        if not isinstance(self.base, str) or not isinstance(self.sha256, str):
+            raise ValueError(f"base and sha256 must be text, got {self.base!r} and {self.sha256!r}")
 
     def check(self, network: Network) -> None:
         """Raise ValueError where a network has another rank, or began with another base."""

@@ -18,8 +18,8 @@ class DecodedLoss:
     """LPIPS (Zhang et al. 2018) between what the estimate of a target and the target decode to, on a crop.
 
     Args:
-        codec: decodes latents, float32.
-        bridge: of the predictions.
+        codec: what decodes latents, in float32.
+        bridge: that which predictions are of.
         perceptual: (B, 3, H, W) twice, in [-1, 1], to distances (B, 1, 1, 1); with a gradient.
 
     Raises:
@@ -49,7 +49,7 @@ class DecodedLoss:
             prediction: (B, C, H, W) of the network.
             target: (B, C, H, W) that it should predict.
             x0: (B, C, H, W) the target's latents.
-            t: (B,) times.
+            t: (B,) times of the bridge.
             seeds: (B,) int64, one for each example, which crops are drawn from.
             step: the number of the optimizer step.
         """
