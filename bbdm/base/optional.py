@@ -18,6 +18,7 @@ EXTRAS = {
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "train": ("accelerate", "tensorboard"),
     "diffusers": ("diffusers", "transformers"),
+    "lora": ("peft",),
     "hub": ("huggingface_hub",),
     "data": ("datasets",),
     "app": ("gradio",),

@@ -128,6 +128,13 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         "repository of diffusers or this file of ADM, in place of the preset's",
         group="network",
     )
+    lora: int | None = setting(
+        None,
+        "train products of this rank beside the layers of the network in a folder of diffusers, and not those; "
+        "16 is usual",
+        least=1,
+        group="network",
+    )
     config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
     vqgan_path: Path | None = setting(
         None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
@@ -154,6 +161,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         super().__post_init__()
         if self.pretrained is not None:
             self._take_codec(self.pretrained)
+        if self.lora is not None and (self.pretrained is None or self.pretrained.is_file()):
+            raise ValueError(
+                f"lora needs init_from, a folder with a network that diffusers saved; got {self.init_from}"
+            )
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
@@ -238,6 +249,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         from bbdm.files.checkpoint import load_codec
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
+        from bbdm.training.callbacks import Callback, Forecast
         from bbdm.training.trainer import Trainer
         from bbdm.training.unpaired import UnpairedTask
 
@@ -248,9 +260,11 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         torch.manual_seed(self.seed)
         statistics: dict[str, Any] = {}
         origin: Origin | None = None
+        callbacks: list[Callback] = []
         network: Any
         if self.pretrained is not None:
             network, bridge = self._pretrained(team, pairs, codec, resumed)
+            callbacks = [Forecast()]
         else:
             network = self._network(pairs, codec)
             bridge = self.build_bridge()
@@ -275,7 +289,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.dataset == UNPAIRED:
             task, kind = UnpairedTask, UnpairedConfig
         config = from_values(kind, vars(self))
-        trainer = Trainer(network, bridge, config, pairs, validation, folder, codec, team, task=task)
+        trainer = Trainer(network, bridge, config, pairs, validation, folder, codec, team, callbacks, task=task)
         trainer.origin = origin
         return trainer
 
@@ -301,13 +315,17 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
     def _pretrained(self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Any) -> tuple[Any, Any]:
         """The network of diffusion models, and the bridge of its objective and noise levels."""
+        import torch
+
         from bbdm.files.pretrained import read_pretrained
+        from bbdm.networks.lora import add_lora
         from bbdm.networks.pretrained import Pretrained
+        from bbdm.training import initial
 
         if "preset" in self.named:
             report(team, f"the network is that of {self.init_from}, and preset {self.preset} only gives defaults")
         bridge: Any = self.build_bridge()
-        if resumed is not None and resumed.unet.kind == Pretrained.kind:
+        if resumed is not None and resumed.unet.kind == Pretrained.kind and self.lora is None:
             network = Pretrained.from_config(resumed.unet.config)
             return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
         path = cast(Path, self.pretrained)
@@ -322,6 +340,12 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
                 raise ValueError(f"the network of {self.init_from} has {latents}")
         for note in notes:
             report(team, note)
+        if self.lora is not None:
+            dtype = torch.bfloat16 if self.precision == "bf16" else None
+            add_lora(network, self.lora, f"{path}", dtype)
+        if codec is not None and resumed is None:
+            lost = initial.round_trip_error(pairs, codec, team.device)
+            report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
         return network, bridge
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:

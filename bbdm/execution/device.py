@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import sys
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -79,6 +81,18 @@ def choose_dtype(
     if package is not None and dtype != package.dtype:
         raise ValueError(f"dtype must be that of {package.path}, {package.dtype}, got {dtype}")
     return dtype
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes that this process has had on a GPU or, of a CPU, in all; None where nothing says so."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    if device.type != "cpu" or find_spec("resource") is None:
+        return None
+    import resource  # not of Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def keep_freed_memory() -> None:

@@ -13,16 +13,18 @@ from torch import nn
 from bbdm import bridges
 from bbdm import codec as codecs
 from bbdm.base.manifest import as_json
-from bbdm.bridges import Bridge
+from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.defaults import NO_DEFAULTS, Defaults
+from bbdm.files.pretrained import pretrained
 from bbdm.files.weights import IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
 from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
+from bbdm.networks.lora import LoRA, add_lora, completed, merged, trained
 from bbdm.networks.pretrained import Pretrained
-from bbdm.networks.pretrained_config import PretrainedConfig
+from bbdm.networks.pretrained_config import PretrainedConfig, network_folder
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
@@ -46,17 +48,28 @@ class NetworkState:
     ema: State | None = None
     kind: str = "unet"
     training: dict[str, Any] | None = None  # of an autoencoder's file; a bridge's has it in the Checkpoint
+    lora: LoRA | None = None  # of a run's file that has trained weights alone
 
     @classmethod
     def of(cls, network: Network, ema: Network | None = None, dtype: torch.dtype | None = None) -> NetworkState:
         """The state of a network, and of one with its moving average, whose tensors are not copied.
 
+        That of a network with LoRA is of the plain network that computes the same, and a copy.
+
         Raises:
             ValueError: a weight is beyond the range of ``dtype``, if given.
         """
-        states = [each.state_dict() for each in (network, ema) if each is not None]
+        states: list[State] = []
+        for each in (network, ema):
+            if each is not None:
+                states.append(each.state_dict() if each.lora is None else merged(each))
         weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
         return cls(network.network_config, weights, average[0] if average else None, network.kind)
+
+    @classmethod
+    def of_trained(cls, network: Network, ema: Network) -> NetworkState:
+        """The weights of a network with LoRA that are trained, and their moving average, not copied."""
+        return cls(network.network_config, trained(network), trained(ema), network.kind, lora=network.lora)
 
     @classmethod
     def read(cls, settings: dict[str, Any], content: Snapshot, kind: str = "unet") -> NetworkState:
@@ -68,6 +81,8 @@ class NetworkState:
         config, weights, ema = config_class(**settings["config"]), states.get("weights"), states.get("ema")
         if weights is ema is None:
             raise ValueError("it holds neither weights nor their moving average")
+        if "lora" in settings:  # whose weights are compared with a base, where there is one
+            return cls(config, weights, ema, kind, lora=LoRA(**settings["lora"]))
         for state in (weights, ema):
             if state is not None and issubclass(network, ConfiguredNetwork):
                 fitting(network.from_config, config, state)
@@ -81,6 +96,8 @@ class NetworkState:
         if issubclass(kind, ConfiguredNetwork):
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
+            if self.lora is not None:
+                state = self._beside_base(self.lora, state)
             return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
         own = Wrapped.from_config(self.config) if network is None and self.config.module in FACTORIES else None
@@ -99,6 +116,19 @@ class NetworkState:
         built = fitting(lambda _: own or copy.deepcopy(network), None, state, "the checkpoint's")
         built.load_state_dict(state)
         return built.float().eval()
+
+    def _beside_base(self, lora: LoRA, state: State) -> State:
+        """The weights of the plain network, of those that were trained and of the base that is read."""
+        if network_folder(lora.base) is None:
+            raise IncompleteFileError(
+                f"the file has only what LoRA trained, and {lora.base}, the network that it began with, is not here: "
+                "take the run's final weights, which need it no more"
+            )
+        base, _ = pretrained(lora.base, BrownianBridge(), self.config.condition_channels, self.config.channels)
+        add_lora(base, lora.rank, lora.base)
+        lora.check(base)
+        base.load_state_dict(completed(base, state))
+        return merged(base)
 
 
 def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
@@ -210,8 +240,9 @@ class Checkpoint:
                 coded = {**codec.config, "sha256": codec.digest()}
             else:
                 states["codec"] = codec.weights
+        lora = {} if self.unet.lora is None else {"lora": asdict(self.unet.lora)}
         settings = {
-            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config)},
+            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config), **lora},
             "bridge": self.bridge.config(),
             "codec": coded,
             "image_size": self.image_size,

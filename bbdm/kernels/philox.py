@@ -19,7 +19,7 @@ from bbdm.kernels.philox_numpy import AT_ONCE, MASK, MULTIPLIERS, ROUNDS, SAMPLI
 from bbdm.kernels.philox_numpy import CORRUPTION as CORRUPTION
 from bbdm.kernels.philox_numpy import TRAINING as TRAINING
 
-NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE, TURN_LANE = range(6)  # last word of the counter
+NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE, TURN_LANE, CROP_LANE = range(7)  # last word of the counter
 
 
 def random_words(

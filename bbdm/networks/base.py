@@ -10,7 +10,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from bbdm.networks.arrays import Stride, along, check_images, in_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionInput, matched
 from bbdm.networks.config import FACTORIES, WrappedConfig
+
+if TYPE_CHECKING:
+    from bbdm.networks.lora import LoRA
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -41,6 +44,7 @@ class Network(nn.Module):
         network_config: its settings as a file has them.
         strides: the stride of each axis.
         source_channels: those of sources, whether it sees them or not.
+        lora: which weights it has beside those that are trained; None where all may be trained.
         inputs: all conditions by name: ``source``, where it is seen, then images, classes and tokens.
     """
 
@@ -54,6 +58,7 @@ class Network(nn.Module):
     tokens: Mapping[str, int] = {}
     drop: Mapping[str, float] = {}
     endpoint_channels: tuple[int, ...] | None = None
+    lora: LoRA | None = None
 
     def __init__(self, config: Any = None) -> None:  # a NetworkConfig; None where the attributes are a class's own
         super().__init__()
@@ -287,13 +292,13 @@ def fitting(build: Callable[[Any], Module], config: Any, state: Mapping[str, Any
             network = build(config)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
         raise ValueError(f"there is no network of such sizes: {str(error).splitlines()[0]}") from error
-    differences = _differences(state, network.state_dict())
+    differences = differences_of(state, network.state_dict())
     if differences:
         raise ValueError(f"{whose} weights do not fit the network: {'; '.join(differences)}")
     return network
 
 
-def _differences(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:
+def differences_of(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor]) -> list[str]:
     """In words, the keys of weights that an expected state dict does not have so."""
     shapes: list[str] = []
     integers: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -24,10 +25,12 @@ from bbdm.kernels import philox
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
+from bbdm.networks.lora import LoRA, completed
 from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
 from bbdm.training.config import BridgeConfig, Loss
+from bbdm.training.decoded import DecodedLoss
 from bbdm.training.task import SHARE, Forward, Losses, Task, broadcast
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
@@ -139,11 +142,26 @@ class BridgeTask(Task):
         self.two_way = network.network_config.two_way
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.times = times
+        self.decoded = self._decoded_loss()
         self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS  # solver and steps of results
         self.pictures = None
         if train is not None:
             masked = train.masked and train.rows[0].get("mask") is not None
             self.pictures = replace(train.spec, spacing=train.spacing, masked=masked)
+
+    def _decoded_loss(self) -> DecodedLoss | None:
+        """The loss on decoded crops, where the settings have one; ValueError where it does not fit."""
+        if getattr(self.config, "decoded_loss", None) is None:
+            return None
+        if self.codec is None:
+            raise ValueError("decoded_loss is of latents: it needs vqgan_path, the autoencoder")
+        if self.two_way:
+            raise ValueError("decoded_loss is of one direction, got direction 'both'")
+        from bbdm.evaluation.perceptual import lpips_network  # of an extra
+
+        with self.processes.first_before_others():  # the others find what the first downloads
+            perceptual = lpips_network("vgg").to(self.device)
+        return DecodedLoss(self.codec, self.bridge, perceptual)
 
     # Learning
 
@@ -175,6 +193,9 @@ class BridgeTask(Task):
         with self.autocast():
             prediction = network(shown, self.bridge.seen(t), self.seen(batch))
             losses = distance(prediction, target, self.loss, batch.mask, per_image=True)
+            if self.decoded is not None:
+                lpips = self.decoded(prediction, target, batch.target, t, seeds, step)
+                return losses + self.config.decoded_loss * lpips, {"lpips": lpips.mean()}
         if not self.two_way:
             return losses, {}
         back = batch.conditions[DIRECTION] == 1
@@ -243,7 +264,10 @@ class BridgeTask(Task):
 
     def translated(self, batch: Example) -> torch.Tensor:
         """What the averaged weights make of sources, by the sampler's default solver and steps."""
-        sampler = BridgeSampler(self.average, self.bridge, codec=self.codec, defaults=self.defaults)
+        network = self.average
+        if network.lora is not None:
+            network = copy.deepcopy(network).float()  # a base in bfloat16 computes only under autocast
+        sampler = BridgeSampler(network, self.bridge, codec=self.codec, defaults=self.defaults)
         return sampler(batch.source, seed=0, conditions=batch.conditions)
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
@@ -262,7 +286,8 @@ class BridgeTask(Task):
     def description(self) -> dict[str, Any]:
         """See :class:`~bbdm.training.task.Task`."""
         codec = {} if self.codec is None else {"codec": self.codec.config()}
-        return {"unet": self.network.description(), "bridge": self.bridge.config(), **codec}
+        lora = added(self.network.lora)
+        return {"unet": self.network.description(), "bridge": self.bridge.config(), **codec, **lora}
 
     @cached_property
     def codec_hash(self) -> str:
@@ -277,17 +302,33 @@ class BridgeTask(Task):
             codec = replace(codec, weights=None, sha256=self.codec_hash)
         assert self.train is not None
         assert self.pictures is not None
-        network = NetworkState.of(self.network, self.average)
+        if self.network.lora is None:
+            network = NetworkState.of(self.network, self.average)
+        elif training is None:
+            network = NetworkState.of(self.average)
+        else:
+            network = NetworkState.of_trained(self.network, self.average)
         size = self.train.image_size
         return Checkpoint(network, self.bridge, codec, size, training, self.defaults, self.pictures).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any]]:
-        """See :meth:`~bbdm.training.task.Task.stored`; ValueError where its codec has other weights."""
+        """See :meth:`~bbdm.training.task.Task.stored`; ValueError where codec or base has other weights."""
         stored = checkpoint.codec
         if stored is not None and self.codec is not None and stored.digest() != self.codec_hash:
             raise ValueError("training can resume only with the weights of the codec (vqgan_path) that it began with")
         codec = {} if stored is None else {"codec": stored.config}
-        return checkpoint.unet, {"unet": asdict(checkpoint.unet.config), "bridge": checkpoint.bridge.config(), **codec}
+        unet = checkpoint.unet
+        description = {"unet": asdict(unet.config), "bridge": checkpoint.bridge.config(), **codec, **added(unet.lora)}
+        if unet.lora is not None:
+            unet.lora.check(self.network)
+            weights = completed(self.network, unet.weights or {})
+            unet = replace(unet, weights=weights, ema=completed(self.average, unet.ema or {}))
+        return unet, description
+
+
+def added(lora: LoRA | None) -> dict[str, Any]:
+    """What of LoRA must not change when a run resumes; the base may have moved."""
+    return {} if lora is None else {"lora": {"rank": lora.rank, "sha256": lora.sha256}}
 
 
 def both_ways(batch: Example) -> dict[str, Example]:

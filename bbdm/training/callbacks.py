@@ -16,6 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import collate
+from bbdm.execution.device import peak_memory
 from bbdm.pictures import images
 from bbdm.training.config import steps_of
 from bbdm.training.optimization import SHOWN_EVERY
@@ -23,6 +24,7 @@ from bbdm.training.optimization import SHOWN_EVERY
 log = logging.getLogger(__name__)
 LOGGER = logging.getLogger("bbdm")
 PREVIEW_PAIRS = 8
+MEASURED = 5  # first steps of a run that is said to take so long
 REFRESHED = 1.0  # seconds between losses on the bar
 BY_STEP = {"epoch", "step", "loss", "learning_rate"}  # which TensorBoard has of each step
 LEFT_OUT = {"epoch", "step", "learning_rate"}  # on a terminal
@@ -156,6 +158,43 @@ class Progress(Callback):
     def end(self, trainer: Any) -> None:
         """Close the bar."""
         self._ends.close()
+
+
+class Forecast(Callback):
+    """Prints one line after the first steps: what is trained, and what the run takes of time and memory.
+
+    Time is the median of those steps but the first, which compiles and chooses kernels. Validation comes
+    besides.
+    """
+
+    def begin(self, trainer: Any) -> None:
+        """Begin to measure."""
+        self._steps = trainer.total - trainer.step
+        self._times = [time.perf_counter()]
+
+    def after_step(self, trainer: Any, loss: torch.Tensor) -> None:
+        """Measure one of the first steps; print after the last of them."""
+        count = min(MEASURED, self._steps)
+        if not trainer.processes.first or len(self._times) > count:
+            return
+        float(loss)  # waits for a GPU
+        self._times.append(time.perf_counter())
+        if len(self._times) > count:
+            tqdm.write(self._line(trainer))
+
+    def _line(self, trainer: Any) -> str:
+        """What was measured, in words."""
+        seconds = np.diff(self._times)
+        step = float(np.median(seconds[1:] if len(seconds) > 1 else seconds))
+        weights = [*trainer.network.parameters()]
+        total = sum(weight.numel() for weight in weights) / 1e6
+        trained = sum(weight.numel() for weight in weights if weight.requires_grad) / 1e6
+        parts = [f"trains {trained:.3g} M of {total:.3g} M weights", f"{step:.3g} s a step"]
+        memory = peak_memory(trainer.device)
+        if memory is not None:
+            parts.append(f"{memory / 1e9:.3g} GB of memory at most so far")
+        parts.append(f"{self._steps} steps take {step * self._steps / 3600:.2g} hours, and validation more")
+        return "; ".join(parts)
 
 
 class TensorBoard(Callback):

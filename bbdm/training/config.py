@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from bbdm.base.settings import check, setting
@@ -28,6 +29,14 @@ def read_every(text: str) -> Every:
     if not number.isdecimal() or int(number) < 1:
         raise ValueError(f"it is optimizer steps, such as 5000, or epochs, such as 2e; got {text!r}")
     return text if text.endswith("e") else int(number)
+
+
+def read_decoded(text: str) -> float:
+    """The weight in ``lpips:WEIGHT``; ValueError where it is written in another way."""
+    name, _, weight = text.partition(":")
+    if name != "lpips" or not weight:
+        raise ValueError(f"it is written as lpips:WEIGHT, got {text!r}")
+    return float(weight)
 
 
 def steps_of(every: Every, steps_per_epoch: int) -> int:
@@ -136,6 +145,18 @@ class TrainConfig(BridgeConfig):
     """How to train a bridge."""
 
     loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+    decoded_loss: float | None = setting(
+        None,
+        "lpips:WEIGHT, such as lpips:5, adds LPIPS between crops that estimates and targets decode to, of latents",
+        parse=read_decoded,
+        metavar="LPIPS",
+        group="latents",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoded_loss is not None and not 0 < self.decoded_loss < inf:
+            raise ValueError(f"decoded_loss must be a positive weight, got {self.decoded_loss}")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 PAIRS = 256  # that are measured
 AT_ONCE = 16
+CODED = 10  # pairs whose targets are encoded and decoded
+LEVELS = 127.5  # of 8 bits in a unit of [-1, 1]
 DIGITS = 6  # that are kept, so that all processes have the same
 LEAST = 1e-4  # spread of a constant side
 LINEAR = 1 - 1e-5  # correlation of pairs that are linear but for rounding: a bridge needs less than 1
@@ -92,6 +94,17 @@ def fitted(
     largest = LINEAR * rounded["sigma_data"] * rounded["sigma_source"]
     rounded["cov"] = min(max(rounded["cov"], -largest), largest)
     return cast(Fitted, replace(bridge, **rounded))
+
+
+@torch.no_grad()
+def round_trip_error(dataset: Pairs, codec: Codec, device: torch.device) -> float:
+    """What an autoencoder loses of targets: the RMSE in levels of [0, 255] over the first ten of an epoch."""
+    batches = Batches(dataset, 1, device)
+    errors: list[torch.Tensor] = []
+    for batch in batches(dataset.order(0)(0, min(CODED, len(dataset)))):
+        decoded = codec.decode(codec.encode(batch.target, "target")).clamp(-1, 1)
+        errors.append((decoded - batch.target).square().mean())
+    return LEVELS * float(torch.stack(errors).mean().sqrt())
 
 
 @torch.no_grad()

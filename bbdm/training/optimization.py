@@ -36,6 +36,8 @@ class DivergedError(StoppedError):
 class EMA:
     """Exponential moving average of a network's weights, with decay min(decay, (1 + n) / (10 + n)) at step n.
 
+    Frozen weights, which require no gradient, are those of the network itself.
+
     Args:
         network: whose copy it begins with.
         decay: the share of the average that an update keeps.
@@ -47,7 +49,8 @@ class EMA:
     """
 
     def __init__(self, network: nn.Module, decay: float, start: int = 0, every: int = 1) -> None:
-        self.network: Any = copy.deepcopy(network).eval().requires_grad_(False)
+        frozen = {id(weight): weight for weight in network.parameters() if not weight.requires_grad}
+        self.network: Any = copy.deepcopy(network, frozen).eval().requires_grad_(False)
         self.decay = decay
         self.start = start
         self.every = every
@@ -60,8 +63,12 @@ class EMA:
         decay = 0.0
         if step + 1 >= self.start:
             decay = min(self.decay, (1 + step) / (10 + step))
-        averages: list[torch.Tensor] = [*self.network.parameters()]
-        weights: list[torch.Tensor] = [*network.parameters()]
+        averages: list[torch.Tensor] = []
+        weights: list[torch.Tensor] = []
+        for average, weight in zip(self.network.parameters(), network.parameters(), strict=True):
+            if weight.requires_grad:
+                averages.append(average)
+                weights.append(weight)
         torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)

@@ -7,6 +7,7 @@ import re
 import sys
 import time
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from bbdm import Callback
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
 from bbdm.training import callbacks, optimization
+from bbdm.training.callbacks import Forecast
 from bbdm.training.trainer import Trainer
-from tests.conftest import MakeTrainer, metrics_of, newest, same_weights
+from tests.conftest import MakeTrainer, metrics_of, newest, same_weights, tiny_unet
 
 
 class Diary(Callback):
@@ -178,6 +180,23 @@ def test_a_run_shows_what_it_trains_and_writes(
 
 
 # In TensorBoard
+
+
+def test_a_forecast_is_of_the_median_step_but_the_first(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    """Of steps of 100 (it compiles), 2, 2, 50 (a validation) and 2 seconds: 2 s, 3600 steps of it 2 hours."""
+    clock = iter([0.0, 100.0, 102.0, 104.0, 154.0, 156.0])
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    unet = tiny_unet(condition_channels=3)
+    for weight in [*unet.parameters()][:-1]:
+        weight.requires_grad_(False)
+    trainer = make_trainer(unet=unet, callbacks=[Forecast()], max_steps=3600)
+    trainer.fit(stop=lambda: trainer.step == 8)
+    count = sum(weight.numel() for weight in unet.parameters()) / 1e6
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"trains 3e-06 M of {count:.3g} M weights; 2 s a step; ")
+    assert line.endswith(" GB of memory at most so far; 3600 steps take 2 hours, and validation more")
 
 
 def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from bbdm import ABridge, BrownianBridge, load_checkpoint, save_checkpoint, wrap
-from bbdm.training.initial import PAIRS, copy_weights, fitted, used
+from bbdm.codec import wrap_codec
+from bbdm.data.pairs import Pairs
+from bbdm.training.initial import PAIRS, copy_weights, fitted, round_trip_error, used
 from tests.conftest import tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
@@ -119,3 +121,11 @@ def test_equal_sides_are_refused_and_of_many_pairs_some_are_read() -> None:
     fitted(BRIDGE, tiny_unet(), Counted())
     assert PAIRS <= len(read) < 2 * PAIRS
     assert [used(bridge) for bridge in (BrownianBridge(), BRIDGE, BrownianBridge(density="high"))] == [0, 1, 1]
+
+
+def test_what_an_autoencoder_loses_is_in_levels_of_8_bits(pairs: Pairs) -> None:
+    """A decoder that takes half off loses half of the targets' root mean square, and 127.5 levels are 1."""
+    values = torch.stack([pairs[index][1] for index in range(len(pairs))])
+    codec = wrap_codec(nn.Conv2d(1, 1, 1), lambda _, image: image, lambda _, z: z / 2, channels=3, stride=1)
+    expected = 127.5 * (values / 2).square().mean().sqrt().item()
+    assert round_trip_error(pairs, codec, torch.device("cpu")) == pytest.approx(expected, rel=1e-5)

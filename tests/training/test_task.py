@@ -260,6 +260,21 @@ def test_buffers_are_copied() -> None:
         assert ema.network.get_buffer("count").item() == expected
 
 
+def test_frozen_weights_are_not_copied_into_the_average() -> None:
+    unet = tiny_unet()
+    first, *others = unet.parameters()
+    for weight in others:
+        weight.requires_grad_(False)
+    ema = EMA(unet, decay=0.9)
+    average, *same = ema.network.parameters()
+    before = average.clone()
+    with torch.no_grad():
+        first += 1
+    ema.update(unet, 100)
+    assert all(one is other for one, other in zip(same, others, strict=True))
+    torch.testing.assert_close(average, before + 0.1)
+
+
 # What is drawn
 
 SEEN: list[tuple[int, list[int], list[float]]] = []

@@ -1,0 +1,122 @@
+"""LoRA (Hu et al. 2022): a pretrained network of which few weights are trained, by PEFT.
+
+Beside the weight W of a layer, which stays as it is, stands a product B A of small matrices, and B begins as
+zeros. The first layer, which sees the source, is trained in full. What is merged, W + B A, is the weight of a
+plain network.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from bbdm.base.optional import package
+from bbdm.networks.base import Network, differences_of, state_hash
+
+State = dict[str, torch.Tensor]
+FIRST = ("conv_in", "pos_embed.proj")  # the names of first layers
+LINEAR = re.compile(r"(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.\d+(\.proj)?)$")
+ADAPTER = "default"  # the name that PEFT gives to what it adds
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which weights a network with LoRA has beside those that are trained.
+
+    Raises:
+        ValueError: the rank is below 1, or a text is none.
+    """
+
+    rank: int  # of the added products
+    base: str  # the folder of the network that it began with
+    sha256: str  # of that network's weights
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"lora must be a rank of at least 1, got {self.rank!r}")
+        if not isinstance(self.base, str) or not isinstance(self.sha256, str):
+            raise ValueError(f"base and sha256 must be text, got {self.base!r} and {self.sha256!r}")
+
+    def check(self, network: Network) -> None:
+        """Raise ValueError where a network has another rank, or began with another base."""
+        rank = None if network.lora is None else network.lora.rank
+        if network.lora is None or rank != self.rank:
+            raise ValueError(f"lora must be {self.rank}, with which it was trained, got {rank}")
+        if network.lora.sha256 != self.sha256:
+            raise ValueError(
+                f"the weights in {network.lora.base} are not those that LoRA was trained beside: init_from must be "
+                f"{self.base} as it was, with SHA-256 {self.sha256[:8]}..., got {network.lora.sha256[:8]}..."
+            )
+
+
+def add_lora(network: Any, rank: int, base: str, dtype: torch.dtype | None = None) -> None:
+    """Add LoRA to a network in place: to projections of attention, feed-forward layers and convolutions.
+
+    What the network computes stays the same. The rest is frozen, but for the first layer.
+
+    Args:
+        network: a :class:`~bbdm.networks.pretrained.Pretrained` as it was read, on the CPU.
+        rank: of the added products.
+        base: the folder that the network was read from.
+        dtype: of the frozen weights beside them, such as ``torch.bfloat16`` for a training that computes in
+            it; None for the one that they have.
+
+    Raises:
+        ModuleNotFoundError: PEFT is not installed.
+        ValueError: the rank is below 1.
+    """
+    lora = LoRA(rank, base, state_hash(network.state_dict(), torch.float32))
+    peft = package("peft", "LoRA")
+    layers = dict(network.module.named_modules())
+    targets: list[str] = []
+    for name, layer in layers.items():
+        is_convolution = isinstance(layer, nn.Conv2d) and name not in FIRST
+        is_projection = isinstance(layer, nn.Linear) and LINEAR.search(name) is not None
+        if is_convolution or is_projection:
+            targets.append(name)
+    config = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+    peft.inject_adapter_in_model(config, network.module, ADAPTER)
+    for name in targets:
+        layers[name].to(dtype=dtype)
+    for name in FIRST:
+        if name in layers:
+            layers[name].requires_grad_(True)
+    network.lora = lora
+
+
+def trained(network: nn.Module) -> State:
+    """The weights of a network with LoRA, or of its average, that are trained; they are not copied."""
+    first = tuple(f"module.{name}." for name in FIRST)
+    return {key: value for key, value in network.state_dict().items() if ".lora_" in key or key.startswith(first)}
+
+
+def completed(network: nn.Module, state: Mapping[str, torch.Tensor]) -> State:
+    """All weights of a network with LoRA: of those that are trained the given ones.
+
+    Raises:
+        ValueError: they are not those that the network trains.
+    """
+    wrong = differences_of(state, trained(network))
+    if wrong:
+        raise ValueError(f"weights of LoRA do not fit the network: {'; '.join(wrong)}")
+    return {**network.state_dict(), **state}
+
+
+@torch.no_grad()
+def merged(network: nn.Module) -> State:
+    """The weights of the plain network that computes what one with LoRA does, in float32 on the CPU."""
+    state: State = {}
+    for key, value in network.state_dict().items():
+        if ".lora_" not in key:
+            state[key.replace(".base_layer.", ".")] = value.to("cpu", torch.float32)
+    layer: Any
+    for name, layer in network.named_modules():
+        if hasattr(layer, "get_delta_weight"):
+            product = layer.get_delta_weight(ADAPTER).to("cpu", torch.float32)
+            state[f"{name}.weight"] = state[f"{name}.weight"] + product
+    return state
