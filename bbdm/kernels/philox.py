@@ -19,7 +19,8 @@ from bbdm.kernels.philox_numpy import AT_ONCE, MASK, MULTIPLIERS, ROUNDS, SAMPLI
 from bbdm.kernels.philox_numpy import CORRUPTION as CORRUPTION
 from bbdm.kernels.philox_numpy import TRAINING as TRAINING
 
-NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE, TURN_LANE, CROP_LANE = range(7)  # last word of the counter
+# The last word of the counter.
+NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE, DIRECTION_LANE, CROP_LANE, AFFINE_LANE = range(8)
 
 
 def random_words(

@@ -29,9 +29,10 @@ from bbdm.networks.lora import LoRA, completed
 from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
+from bbdm.training.augmentation import broadcast
 from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.decoded import DecodedLoss
-from bbdm.training.task import SHARE, Forward, Losses, Task, broadcast
+from bbdm.training.task import SHARE, Forward, Losses, Task
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -348,7 +349,7 @@ def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
 def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
     """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
     odd = seeds >> 32 & 1  # of the index in the batch
-    drawn = philox.uniforms(seeds - (odd << 32), step, 1, philox.TURN_LANE)[:, 0]
+    drawn = philox.uniforms(seeds - (odd << 32), step, 1, philox.DIRECTION_LANE)[:, 0]
     return (drawn < 0.5) ^ (odd == 1)
 
 
@@ -406,7 +407,9 @@ def _check_latents(train: LatentDataset, config: BridgeConfig, codec: Codec | No
     if codec is None or train.codec != codec.description():
         kind = None if codec is None else codec.kind
         raise ValueError(f"codec must be that of the stored latents (cache_latents), got {kind}")
-    if train.flip != config.flip or config.shift:
-        wanted = f"{train.flip}, and shift 0"
-        got = f"{config.flip} and {config.shift}"
-        raise ValueError(f"flip must be that of the stored latents (cache_latents), {wanted}; got {got}")
+    if train.flip != config.flip:
+        raise ValueError(f"flip must be that of the stored latents (cache_latents), {train.flip}; got {config.flip}")
+    for name in ("shift", "turn", "zoom"):
+        value = getattr(config, name)
+        if value:
+            raise ValueError(f"{name} must be 0 with stored latents (cache_latents), got {value}")

@@ -75,6 +75,8 @@ class RunConfig:
     ema_every: int = setting(1, "optimizer steps between updates of the average", least=1)
     flip: bool = setting(False, "mirror half of the pairs")
     shift: float = setting(0.0, "move pairs by up to this share of their side")
+    turn: float = setting(0.0, "turn pairs by up to so many degrees, either way")
+    zoom: float = setting(0.0, "make pairs larger or smaller by up to this share")
     precision: Precision = setting("fp32", "of the network's arithmetic; weights stay float32")
     compile: bool = setting(False, "faster steps after minutes of compiling")
     seed: int = setting(0, "of weights, order, times and noise", least=0)
@@ -107,6 +109,10 @@ class RunConfig:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if not 0 <= self.shift <= 0.5:
             raise ValueError(f"shift must be in [0, 0.5], got {self.shift}")
+        if not 0 <= self.turn <= 180:
+            raise ValueError(f"turn must be in [0, 180], got {self.turn}")
+        if not 0 <= self.zoom <= 1:
+            raise ValueError(f"zoom must be in [0, 1], got {self.zoom}")
 
     @property
     def parts(self) -> int:

@@ -20,8 +20,7 @@ from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.execution.processes import Processes
 from bbdm.files.weights import Snapshot
-from bbdm.kernels import philox
-from bbdm.kernels.elementwise import CHANNELS_LAST
+from bbdm.training.augmentation import augmented
 from bbdm.training.config import Precision, RunConfig
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,56 +42,6 @@ def sample_numbers(seeds: torch.Tensor) -> torch.Tensor:
 def mixed(seed: int, number: int) -> int:
     """A 32-bit seed from a run's seed and a number; a generator reads no more bits."""
     return (seed * 0x9E3779B9 + number) % 2**32
-
-
-def broadcast(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
-    """Numbers of examples (B,) as (B, 1, ...), with the axes of ``over``."""
-    return values.view(-1, *[1] * (over.ndim - 1))
-
-
-def augmented(batch: Example, seeds: torch.Tensor, step: int, flip: bool = False, shift: float = 0.0) -> Example:
-    """A batch whose examples are mirrored and moved; all images of an example alike.
-
-    Images are tensors of four axes or more. Pictures (H, W) and volumes (D, H, W) are mirrored along W, and
-    moved by whole pixels. Beyond an edge they go on as at it.
-
-    Args:
-        batch: the examples, whose images have values in any range.
-        seeds: (B,) int64, one for each example.
-        step: the number of the optimizer step.
-        flip: whether half of the examples are mirrored.
-        shift: the largest move, as a share of a side.
-    """
-    if not flip and not shift:
-        return batch
-    sides = batch.source.shape[2:]
-    mirrored = philox.flips(seeds, step) if flip else None
-    moves: list[torch.Tensor] = []  # in pixels: across, down, of volumes deep
-    if shift:
-        drawn = philox.uniforms(seeds, step, len(sides)) * 2 - 1
-        for axis, side in enumerate(reversed(sides)):
-            moves.append(torch.round(drawn[:, axis] * shift * side).long())
-
-    def changed(image: torch.Tensor) -> torch.Tensor:
-        if image.ndim < 4:
-            return image
-        if mirrored is not None:
-            image = torch.where(broadcast(mirrored, image), image.flip(-1), image)
-        for axis, move in enumerate(moves):
-            image = _moved(image, image.ndim - 1 - axis, move)
-        return image.contiguous(memory_format=CHANNELS_LAST[image.ndim]) if moves else image
-
-    return batch.map(changed)
-
-
-def _moved(image: torch.Tensor, axis: int, move: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, *S), each moved along an axis by its number (B,) of pixels."""
-    side = image.shape[axis]
-    index = (torch.arange(side, device=image.device) + move[:, None]).clamp(0, side - 1)
-    shape = [1] * image.ndim
-    shape[0] = len(image)
-    shape[axis] = side
-    return image.gather(axis, index.view(shape).expand(image.shape))
 
 
 class Task(ABC):
@@ -135,7 +84,7 @@ class Task(ABC):
 
     def prepared(self, batch: Example, seeds: torch.Tensor, step: int) -> Example:
         """The batch that :meth:`losses` gets, of one from the data set: mirrored and moved."""
-        return augmented(batch, seeds, step, self.config.flip, self.config.shift)
+        return augmented(batch, seeds, step, self.config)
 
     @abstractmethod
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:

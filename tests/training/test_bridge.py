@@ -265,8 +265,9 @@ def test_latents_are_trained_on_as_they_were_made(pairs: Pairs, tmp_path: Any) -
     latents = LatentDataset(pairs, codec, tmp_path / "latents", flip=True)
     for its, settings, reason in (
         (other, {"flip": True}, r"codec must be that of the stored latents \(cache_latents\), got vqgan"),
-        (codec, {}, r"flip must be that of the stored latents .*, True, and shift 0; got False and 0\.0"),
-        (codec, {"flip": True, "shift": 0.1}, r"got True and 0\.1"),
+        (codec, {}, r"flip must be that of the stored latents .*, True; got False"),
+        (codec, {"flip": True, "shift": 0.1}, r"shift must be 0 with stored latents \(cache_latents\), got 0\.1"),
+        (codec, {"flip": True, "turn": 5.0}, r"turn must be 0 with stored latents"),
     ):
         config = TrainConfig(batch_size=2, **settings)  # pyright: ignore[reportArgumentType]
         with pytest.raises(ValueError, match=reason):

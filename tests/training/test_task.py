@@ -14,7 +14,7 @@ from bbdm.training import optimization
 from bbdm.training.bridge import BridgeTask, bridge_loss, dropped
 from bbdm.training.config import FREE, TrainConfig
 from bbdm.training.optimization import EMA, Optimization
-from bbdm.training.task import augmented, sample_seeds
+from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, ROOT, SIZE, MakeTrainer, batch_of, metrics_of, tiny_unet
 
@@ -28,6 +28,8 @@ SEEDS = sample_seeds(0, 0, 64, torch.device("cpu"))
         *(("learning_rate", v, f"learning_rate must be positive, got {v}") for v in (0.0, math.nan)),
         *(("ema_decay", v, rf"ema_decay must be in \[0, 1\), got {v}") for v in (1.0, -0.1)),
         *(("shift", v, rf"shift must be in \[0, 0.5\], got {v}") for v in (-0.1, 0.6, math.nan)),
+        *(("turn", v, rf"turn must be in \[0, 180\], got {v}") for v in (-1.0, 181.0, math.nan)),
+        *(("zoom", v, rf"zoom must be in \[0, 1\], got {v}") for v in (-0.1, 1.5, math.nan)),
         ("epochs", 0, "epochs must be at least 1, got 0"),
         ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
         ("loss", "l3", r"loss must be one of \('l1', 'l2'\), got 'l3'"),
@@ -310,46 +312,6 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTr
     assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 4
     with pytest.raises(ValueError, match="batch_size must be at most the 5 training pairs, got 6"):
         make_trainer(train=NUMBERS, batch_size=6)
-
-
-def changed(batch: Example, seeds: torch.Tensor = SEEDS, step: int = 0, **config: Any) -> Example:
-    """A batch, mirrored and moved."""
-    return augmented(batch, seeds, step, **config)
-
-
-def test_pictures_and_volumes_are_moved_together_by_whole_pixels() -> None:
-    """One pixel of each goes somewhere within the shift along each axis; flips mirror the last one."""
-    for sides in ((16, 12), (8, 12, 16)):
-        pictures = torch.full((64, 3, *sides), -1.0)
-        middle = torch.tensor(sides) // 2
-        pictures[(..., *middle)] = 1.0
-        y, x0, *_ = changed(Example(pictures, pictures), shift=0.25)
-        assert torch.equal(y, x0)
-        found = (y[:, 0] == 1).nonzero()
-        assert len(found) == 64  # the pixel is there once
-        assert (y == 1).sum() + (y == -1).sum() == y.numel()
-        moved = found[:, 1:] - middle
-        assert moved.abs().amax(0).tolist() == (torch.tensor(sides) // 4).tolist()
-        assert len(moved.unique(dim=0)) > 20
-        mirrored = changed(Example(pictures, pictures), flip=True).source
-        columns = {tuple(place) for place in (mirrored[:, 0] == 1).nonzero()[:, 1:].tolist()}
-        assert columns == {(*middle.tolist()[:-1], sides[-1] // 2 - each) for each in (0, 1)}
-    white = torch.ones(64, 3, 8, 8)  # beyond a side, pictures go on as at it
-    assert torch.equal(changed(Example(white, white), shift=0.5).source, white)
-
-
-def test_conditions_and_masks_are_changed_with_the_pair() -> None:
-    """Columns are numbered: each image says where its pixels were. A part of a batch has the same draws."""
-    ramp = torch.linspace(-1, 1, 12).expand(64, 1, 16, 12).contiguous()
-    batch = Example(ramp, ramp.expand(-1, 3, -1, -1).contiguous(), {"sar": ramp, "season": torch.arange(64)}, ramp)
-    outputs = changed(batch, flip=True, shift=0.25)
-    assert not torch.equal(outputs.source, ramp)
-    for image in (outputs.target[:, :1], outputs.conditions["sar"], outputs.mask):
-        assert torch.equal(image, outputs.source)
-    assert outputs.conditions["season"] is batch.conditions["season"]
-    half = changed(batch.map(lambda v: v[32:]), SEEDS[32:], flip=True, shift=0.25)
-    assert torch.equal(half.source, outputs.source[32:])
-    assert not torch.equal(changed(batch, SEEDS, 1, flip=True, shift=0.25).source, outputs.source)
 
 
 def test_each_condition_is_dropped_alone_by_its_share() -> None:
