@@ -112,14 +112,15 @@ def pretrain(pictures: Path, folder: Path) -> None:
         optimizer.zero_grad()
         schedule.step()
         average.update_parameters(network)
-    save_pipeline(average.module, folder)
+    network.load_state_dict(average.module.state_dict())
+    save_pipeline(network, folder)
 
 
 class Scores(Callback):
     """Scores the averaged weights on validation pairs at some steps; lower is better."""
 
     def __init__(self, validation: Pairs) -> None:
-        pairs = [validation[index] for index in range(len(validation))]
+        pairs = examples_of(validation)
         self.sources = torch.stack([source for source, _ in pairs])
         self.targets = torch.stack([target for _, target in pairs])
         self.by_step: dict[str, dict[str, Any]] = {}
@@ -209,7 +210,7 @@ class Experiment:
             targets = self.folder / "targets"
             if not targets.exists():
                 targets.mkdir()
-                for number, (_, target) in enumerate(self.pairs(self.rows)):
+                for number, (_, target) in enumerate(examples_of(self.pairs(self.rows))):
                     save_picture(target, targets / f"{number:04d}.png")
             pairs = Pairs(read_rows("folder", f"{targets}"), Spec(size=SIZE), prepare=Degradation("any"))
             network, bridge = bbdm.pretrained(self.start("others"), BrownianBridge())
@@ -243,7 +244,7 @@ class Experiment:
         used = {row["name"] for row in rows}
         others = [row for row in self.rows if row["name"] not in used]
         sampler = BridgeSampler(back, bridge, "sde-dpm2m", CALLS)
-        targets = torch.stack([target for _, target in self.pairs(others)])
+        targets = torch.stack([target for _, target in examples_of(self.pairs(others))])
         lines = torch.cat([sampler(part, seed=seed) for part in targets.split(BATCH)])
         folder = self.folder / "drawn" / recipe
         folder.mkdir(parents=True, exist_ok=True)
@@ -281,6 +282,11 @@ class Experiment:
             cells = [f"{scores[str(step)]['energy']:.4f}" for step in SCORED_AT]
             lines.append(" | ".join([path.stem, *cells, f"{best['energy']:.4f}", f"{best['rmse']:.4f}"]))
         return "\n".join(lines)
+
+
+def examples_of(pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """All (source, target) of a data set."""
+    return [pairs[index] for index in range(len(pairs))]
 
 
 def save_picture(values: torch.Tensor, path: Path) -> None:
