@@ -32,14 +32,16 @@ from bbdm.evaluation.metrics import energy
 from bbdm.training.callbacks import Callback
 
 SIZE, BATCH, SAMPLES, CALLS = 32, 16, 4, 5
-PRETRAINING_STEPS, STEPS = 4000, 1600
-SCORED_AT = (100, 200, 400, 800, 1600)
+BRIDGE = BrownianBridge(density="high")
+PRETRAINING_STEPS, STEPS = 4000, 800
+SCORED_AT = (100, 200, 400, 800)
 AUGMENTATION = {"shift": 0.1, "turn": 15.0, "zoom": 0.15}
 TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 STARTS = {
-    "nothing": "no start",
-    "others": "a denoiser of the other makers' emoji",
-    "unaligned": "the same denoiser, whose time is not that of the bridge's noise",
+    "nothing": "no start; of as many weights",
+    "others": "a denoiser of the other makers' emoji, which predicts v",
+    "noise": "the same, which predicts noise",
+    "unaligned": "others, whose time is not that of the bridge's noise",
     "own": "that denoiser, then a bridge on made-up sources (degrade any) of all targets of training",
     "moved": "no start, and pairs moved, turned and scaled",
     "othersmoved": "that denoiser, and pairs moved, turned and scaled",
@@ -47,6 +49,7 @@ STARTS = {
     "drawn": "others; sources of all targets are drawn by a bridge from colour to lines, trained on the pairs",
     "drawnown": "own; sources of all targets are drawn by a bridge from colour to lines, trained on the pairs",
 }
+PREDICTIONS = {"others": "v_prediction", "noise": "epsilon"}
 
 
 def code_point(path: Path) -> str:
@@ -82,19 +85,19 @@ def new_network() -> UNet2DModel:
     )
 
 
-def save_pipeline(network: UNet2DModel, folder: Path) -> None:
+def save_pipeline(network: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> None:
     """Save a network and its schedule as a pipeline of diffusers has them."""
     network.save_pretrained(folder / "unet")
-    DDPMScheduler().save_pretrained(folder / "scheduler")
+    scheduler.save_pretrained(folder / "scheduler")
 
 
-def pretrain(pictures: Path, folder: Path) -> None:
-    """Train a denoiser as diffusers' own example does: noise is predicted at 1,000 levels."""
+def pretrain(pictures: Path, folder: Path, prediction: str) -> None:
+    """Train a denoiser as diffusers' own example does, at 1,000 levels of noise."""
     torch.manual_seed(0)
     paths = sorted(pictures.glob("*.png"))
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths])
     images = torch.from_numpy(arrays).permute(0, 3, 1, 2)
-    network, scheduler = new_network(), DDPMScheduler()
+    network, scheduler = new_network(), DDPMScheduler(prediction_type=prediction)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     )
@@ -105,7 +108,10 @@ def pretrain(pictures: Path, folder: Path) -> None:
         clean = images[chosen].float() / 127.5 - 1
         noise, t = torch.randn_like(clean), torch.randint(1000, (BATCH,))
         noisy = scheduler.add_noise(clean, noise, t)  # pyright: ignore[reportArgumentType]
-        loss = (network(noisy, t).sample - noise).square().mean()
+        target = noise
+        if prediction == "v_prediction":
+            target = scheduler.get_velocity(clean, noise, t)  # pyright: ignore[reportArgumentType]
+        loss = (network(noisy, t).sample - target).square().mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
@@ -113,7 +119,7 @@ def pretrain(pictures: Path, folder: Path) -> None:
         schedule.step()
         average.update_parameters(network)
     network.load_state_dict(average.module.state_dict())
-    save_pipeline(network, folder)
+    save_pipeline(network, scheduler, folder)
 
 
 class Scores(Callback):
@@ -153,7 +159,7 @@ def train(
     settings = {"max_steps": STEPS, **settings}
     config = TrainConfig(
         batch_size=BATCH,
-        learning_rate=5e-4,
+        learning_rate=1e-3,
         warmup_steps=50,
         grad_clip=1.0,
         ema_decay=0.99,
@@ -196,11 +202,11 @@ class Experiment:
         place = self.folder / f"start_{name}"
         if place.exists():
             return place
-        if name == "others":
-            pretrain(self.pictures, place)
+        if name in PREDICTIONS:
+            pretrain(self.pictures, place, PREDICTIONS[name])
         else:
             torch.manual_seed(int(name))
-            save_pipeline(new_network(), place)
+            save_pipeline(new_network(), DDPMScheduler(prediction_type="v_prediction"), place)
         return place
 
     def own_start(self) -> Any:
@@ -213,7 +219,7 @@ class Experiment:
                 for number, (_, target) in enumerate(examples_of(self.pairs(self.rows))):
                     save_picture(target, targets / f"{number:04d}.png")
             pairs = Pairs(read_rows("folder", f"{targets}"), Spec(size=SIZE), prepare=Degradation("any"))
-            network, bridge = bbdm.pretrained(self.start("others"), BrownianBridge())
+            network, bridge = bbdm.pretrained(self.start("others"), BRIDGE)
             average = train(network, bridge, pairs, self.folder / "runs/own", 0, None, max_steps=2 * STEPS)
             torch.save(average.state_dict(), place)
         return torch.load(place)
@@ -224,8 +230,12 @@ class Experiment:
 
     def begin(self, start: str, seed: int) -> tuple[Any, Any]:
         """The network and the bridge that a recipe begins with."""
-        name = str(seed) if start in ("nothing", "moved") else "others"
-        network, bridge = bbdm.pretrained(self.start(name), BrownianBridge())
+        name = "others"
+        if start in ("nothing", "moved"):
+            name = str(seed)
+        elif start == "noise":
+            name = start
+        network, bridge = bbdm.pretrained(self.start(name), BRIDGE)
         if start.startswith("own") or start == "drawnown":
             network.load_state_dict(self.own_start())
         if start == "unaligned":
@@ -240,7 +250,7 @@ class Experiment:
         """The rows, and all other targets with sources that a bridge from colour to lines draws."""
         network, bridge = self.begin(start, seed)
         place = self.folder / "runs" / f"{recipe}_back"
-        back = train(network, bridge, self.pairs(rows, "BtoA"), place, seed, None, max_steps=800, **AUGMENTATION)
+        back = train(network, bridge, self.pairs(rows, "BtoA"), place, seed, None, **AUGMENTATION)
         used = {row["name"] for row in rows}
         others = [row for row in self.rows if row["name"] not in used]
         sampler = BridgeSampler(back, bridge, "sde-dpm2m", CALLS)

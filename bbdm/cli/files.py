@@ -71,7 +71,7 @@ class Info(Command, FileConfig):
     def run(self) -> None:
         """Print what it is, and its rows."""
         from bbdm.files.checkpoint import load_checkpoint
-        from bbdm.files.hub import find_checkpoint
+        from bbdm.files.repository import find_checkpoint
         from bbdm.training.run import RunFolder
 
         title = f"{self.file}: a checkpoint"

@@ -51,7 +51,7 @@ class Translate(GPUsCommand, TranslateConfig):
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
         from bbdm.evaluation.intervals import Intervals, file_of
-        from bbdm.files.hub import find_checkpoint
+        from bbdm.files.repository import find_checkpoint
         from bbdm.translation.results import paths_of
         from bbdm.translation.translator import Translator
 

@@ -20,9 +20,9 @@ from bbdm.codec.kinds import diffusers_class
 from bbdm.data.spec import Spec
 from bbdm.defaults import Defaults
 from bbdm.files import weights
-from bbdm.files.content import FORMAT, VQGAN_FORMAT, Checkpoint, CodecState, NetworkState, vqgan_snapshot
-from bbdm.files.hub import find_checkpoint
-from bbdm.files.importers import programs, states
+from bbdm.files.content import Checkpoint, CodecState, NetworkState, vqgan_snapshot
+from bbdm.files.importers import programs
+from bbdm.files.repository import find_checkpoint
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network, check_network, find_dtype
 from bbdm.networks.vqgan import VQGAN
@@ -107,7 +107,7 @@ def load_checkpoint(
             leaves out a value that no argument gives.
     """
     file = find_checkpoint(path)
-    with weights.opened(file, FORMAT, "checkpoint") as content:
+    with weights.opened(file, weights.FORMAT, "checkpoint") as content:
         if not isinstance(content, Snapshot):
             found = programs.read_checkpoint(content, num_steps, c_lambda, codec, config)
         elif config is not None:
@@ -144,10 +144,10 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
 
 def load_vqgan_state(path: str | os.PathLike[str]) -> NetworkState:
     """Read all that a file of an autoencoder holds, also its training state; see :func:`load_vqgan`."""
-    with weights.opened(path, VQGAN_FORMAT, "VQGAN") as content:
+    with weights.opened(path, weights.VQGAN_FORMAT, "VQGAN") as content:
         if isinstance(content, Snapshot):
             return NetworkState.read(content.settings, content, VQGAN.kind)
-        return states.read_vqgan(content)
+        return programs.read_vqgan(content)
 
 
 def load_codec(path: str | os.PathLike[str]) -> Codec:

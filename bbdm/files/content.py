@@ -18,7 +18,7 @@ from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.files.pretrained import pretrained
-from bbdm.files.weights import IncompleteFileError, Snapshot, State
+from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
 from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
@@ -29,7 +29,6 @@ from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
 
-FORMAT, VQGAN_FORMAT = "bbdm", "bbdm vqgan"
 NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {  # by the names in files; the classes of their settings
     "unet": (UNet, UNetConfig),
     "dit": (DiT, DiTConfig),

@@ -16,8 +16,7 @@ import torch
 
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
-from bbdm.files import hub, weights
-from bbdm.files.content import FORMAT
+from bbdm.files import repository, weights
 from bbdm.files.importers import adm
 from bbdm.networks.pretrained import LAST_TIME, TOKENS, Pretrained
 from bbdm.networks.pretrained_config import (
@@ -91,7 +90,7 @@ def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> 
     see :func:`pretrained`.
     """
     path = Path(path)
-    match = hub.repository(path)
+    match = repository.find(path)
     if match is not None:
         return _fetched(match)
     if network_folder(path) is not None:
@@ -132,7 +131,7 @@ def read_pretrained(
         raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
     notes: list[str] = []
     if found.is_file():
-        with weights.opened(found, FORMAT, "network of diffusion models") as content:
+        with weights.opened(found, weights.FORMAT, "network of diffusion models") as content:
             settings, state = adm.read_adm(content, config)
         noise_range = _range_of(settings.log_levels)
         prompt = None
@@ -160,9 +159,9 @@ def read_pretrained(
     return network.eval(), cast(Known, changed), notes
 
 
-def _fetched(repository: re.Match[str]) -> Path | None:
+def _fetched(match: re.Match[str]) -> Path | None:
     """The folder of what a bridge needs of a repository of diffusers; None where it is of something else."""
-    folder = hub.fetch(repository, SETTINGS)
+    folder = repository.fetch(match, SETTINGS)
     network = network_folder(folder)
     if network is None:
         return None
@@ -172,7 +171,7 @@ def _fetched(repository: re.Match[str]) -> Path | None:
     files = [f"{part}{file}" for part in parts for file in WEIGHTS]
     if not _is_sdxl(settings):
         files += TEXT
-    return hub.fetch(repository, [*SETTINGS, *files])
+    return repository.fetch(match, [*SETTINGS, *files])
 
 
 def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, float]]:

@@ -27,6 +27,8 @@ from bbdm.base.atomic import check_suffix, write_atomically
 from bbdm.files import inert
 from bbdm.networks.base import state_hash
 
+FORMAT = "bbdm"  # of a checkpoint
+VQGAN_FORMAT = "bbdm vqgan"
 VERSION = 1  # of all formats
 DIGEST = "sha256"
 State = dict[str, torch.Tensor]

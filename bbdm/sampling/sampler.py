@@ -17,6 +17,7 @@ from bbdm.execution.compiled import PackagedNetwork, save_package
 from bbdm.execution.device import choose_dtype, find_device
 from bbdm.files import hub
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.repository import find_checkpoint
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Network, Wrapped, check_network
 from bbdm.pictures import images
@@ -201,10 +202,10 @@ class BridgeSampler(Sampler[torch.Tensor]):
     ) -> BridgeSampler:
         """A sampler from the Hugging Face Hub, or from a folder that :meth:`save_pretrained` wrote.
 
-        The first arguments are those of :func:`~bbdm.files.hub.find_checkpoint`, which says what is read, and
-        ``settings`` those of :meth:`from_checkpoint`.
+        The first arguments are those of :func:`~bbdm.files.repository.find_checkpoint`, which says what is
+        read, and ``settings`` those of :meth:`from_checkpoint`.
         """
-        return cls.from_checkpoint(hub.find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
+        return cls.from_checkpoint(find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
 
     def save_pretrained(self, folder: str | os.PathLike[str], **settings: Any) -> None:
         """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.hub.save_pretrained`."""

@@ -42,7 +42,7 @@ class ShowConfig(NetworkConfig):
     def open(self, device: str) -> BridgeSampler:
         """The sampler of the network, of photographs and without conditions, else ValueError."""
         from bbdm.data.spec import check_eight_bit
-        from bbdm.files.hub import find_checkpoint
+        from bbdm.files.repository import find_checkpoint
         from bbdm.networks.arrays import check_pictures
         from bbdm.networks.conditions import DIRECTION
 

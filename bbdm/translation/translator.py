@@ -32,7 +32,7 @@ from bbdm.data.rows import Row, named, read_rows
 from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.hub import find_checkpoint
+from bbdm.files.repository import find_checkpoint
 from bbdm.networks.base import find_dtype, state_hash
 from bbdm.networks.conditions import DIRECTION
 from bbdm.sampling.sampler import BridgeSampler

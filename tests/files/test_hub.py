@@ -18,7 +18,7 @@ from huggingface_hub.utils import filter_repo_objects
 import bbdm
 from bbdm import ABridge, BridgeSampler, Values, load_checkpoint
 from bbdm.data.spec import Spec
-from bbdm.files.hub import HubError
+from bbdm.files.repository import HubError
 from bbdm.pictures import read
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import tiny_codec

@@ -18,13 +18,16 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.importers.arguments import HEADS, PUBLISHED, read_arguments
-from bbdm.files.importers.states import FIRST, File, State, dim, load, unet_config, vqgan_state
+from bbdm.files.importers.states import CODES, FIRST, File, State, dim, load, unet_config, vqgan_config
 from bbdm.files.inert import Stub, describe
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.unet import UNet
+from bbdm.networks.vqgan import VQGAN
 
 Row = TypeVar("Row")
 
+IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
+TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only a VQGAN's training needs
 GROUPS = 32  # of a norm, of every published network
 OBJECTIVES: dict[str, Objective] = {  # of the original BBDM: that of its templates, "grad", and its two others
     "bbdm": "residual",
@@ -197,3 +200,18 @@ def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
     if config not in rows:
         raise ValueError(f"config must be one of {sorted(rows)}, got {config!r}")
     return rows[config]
+
+
+def read_vqgan(content: Any) -> NetworkState:
+    """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
+    file = File(content)
+    known = [each for each in file.prefixes(CODES) if each.endswith(IN_OTHERS)]
+    prefix = known[0] if len(known) == 1 else file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
+    return vqgan_state(file.below(prefix))
+
+
+def vqgan_state(state: State) -> NetworkState:
+    """A VQGAN with latent diffusion's keys."""
+    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
+    config = vqgan_config(state)
+    return NetworkState(config, load(VQGAN.from_config, config, state), kind=VQGAN.kind)

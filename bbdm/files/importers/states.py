@@ -11,19 +11,15 @@ import torch
 from torch import nn
 
 from bbdm.files import inert
-from bbdm.files.content import NetworkState
 from bbdm.files.inert import Stub, describe
 from bbdm.networks.base import fitting
 from bbdm.networks.config import UNetConfig, VQGANConfig
-from bbdm.networks.vqgan import VQGAN
 
 State = Mapping[str, torch.Tensor]
 Shaped = Mapping[str, Any]  # tensors, or objects with their ``shape``
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
 NETWORKS = ("state_dict.", "model.")  # entries of files that hold the network, where others are like it
 CODES = "quantize.embedding.weight"  # a key that every VQGAN has
-IN_OTHERS = ("first_stage_model.", "vqgan.")  # of a diffusion model; it may hold a second one, for its condition
-TRAINING = ("loss.", "discriminator.", "model_ema.")  # of what only its training needs
 
 
 class File:
@@ -164,18 +160,3 @@ def vqgan_config(state: Shaped) -> VQGANConfig:
         num_codes=dim(state, CODES, 0),
         **levels,
     )
-
-
-def read_vqgan(content: Any) -> NetworkState:
-    """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
-    file = File(content)
-    known = [each for each in file.prefixes(CODES) if each.endswith(IN_OTHERS)]
-    prefix = known[0] if len(known) == 1 else file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
-    return vqgan_state(file.below(prefix))
-
-
-def vqgan_state(state: State) -> NetworkState:
-    """A VQGAN with latent diffusion's keys."""
-    state = {key: value for key, value in state.items() if not key.startswith(TRAINING)}
-    config = vqgan_config(state)
-    return NetworkState(config, load(VQGAN.from_config, config, state), kind=VQGAN.kind)
