@@ -27,6 +27,14 @@ SIZE, HELD_BACK, VALIDATED = 32, 200, 32
 TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
 
 
+def small_on_white(path: Path) -> Image.Image:
+    """An emoji as a small picture on white."""
+    picture = Image.open(path).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    white.alpha_composite(picture)
+    return white.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
+
+
 def save_sets(sources: dict[str, Path], folder: Path) -> None:
     """Write A/train and B/train, which share no code point, and A/val and B/val, which have the same ones."""
     names = sorted(set.intersection(*({path.stem for path in each.glob("*.png")} for each in sources.values())))
@@ -38,11 +46,7 @@ def save_sets(sources: dict[str, Path], folder: Path) -> None:
         for split, chosen in (("train", trained[letter]), ("val", names[:HELD_BACK])):
             (folder / letter / split).mkdir(parents=True, exist_ok=True)
             for name in chosen:
-                picture = Image.open(source / f"{name}.png").convert("RGBA")
-                white = Image.new("RGBA", picture.size, "white")
-                white.alpha_composite(picture)
-                small = white.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
-                small.save(folder / letter / split / f"{name}.png")
+                small_on_white(source / f"{name}.png").save(folder / letter / split / f"{name}.png")
 
 
 def scores(results: torch.Tensor, counterparts: torch.Tensor, others: torch.Tensor) -> dict[str, float]:

@@ -14,7 +14,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from emoji_without_pairs import SIZE, TONES, small_on_white
 from PIL import Image
 
 import bbdm
@@ -29,27 +30,40 @@ from bbdm import BridgeSampler, BrownianBridge, TrainConfig, Trainer
 from bbdm.data import Pairs, Spec, read_rows
 from bbdm.data.degradations import Degradation
 from bbdm.evaluation.metrics import energy
+from bbdm.pictures import images
 from bbdm.training.callbacks import Callback
 
-SIZE, BATCH, SAMPLES, CALLS = 32, 16, 4, 5
+BATCH, SAMPLES, CALLS = 16, 4, 5
 BRIDGE = BrownianBridge(density="high")
 PRETRAINING_STEPS, STEPS = 4000, 800
 SCORED_AT = (100, 200, 400, 800)
 AUGMENTATION = {"shift": 0.1, "turn": 15.0, "zoom": 0.15}
-TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
+PREDICTIONS: dict[str, Any] = {"others": "v_prediction", "noise": "epsilon"}  # of denoisers of the other makers' emoji
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a bridge begins with, and what it is trained on beside its pairs."""
+
+    denoiser: str | None = None  # in PREDICTIONS; None for a network without training
+    aligned: bool = True  # whether the denoiser is told the noise of the bridge
+    own: bool = False  # first a bridge to all targets of training, from sources that are made of them (degrade any)
+    moved: bool = False  # pairs are moved, turned and scaled
+    drawn: bool = False  # sources of all targets are drawn by a bridge from colour to lines, trained on the pairs
+
+
 STARTS = {
-    "nothing": "no start; of as many weights",
-    "others": "a denoiser of the other makers' emoji, which predicts v",
-    "noise": "the same, which predicts noise",
-    "unaligned": "others, whose time is not that of the bridge's noise",
-    "own": "that denoiser, then a bridge on made-up sources (degrade any) of all targets of training",
-    "moved": "no start, and pairs moved, turned and scaled",
-    "othersmoved": "that denoiser, and pairs moved, turned and scaled",
-    "ownmoved": "own, and pairs moved, turned and scaled",
-    "drawn": "others; sources of all targets are drawn by a bridge from colour to lines, trained on the pairs",
-    "drawnown": "own; sources of all targets are drawn by a bridge from colour to lines, trained on the pairs",
+    "nothing": Start(),
+    "others": Start("others"),
+    "noise": Start("noise"),
+    "unaligned": Start("others", aligned=False),
+    "own": Start("others", own=True),
+    "moved": Start(moved=True),
+    "othersmoved": Start("others", moved=True),
+    "ownmoved": Start("others", own=True, moved=True),
+    "drawn": Start("others", drawn=True),
+    "drawnown": Start("others", own=True, drawn=True),
 }
-PREDICTIONS = {"others": "v_prediction", "noise": "epsilon"}
 
 
 def code_point(path: Path) -> str:
@@ -65,11 +79,7 @@ def save_others(folders: Sequence[Path], validation: set[str], folder: Path) -> 
         for path in sorted(place.glob("*.png")):
             if code_point(path) in validation or any(tone in path.stem for tone in TONES):
                 continue
-            picture = Image.open(path).convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            white.alpha_composite(picture)
-            small = white.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BOX)
-            small.save(folder / f"{place.parent.name}_{path.name}")
+            small_on_white(path).save(folder / f"{place.parent.name}_{path.name}")
 
 
 def new_network() -> UNet2DModel:
@@ -91,12 +101,12 @@ def save_pipeline(network: UNet2DModel, scheduler: DDPMScheduler, folder: Path) 
     scheduler.save_pretrained(folder / "scheduler")
 
 
-def pretrain(pictures: Path, folder: Path, prediction: str) -> None:
+def pretrain(pictures: Path, folder: Path, prediction: Any) -> None:
     """Train a denoiser as diffusers' own example does, at 1,000 levels of noise."""
     torch.manual_seed(0)
     paths = sorted(pictures.glob("*.png"))
     arrays = np.stack([np.asarray(Image.open(path)) for path in paths])
-    images = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    pictures_of_all = torch.from_numpy(arrays).permute(0, 3, 1, 2)
     network, scheduler = new_network(), DDPMScheduler(prediction_type=prediction)
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
@@ -104,8 +114,8 @@ def pretrain(pictures: Path, folder: Path, prediction: str) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, PRETRAINING_STEPS)
     for _ in range(PRETRAINING_STEPS):
-        chosen = torch.randint(len(images), (BATCH,))
-        clean = images[chosen].float() / 127.5 - 1
+        chosen = torch.randint(len(pictures_of_all), (BATCH,))
+        clean = pictures_of_all[chosen].float() / 127.5 - 1
         noise, t = torch.randn_like(clean), torch.randint(1000, (BATCH,))
         noisy = scheduler.add_noise(clean, noise, t)  # pyright: ignore[reportArgumentType]
         target = noise
@@ -197,7 +207,7 @@ class Experiment:
         """The rows of some pairs, drawn by a seed."""
         return random.Random(seed).sample(self.rows, count)
 
-    def start(self, name: str) -> Path:
+    def denoiser(self, name: str) -> Path:
         """The folder of a denoiser, or of a network without training; made where it is not there."""
         place = self.folder / f"start_{name}"
         if place.exists():
@@ -217,9 +227,9 @@ class Experiment:
             if not targets.exists():
                 targets.mkdir()
                 for number, (_, target) in enumerate(examples_of(self.pairs(self.rows))):
-                    save_picture(target, targets / f"{number:04d}.png")
+                    images.from_array(target.numpy()).save(targets / f"{number:04d}.png")
             pairs = Pairs(read_rows("folder", f"{targets}"), Spec(size=SIZE), prepare=Degradation("any"))
-            network, bridge = bbdm.pretrained(self.start("others"), BRIDGE)
+            network, bridge = bbdm.pretrained(self.denoiser("others"), BRIDGE)
             average = train(network, bridge, pairs, self.folder / "runs/own", 0, None, max_steps=2 * STEPS)
             torch.save(average.state_dict(), place)
         return torch.load(place)
@@ -228,17 +238,12 @@ class Experiment:
         """Pairs of rows, in memory."""
         return Pairs(rows, Spec(size=SIZE, direction=direction))
 
-    def begin(self, start: str, seed: int) -> tuple[Any, Any]:
+    def begin(self, start: Start, seed: int) -> tuple[Any, Any]:
         """The network and the bridge that a recipe begins with."""
-        name = "others"
-        if start in ("nothing", "moved"):
-            name = str(seed)
-        elif start == "noise":
-            name = start
-        network, bridge = bbdm.pretrained(self.start(name), BRIDGE)
-        if start.startswith("own") or start == "drawnown":
+        network, bridge = bbdm.pretrained(self.denoiser(start.denoiser or f"{seed}"), BRIDGE)
+        if start.own:
             network.load_state_dict(self.own_start())
-        if start == "unaligned":
+        if not start.aligned:
             levels = tuple(np.linspace(np.log(0.05), np.log(40.0), 1000).tolist())  # the bridge's own, evenly
             config = replace(network.config, log_levels=levels)
             other = type(network)(config)
@@ -246,7 +251,7 @@ class Experiment:
             network = other
         return network, bridge
 
-    def drawn(self, start: str, rows: Sequence[Any], recipe: str, seed: int) -> list[Any]:
+    def drawn(self, start: Start, rows: Sequence[Any], recipe: str, seed: int) -> list[Any]:
         """The rows, and all other targets with sources that a bridge from colour to lines draws."""
         network, bridge = self.begin(start, seed)
         place = self.folder / "runs" / f"{recipe}_back"
@@ -261,9 +266,9 @@ class Experiment:
         both = [*rows]
         for row, source, target in zip(others, lines, targets, strict=True):
             path = folder / f"{row['name']}.png"
-            save_picture(source, path)
+            images.from_array(source.numpy()).save(path)
             other = folder / f"{row['name']}_target.png"
-            save_picture(target, other)
+            images.from_array(target.numpy()).save(other)
             both.append({"name": row["name"], "source": path, "target": other})
         return both
 
@@ -272,13 +277,14 @@ class Experiment:
         place = self.folder / "scores" / f"{recipe}.json"
         if place.exists():
             return
-        start, count, seed = recipe.split("-")
+        name, count, seed = recipe.split("-")
+        start = STARTS[name]
         rows = self.chosen(int(count), int(seed))
-        if start.startswith("drawn"):
+        if start.drawn:
             rows = self.drawn(start, rows, recipe, int(seed))
         network, bridge = self.begin(start, int(seed))
         scores = Scores(self.validation)
-        augmentation = AUGMENTATION if start.endswith("moved") else {}
+        augmentation = AUGMENTATION if start.moved else {}
         train(network, bridge, self.pairs(rows), self.folder / "runs" / recipe, int(seed), scores, **augmentation)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(scores.by_step))
@@ -297,12 +303,6 @@ class Experiment:
 def examples_of(pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """All (source, target) of a data set."""
     return [pairs[index] for index in range(len(pairs))]
-
-
-def save_picture(values: torch.Tensor, path: Path) -> None:
-    """Save (3, H, W) values in [-1, 1] as a picture of 8 bits."""
-    pixels = ((values.clamp(-1, 1) + 1) * 127.5).round().byte()
-    Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from bbdm.training.config import TrainConfig, UnpairedConfig
 if TYPE_CHECKING:
     from bbdm.codec import Codec
     from bbdm.data.pairs import Pairs
+    from bbdm.data.trained import Origin
     from bbdm.execution.processes import Processes
-    from bbdm.files.content import Origin
     from bbdm.networks.base import Network
     from bbdm.training.trainer import Trainer
 

@@ -30,7 +30,6 @@ from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, files
 from bbdm.data.scaling import Column
 from bbdm.data.spec import Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
-from bbdm.data.trained import Record
 from bbdm.networks.conditions import DIRECTION, KINDS, ConditionsConfig
 from bbdm.pictures import Header, images
 from bbdm.pictures.picture import scale
@@ -371,7 +370,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """The digests of all rows, which are read once; see :func:`bbdm.data.provenance.contents`."""
         return provenance.contents(self.rows, self.skip_bad)
 
-    def provenance(self, before: Record | None = None) -> Record:
+    def provenance(self, before: provenance.Record | None = None) -> provenance.Record:
         """What a training records of its pairs.
 
         Args:
@@ -381,7 +380,7 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         known = None if before is None else before.by_stamp
         contents = provenance.contents(self.rows, self.skip_bad, known)
         groups = {group for _, group in provenance.groups(self.rows)}
-        return Record(contents.digests, contents.stamps, sorted(groups))
+        return provenance.Record(contents.digests, contents.stamps, sorted(groups))
 
 
 def _network_conditions(spec: Spec) -> ConditionsConfig:

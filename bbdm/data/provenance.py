@@ -1,6 +1,6 @@
 """What pictures hold, row by row: digests of content and groups, by which two sets of rows are compared.
 
-What a training keeps of them, and has in common with other rows, is :mod:`bbdm.data.trained`.
+What a training has in common with other rows is :mod:`bbdm.data.trained`.
 
 Nothing here imports torch.
 """
@@ -12,6 +12,8 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -21,7 +23,7 @@ from PIL import Image
 from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
 from bbdm.data.columns import GROUP
-from bbdm.data.rows import Row, UnpairedRows, values_of
+from bbdm.data.rows import Row, UnpairedRows, files_of_value, values_of
 from bbdm.data.tables import ItemRows, StreamedRows, TableRows
 from bbdm.pictures import images
 
@@ -102,7 +104,7 @@ def row_digests(row: Row) -> list[str]:
     for role in ROLES:
         of_role: list[str] = []
         for value in values_of(row, role):
-            key = _files(value) or id(value)
+            key = files_of_value(value) or id(value)
             if key not in known:
                 known[key] = value_digest(value)
             of_role.append(known[key])
@@ -123,7 +125,7 @@ def row_stamp(row: Row) -> str:
     stamps: list[str] = []
     for role in ROLES:
         for value in values_of(row, role):
-            files = _files(value)
+            files = files_of_value(value)
             if not files:
                 return ""  # what is in memory may change unseen
             stamps.append(role)
@@ -133,13 +135,6 @@ def row_stamp(row: Row) -> str:
                 except FileNotFoundError as error:
                     raise FileNotFoundError(images.no_picture(path)) from error
     return digest_of(stamps)
-
-
-def _files(value: Any) -> tuple[Path, ...]:
-    """The files that hold a value of a row; () in memory."""
-    if not isinstance(value, Cell | os.PathLike):
-        return ()
-    return tuple(cell_of(value, "").files())
 
 
 class Contents(NamedTuple):
@@ -197,6 +192,58 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
         if stamped:
             found.stamps[key] = stamped
     return found
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the ``config.json`` of a run says of the pairs that its network has learned from.
+
+    Args:
+        contents: SHA-256 of the pictures of each row by name, see :func:`bbdm.data.provenance.contents`.
+        stamps: of rows in files by name, SHA-256 of paths, sizes and times.
+        groups: those of all rows, also of earlier ones.
+        earlier: the contents of rows that the network has learned from before: of files that have changed
+            since, and of a training whose weights it began with.
+    """
+
+    contents: Digests
+    stamps: Mapping[str, str]
+    groups: Sequence[str]
+    earlier: Sequence[Digests] = ()
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> Record | None:
+        """The record of the run in a folder; None where there is none."""
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it may be another program's
+            pairs = json.loads((folder / "config.json").read_text())["pairs"]
+            return cls(
+                contents=_as_digests(pairs["contents"]),
+                stamps={str(name): str(stamp) for name, stamp in pairs["stamps"].items()},
+                groups=[str(group) for group in pairs["groups"]],
+                earlier=[_as_digests(part) for part in pairs["earlier"]],
+            )
+        return None
+
+    @property
+    def by_stamp(self) -> Digests:
+        """The contents of rows by their stamps."""
+        return {stamp: self.contents[name] for name, stamp in self.stamps.items() if name in self.contents}
+
+    def after(self, before: Iterable[Record | None]) -> Record:
+        """The record of a training that goes on with the weights of others, whose records are ``before``."""
+        earlier = [*self.earlier]
+        groups = {*self.groups}
+        for record in before:
+            if record is None:
+                continue
+            gone = {name: each for name, each in record.contents.items() if self.contents.get(name) != each}
+            earlier += [part for part in (*record.earlier, gone) if part and part not in earlier]
+            groups |= {*record.groups}
+        return replace(self, groups=sorted(groups), earlier=earlier)
+
+
+def _as_digests(stored: Any) -> Digests:
+    return {str(name): [str(digest) for digest in digests] for name, digests in stored.items()}
 
 
 def same_rows(one: Sequence[Row], other: Sequence[Row]) -> bool:

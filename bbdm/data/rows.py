@@ -92,6 +92,13 @@ def values_of(row: Row, column: str) -> tuple[Any, ...]:
     return value if type(value) is tuple else (value,)
 
 
+def files_of_value(value: Any) -> tuple[Path, ...]:
+    """The files that hold a value of a row; () of one in memory."""
+    if not isinstance(value, Cell | os.PathLike):
+        return ()
+    return tuple(cell_of(value, "").files())
+
+
 def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ...]:
     """The files of a row's pictures, each once.
 
@@ -102,8 +109,7 @@ def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ..
     found: dict[Path, None] = {}
     for column in row if columns is None else columns:
         for value in values_of(row, column):
-            if isinstance(value, Cell | os.PathLike):
-                found |= dict.fromkeys(cell_of(value, "").files())
+            found |= dict.fromkeys(files_of_value(value))
     return tuple(found)
 
 

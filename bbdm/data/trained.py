@@ -1,81 +1,33 @@
 """What a network was trained on, and what that and other rows have in common.
 
-The ``config.json`` of a run keeps the content of all pairs that its network has learned from. Nothing here
-imports torch.
+The ``config.json`` of a run keeps the content of all pairs that its network has learned from, a
+:class:`~bbdm.data.provenance.Record`. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from bbdm.data.provenance import Digests, contents, counted, first_names, groups
+from bbdm.data.provenance import Record, contents, counted, first_names, groups
 from bbdm.data.rows import Row
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
-    from bbdm.files.content import Origin
 
 log = logging.getLogger(__name__)
 UNKNOWN = "no record says which pairs were in the training of %s: whether any of these were is not known"
 
 
-@dataclass(frozen=True)
-class Record:
-    """What the ``config.json`` of a run says of the pairs that its network has learned from.
+class Origin(NamedTuple):
+    """Where a network comes from."""
 
-    Args:
-        contents: SHA-256 of the pictures of each row by name, see :func:`bbdm.data.provenance.contents`.
-        stamps: of rows in files by name, SHA-256 of paths, sizes and times.
-        groups: those of all rows, also of earlier ones.
-        earlier: the contents of rows that the network has learned from before: of files that have changed
-            since, and of a training whose weights it began with.
-    """
-
-    contents: Digests
-    stamps: Mapping[str, str]
-    groups: Sequence[str]
-    earlier: Sequence[Digests] = ()
-
-    @classmethod
-    def of_folder(cls, folder: Path) -> Record | None:
-        """The record of the run in a folder; None where there is none."""
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it may be another program's
-            pairs = json.loads((folder / "config.json").read_text())["pairs"]
-            return cls(
-                contents=_as_digests(pairs["contents"]),
-                stamps={str(name): str(stamp) for name, stamp in pairs["stamps"].items()},
-                groups=[str(group) for group in pairs["groups"]],
-                earlier=[_as_digests(part) for part in pairs["earlier"]],
-            )
-        return None
-
-    @property
-    def by_stamp(self) -> Digests:
-        """The contents of rows by their stamps."""
-        return {stamp: self.contents[name] for name, stamp in self.stamps.items() if name in self.contents}
-
-    def after(self, before: Iterable[Record | None]) -> Record:
-        """The record of a training that goes on with the weights of others, whose records are ``before``."""
-        earlier = [*self.earlier]
-        groups = {*self.groups}
-        for record in before:
-            if record is None:
-                continue
-            gone = {name: each for name, each in record.contents.items() if self.contents.get(name) != each}
-            earlier += [part for part in (*record.earlier, gone) if part and part not in earlier]
-            groups |= {*record.groups}
-        return replace(self, groups=sorted(groups), earlier=earlier)
-
-
-def _as_digests(stored: Any) -> Digests:
-    return {str(name): [str(digest) for digest in digests] for name, digests in stored.items()}
+    path: Path  # the file
+    run: Path | None = None  # the folder of its training run, as the file says it
 
 
 @dataclass(frozen=True)

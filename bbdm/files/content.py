@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,13 +16,14 @@ from bbdm.base.manifest import as_json
 from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
+from bbdm.data.trained import Origin
 from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.files.pretrained import pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
-from bbdm.networks.config import FACTORIES, UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, LoRA, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
-from bbdm.networks.lora import LoRA, add_lora, completed, merged, trained
+from bbdm.networks.lora import add_lora, completed, merged, trained
 from bbdm.networks.pretrained import Pretrained
 from bbdm.networks.pretrained_config import PretrainedConfig, network_folder
 from bbdm.networks.unet import UNet
@@ -125,7 +126,7 @@ class NetworkState:
             )
         base, _ = pretrained(lora.base, BrownianBridge(), self.config.condition_channels, self.config.channels)
         add_lora(base, lora.rank, lora.base)
-        lora.check(base)
+        lora.check(base.lora)
         base.load_state_dict(completed(base, state))
         return merged(base)
 
@@ -187,13 +188,6 @@ def _run(settings: dict[str, Any]) -> Path | None:
         raise ValueError(f"run must be the path of a folder, got {run!r}")
     is_share = run.startswith(("//", "\\\\"))  # which a stranger's file must not connect to
     return None if is_share else Path(run)
-
-
-class Origin(NamedTuple):
-    """Where a network comes from."""
-
-    path: Path  # the file
-    run: Path | None = None  # the folder of its training run, as the file says it
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from bbdm.networks.pretrained_config import (
     Prediction,
     PretrainedConfig,
     check_settings,
+    levels_of,
     network_folder,
     pipeline_folder,
 )
@@ -77,7 +78,11 @@ def pretrained(
         ValueError: the network, its schedule or the bridge is none that go together, or the weights are a
             pickle.
     """
-    network, changed, notes = read_pretrained(path, bridge, source_channels, channels, config)
+    found = find_pretrained(path, config)
+    if found is None:
+        wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
+        raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
+    network, changed, notes = read_pretrained(found, bridge, source_channels, channels, config)
     for note in notes:
         log.warning(note)
     return network, changed
@@ -114,7 +119,7 @@ def autoencoder_folder(path: Path) -> Path | None:
 
 
 def read_pretrained(
-    path: str | os.PathLike[str],
+    found: Path,
     bridge: Known,
     source_channels: int,
     channels: int | None,
@@ -123,12 +128,9 @@ def read_pretrained(
 ) -> tuple[Pretrained, Known, list[str]]:
     """See :func:`pretrained`; and lines that say what was decided where something is missing or new.
 
+    ``found`` is what :func:`find_pretrained` returned, which is not searched again.
     ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.
     """
-    found = find_pretrained(path, config)
-    if found is None:
-        wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
-        raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
     notes: list[str] = []
     if found.is_file():
         with weights.opened(found, weights.FORMAT, "network of diffusion models") as content:
@@ -260,9 +262,7 @@ def _levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]
         raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {prediction!r}")
     diffusers = package("diffusers", "a pretrained network")
     betas = diffusers.DDPMScheduler.from_config(dict(settings)).betas.double()
-    kept = torch.cumprod(1 - betas, dim=0)
-    levels = (1 / kept - 1).sqrt().log()
-    return prediction, tuple(levels[levels.isfinite()].tolist())  # of zero SNR, the last one is infinite
+    return prediction, levels_of(betas.numpy())
 
 
 def _range_of(log_levels: tuple[float, ...]) -> tuple[float, float]:

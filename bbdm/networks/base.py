@@ -10,7 +10,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -19,10 +19,7 @@ from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.arrays import Stride, along, check_images, in_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionInput, matched
-from bbdm.networks.config import FACTORIES, WrappedConfig
-
-if TYPE_CHECKING:
-    from bbdm.networks.lora import LoRA
+from bbdm.networks.config import FACTORIES, LoRA, WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]

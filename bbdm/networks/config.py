@@ -231,6 +231,36 @@ class DiTConfig(NetworkConfig):
 
 
 @dataclass(frozen=True)
+class LoRA:
+    """Which weights a network with LoRA has beside those that are trained.
+
+    Raises:
+        ValueError: the rank is below 1, or a text is none.
+    """
+
+    rank: int  # of the added products
+    base: str  # the folder of the network that it began with
+    sha256: str  # of that network's weights
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"lora must be a rank of at least 1, got {self.rank!r}")
+        if not isinstance(self.base, str) or not isinstance(self.sha256, str):
+            raise ValueError(f"base and sha256 must be text, got {self.base!r} and {self.sha256!r}")
+
+    def check(self, lora: LoRA | None) -> None:
+        """Raise ValueError where a network's ``lora`` has another rank, or began with another base."""
+        rank = None if lora is None else lora.rank
+        if lora is None or rank != self.rank:
+            raise ValueError(f"lora must be {self.rank}, with which it was trained, got {rank}")
+        if lora.sha256 != self.sha256:
+            raise ValueError(
+                f"the weights in {lora.base} are not those that LoRA was trained beside: init_from must be "
+                f"{self.base} as it was, with SHA-256 {self.sha256[:8]}..., got {lora.sha256[:8]}..."
+            )
+
+
+@dataclass(frozen=True)
 class VQGANConfig:
     """The settings of an autoencoder.
 

@@ -9,49 +9,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from bbdm.base.optional import package
-from bbdm.networks.base import Network, differences_of, state_hash
+from bbdm.networks.base import differences_of, state_hash
+from bbdm.networks.config import LoRA
 
 State = dict[str, torch.Tensor]
 FIRST = ("conv_in", "pos_embed.proj")  # the names of first layers
 LINEAR = re.compile(r"(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.\d+(\.proj)?)$")
 ADAPTER = "default"  # the name that PEFT gives to what it adds
-
-
-@dataclass(frozen=True)
-class LoRA:
-    """Which weights a network with LoRA has beside those that are trained.
-
-    Raises:
-        ValueError: the rank is below 1, or a text is none.
-    """
-
-    rank: int  # of the added products
-    base: str  # the folder of the network that it began with
-    sha256: str  # of that network's weights
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"lora must be a rank of at least 1, got {self.rank!r}")
-        if not isinstance(self.base, str) or not isinstance(self.sha256, str):
-            raise ValueError(f"base and sha256 must be text, got {self.base!r} and {self.sha256!r}")
-
-    def check(self, network: Network) -> None:
-        """Raise ValueError where a network has another rank, or began with another base."""
-        rank = None if network.lora is None else network.lora.rank
-        if network.lora is None or rank != self.rank:
-            raise ValueError(f"lora must be {self.rank}, with which it was trained, got {rank}")
-        if network.lora.sha256 != self.sha256:
-            raise ValueError(
-                f"the weights in {network.lora.base} are not those that LoRA was trained beside: init_from must be "
-                f"{self.base} as it was, with SHA-256 {self.sha256[:8]}..., got {network.lora.sha256[:8]}..."
-            )
 
 
 def add_lora(network: Any, rank: int, base: str, dtype: torch.dtype | None = None) -> None:

@@ -11,6 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+import numpy.typing as npt
+
 from bbdm.networks.arrays import Stride
 from bbdm.networks.config import NetworkConfig, UNetConfig
 
@@ -75,6 +78,14 @@ class PretrainedConfig(NetworkConfig):
             numbers = values if isinstance(values, list) else [values]
             count = max([count, *(number for number in numbers if isinstance(number, int))])
         return count
+
+
+def levels_of(betas: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    """Ln of the noise levels of a schedule's times; without the last of zero SNR, which is infinite."""
+    kept = np.cumprod(1 - betas)
+    with np.errstate(divide="ignore"):
+        levels = np.log(np.sqrt(1 / kept - 1))
+    return tuple(levels[np.isfinite(levels)].tolist())
 
 
 def network_folder(path: str | Path) -> Path | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from bbdm.bridges import Bridge
-    from bbdm.files.content import Origin
+    from bbdm.data.trained import Origin
 
 KEPT = 4  # solvers with their times, besides the sampler's own: tables, and what a network computes of times alone
 AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given

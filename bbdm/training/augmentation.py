@@ -6,6 +6,7 @@ What is drawn is a function of the seed of an example and the optimizer step.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch.nn import functional as F
@@ -23,12 +24,26 @@ def broadcast(values: torch.Tensor, over: torch.Tensor) -> torch.Tensor:
     return values.view(-1, *[1] * (over.ndim - 1))
 
 
+def with_images(batch: Example, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+    """A batch whose images, tensors of four axes or more, are changed."""
+    return batch.map(lambda value: value if value.ndim < 4 else change(value))
+
+
+def taken_along(images: torch.Tensor, axis: int, index: torch.Tensor) -> torch.Tensor:
+    """Images (B, C, *S) whose places along an axis are those of an index (B, N), of each image its own."""
+    shape = [1] * images.ndim
+    shape[0] = len(images)
+    shape[axis] = index.shape[1]
+    size = [*images.shape]
+    size[axis] = index.shape[1]
+    return images.gather(axis, index.view(shape).expand(size))
+
+
 def augmented(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -> Example:
     """A batch whose examples are changed by the settings ``flip``, ``shift``, ``turn`` and ``zoom``.
 
-    Images are tensors of four axes or more. Pictures (H, W) and volumes (D, H, W) are mirrored along W, moved
-    by whole pixels along each axis, and turned and scaled in planes (H, W). Beyond an edge they go on as at
-    it.
+    Pictures (H, W) and volumes (D, H, W) are mirrored along W, moved by whole pixels along each axis, and
+    turned and scaled in planes (H, W). Beyond an edge they go on as at it.
 
     Args:
         batch: the examples, whose images have values in any range.
@@ -49,11 +64,9 @@ def _mirrored(batch: Example, chosen: torch.Tensor) -> Example:
     """A batch with the chosen (B,) examples mirrored."""
 
     def changed(image: torch.Tensor) -> torch.Tensor:
-        if image.ndim < 4:
-            return image
         return torch.where(broadcast(chosen, image), image.flip(-1), image)
 
-    return batch.map(changed)
+    return with_images(batch, changed)
 
 
 def _moved(batch: Example, seeds: torch.Tensor, step: int, shift: float) -> Example:
@@ -65,23 +78,14 @@ def _moved(batch: Example, seeds: torch.Tensor, step: int, shift: float) -> Exam
         moves.append(torch.round(drawn[:, axis] * shift * side).long())
 
     def changed(image: torch.Tensor) -> torch.Tensor:
-        if image.ndim < 4:
-            return image
         for axis, move in enumerate(moves):
-            image = _moved_along(image, image.ndim - 1 - axis, move)
+            place = image.ndim - 1 - axis
+            side = image.shape[place]
+            index = torch.arange(side, device=image.device) + move[:, None]
+            image = taken_along(image, place, index.clamp(0, side - 1))
         return image.contiguous(memory_format=CHANNELS_LAST[image.ndim])
 
-    return batch.map(changed)
-
-
-def _moved_along(image: torch.Tensor, axis: int, move: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, *S), each moved along an axis by its number (B,) of pixels."""
-    side = image.shape[axis]
-    index = (torch.arange(side, device=image.device) + move[:, None]).clamp(0, side - 1)
-    shape = [1] * image.ndim
-    shape[0] = len(image)
-    shape[axis] = side
-    return image.gather(axis, index.view(shape).expand(image.shape))
+    return with_images(batch, changed)
 
 
 def _turned(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -> Example:
@@ -91,8 +95,6 @@ def _turned(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -
     scale = torch.exp(drawn[:, 1] * math.log1p(config.zoom))  # smaller and larger are as likely
 
     def changed(image: torch.Tensor) -> torch.Tensor:
-        if image.ndim < 4:
-            return image
         height, width = image.shape[-2:]
         across = torch.stack([angle.cos(), -angle.sin() * height / width, torch.zeros_like(angle)], dim=1)
         down = torch.stack([angle.sin() * width / height, angle.cos(), torch.zeros_like(angle)], dim=1)
@@ -102,7 +104,7 @@ def _turned(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -
         outputs = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
         return outputs.reshape(image.shape).to(image.dtype).contiguous(memory_format=CHANNELS_LAST[image.ndim])
 
-    outputs = batch.map(changed)
+    outputs = with_images(batch, changed)
     if outputs.mask is None:
         return outputs
     return outputs._replace(mask=(outputs.mask > WHOLE).to(outputs.mask.dtype))

@@ -25,14 +25,15 @@ from bbdm.kernels import philox
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
-from bbdm.networks.lora import LoRA, completed
+from bbdm.networks.config import LoRA
+from bbdm.networks.lora import completed
 from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
 from bbdm.training.augmentation import broadcast
 from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.decoded import DecodedLoss
-from bbdm.training.task import SHARE, Forward, Losses, Task
+from bbdm.training.task import SHARE, Forward, Losses, Task, sample_numbers
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -321,7 +322,7 @@ class BridgeTask(Task):
         unet = checkpoint.unet
         description = {"unet": asdict(unet.config), "bridge": checkpoint.bridge.config(), **codec, **added(unet.lora)}
         if unet.lora is not None:
-            unet.lora.check(self.network)
+            unet.lora.check(self.network.lora)
             weights = completed(self.network, unet.weights or {})
             unet = replace(unet, weights=weights, ema=completed(self.average, unet.ema or {}))
         return unet, description
@@ -348,7 +349,7 @@ def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
 
 def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
     """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
-    odd = seeds >> 32 & 1  # of the index in the batch
+    odd = sample_numbers(seeds) & 1
     drawn = philox.uniforms(seeds - (odd << 32), step, 1, philox.DIRECTION_LANE)[:, 0]
     return (drawn < 0.5) ^ (odd == 1)
 

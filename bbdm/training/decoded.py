@@ -10,6 +10,7 @@ import torch
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.kernels import philox
+from bbdm.training.augmentation import taken_along
 
 CROP = 128  # pixels along a side, of pictures that are larger
 
@@ -74,9 +75,5 @@ def cropped(images: torch.Tensor, side: int, seeds: torch.Tensor, step: int) -> 
         kept = min(side, length)
         first = (drawn[:, axis - 2] * (length - kept + 1)).long()
         index = first[:, None] + torch.arange(kept, device=images.device)
-        shape = [len(images), 1, 1, 1]
-        shape[axis] = kept
-        size = [*images.shape]
-        size[axis] = kept
-        images = images.gather(axis, index.view(shape).expand(size))
+        images = taken_along(images, axis, index)
     return images

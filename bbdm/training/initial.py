@@ -6,7 +6,7 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar, cast
 
 import torch
 
@@ -15,16 +15,14 @@ from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.provenance import Record
 from bbdm.data.tables import MapStyle
-from bbdm.data.trained import Record, Trained
+from bbdm.data.trained import Origin, Trained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import Network
 from bbdm.training.bridge import encode
-
-if TYPE_CHECKING:
-    from bbdm.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 PAIRS = 256  # that are measured
@@ -139,23 +137,28 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
         return load_checkpoint(path, num_steps, c_lambda, config=config)
 
 
-def record(trainer: Trainer) -> Record:
+def record(train: Pairs, validation: Pairs | None, folder: Path, resumed: Path | None, origin: Origin | None) -> Record:
     """What a run records of its pairs as it begins or resumes: all that its network has ever learned from.
 
     A warning names the validation pairs that are among them.
+
+    Args:
+        train: the pairs of the run.
+        validation: those that it is judged by; None for none.
+        folder: of the run.
+        resumed: the checkpoint that the run goes on from; None where it begins.
+        origin: of the weights that it began with; None where they came from no file.
     """
-    in_folder = Record.of_folder(trainer.folder)  # also of a run that this one overwrites
     before: list[Record | None] = []
-    if trainer.resumed_from is not None:
-        before.append(Record.of_folder(trainer.resumed_from.parent))
-    elif trainer.step:
-        before.append(in_folder)
-    if trainer.origin is not None:
-        trained = Trained.of_origin(trainer.origin)
+    if resumed is not None:
+        before.append(Record.of_folder(resumed.parent))
+    if origin is not None:
+        trained = Trained.of_origin(origin)
         before.append(None if trained is None else trained.record)
-    recorded = trainer.train.provenance(in_folder).after(before)
-    if trainer.validation is not None:
-        overlap = Trained("this run", recorded).overlap(trainer.validation)
+    in_folder = Record.of_folder(folder)  # also of a run that this one overwrites
+    recorded = train.provenance(in_folder).after(before)
+    if validation is not None:
+        overlap = Trained("this run", recorded).overlap(validation)
         if overlap.names:
             log.warning("validation: %s", overlap)
     return recorded

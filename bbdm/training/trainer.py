@@ -31,9 +31,9 @@ from bbdm.data.loading import Batches
 from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.tables import MapStyle
+from bbdm.data.trained import Origin
 from bbdm.execution.device import keep_freed_memory
 from bbdm.execution.processes import Processes
-from bbdm.files.content import Origin
 from bbdm.training.bridge import BridgeTask
 from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard, after_validation
 from bbdm.training.config import Every, RunConfig, compared, steps_of
@@ -66,8 +66,7 @@ class Trainer:
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.
         processes: the processes that share the work; None for this one alone. The first of them writes.
-        callbacks: what is called before :class:`~bbdm.training.callbacks.Previews` and
-            :class:`~bbdm.training.callbacks.TensorBoard`.
+        callbacks: those of the caller; they are called before the library's own.
         task: what is learned: a subclass of :class:`~bbdm.training.task.Task`, or a function that returns one
             for the network, the bridge, the settings, the pairs, the processes and the codec.
         optimizer: makes the optimizer of a list of parameters, in place of the settings'.
@@ -83,8 +82,7 @@ class Trainer:
         steps_per_epoch: the number of optimizer steps of an epoch.
         best: the metrics of the validation with the lowest loss, or None.
         resumed_from: the checkpoint of the last resume, or None.
-        origin: the file that the first weights came from, ``load_checkpoint(path).origin``, or None. Where it
-            is set, the run's record has the pairs of that training too.
+        origin: of the first weights, ``load_checkpoint(path).origin``, whose pairs are recorded too; or None.
         task: what the network learns: losses, validation, pictures and files.
         optimization: how the task is learned: rates, gradients and the average of weights.
         average: the network with the averaged weights.
@@ -296,8 +294,11 @@ class Trainer:
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
             self.run_folder.later(self.step, overwrite)  # refused before all pairs are read
-            pairs = {**self.pairs, **asdict(record(self))}
-            settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
+            resumed = self.resumed_from
+            if resumed is None and self.step:
+                resumed = self.run_folder.checkpoint(self.step)
+            pairs = asdict(record(self.train, self.validation, self.folder, resumed, self.origin))
+            settings = {"train": asdict(self.config), **self.task.description, "pairs": {**self.pairs, **pairs}}
             self.run_folder.begin(self.step, settings, overwrite)
             if find_spec("tensorboard"):
                 self._own.append(TensorBoard())

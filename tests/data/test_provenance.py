@@ -126,6 +126,7 @@ def test_a_value_in_memory_that_changes_beside_a_file_is_read_again(tmp_path: Pa
 def test_a_table_is_the_same_whatever_part_it_is_read_as(tmp_path: Path) -> None:
     """A file without `{split}` in its path has the training pairs for validation too."""
     import datasets
+
     save(tmp_path, ["a", "b"], 0)
     for file, names in (("all", "ab"), ("one", "a")):
         pictures = {role: [str(tmp_path / side / f"{name}.png") for name in names] for role, side in SIDES.items()}

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.provenance import Record
 from bbdm.data.rows import Row, read_rows
-from bbdm.data.trained import Record, Trained
+from bbdm.data.trained import Origin, Trained
 from bbdm.evaluation.calibration import check_unseen
-from bbdm.files.content import Origin
 from tests.data.test_provenance import SIDES, rows_of, save
 
 Change = Callable[[Path, list[str], random.Random], list[Row]]

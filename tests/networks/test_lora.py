@@ -13,7 +13,8 @@ from bbdm import BridgeSampler, save_checkpoint
 from bbdm.bridges import BrownianBridge
 from bbdm.files.content import NetworkState
 from bbdm.files.pretrained import pretrained
-from bbdm.networks.lora import LoRA, add_lora, merged, trained
+from bbdm.networks.config import LoRA
+from bbdm.networks.lora import add_lora, merged, trained
 from tests.files.test_pretrained import save
 
 NETWORKS = ("pixels", "text", "DiT", "SDXL")

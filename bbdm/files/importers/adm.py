@@ -18,7 +18,7 @@ from bbdm.bridges.path import Array
 from bbdm.files import inert
 from bbdm.files.importers.arguments import HEADS
 from bbdm.files.importers.states import FIRST, File, dim, load, unet_config
-from bbdm.networks.pretrained_config import ADM, PretrainedConfig
+from bbdm.networks.pretrained_config import ADM, PretrainedConfig, levels_of
 from bbdm.networks.unet import UNet
 
 TIMES = 1000
@@ -81,14 +81,12 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
     if unet.condition_channels:
         raise ValueError(f"it must be shown {unet.channels} channels, as it predicts, got {channels}")
     state = load(UNet.from_config, unet, state)
-    betas = SCHEDULES[config or "adm"]()
-    kept = np.cumprod(1 - betas)
     settings = PretrainedConfig(
         architecture=ADM,
         arguments_json=json.dumps(asdict(unet), sort_keys=True),
         channels=channels,
         stride=unet.stride,
         prediction="epsilon",
-        log_levels=tuple(np.log(np.sqrt(1 / kept - 1)).tolist()),
+        log_levels=levels_of(SCHEDULES[config or "adm"]()),
     )
     return settings, state
