@@ -65,7 +65,7 @@ class Trained:
             log.warning(UNKNOWN, "this network, which came from no file")
             return None
         folders = [origin.path.with_suffix(".run"), origin.path.parent]
-        if origin.run is not None and origin.run not in [folder.resolve() for folder in folders]:
+        if origin.run is not None:
             folders.insert(0, origin.run)
         for folder in folders:
             record = Record.of_folder(folder)

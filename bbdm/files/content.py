@@ -202,7 +202,7 @@ class Checkpoint:
     defaults: Defaults = NO_DEFAULTS  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
     path: Path | None = None  # of the file
-    run: Path | None = None  # the folder of the training run that wrote the file
+    run: Path | None = None  # the folder of the training run that wrote the file; a name is of one beside it
 
     def __post_init__(self) -> None:
         if self.defaults.solver is not None:
@@ -247,7 +247,9 @@ class Checkpoint:
     @property
     def origin(self) -> Origin | None:
         """The file, and the run that wrote it."""
-        return None if self.path is None else Origin(self.path, self.run)
+        if self.path is None:
+            return None
+        return Origin(self.path, None if self.run is None else self.path.parent / self.run)
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

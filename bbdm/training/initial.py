@@ -145,7 +145,7 @@ def record(train: Pairs, validation: Pairs | None, folder: Path, resumed: Path |
     Args:
         train: the pairs of the run.
         validation: those that it is judged by; None for none.
-        folder: of the run.
+        folder: the folder of the run, which may hold a record already.
         resumed: the checkpoint that the run goes on from; None where it begins.
         origin: of the weights that it began with; None where they came from no file.
     """

@@ -145,8 +145,14 @@ class RunFolder:
             write_atomically(self.metrics, lambda temporary: temporary.write_text("".join(kept)))
 
     def save(self, path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-        """Write a file of weights, which says where the run is, and so what it was trained on."""
-        snapshot.settings["run"] = str(self.path.resolve())
+        """Write a file of weights, which says where the run is, and so what it was trained on.
+
+        In the run's folder and beside it that is the folder's name alone: wherever a run is, its files are
+        the same, and both may move together.
+        """
+        run = self.path.resolve()
+        place = Path(path).resolve().parent
+        snapshot.settings["run"] = run.name if place in (run, run.parent) else str(run)
         weights.write(path, snapshot)
 
     def write(

@@ -181,6 +181,19 @@ def test_pairs_that_weights_were_trained_on_before_are_named(tiny_demo: None, ca
     assert run("--overwrite", data="second")["in_training"] == ["05", "06"]
 
 
+def test_weights_that_moved_with_their_run_keep_its_record(tiny_demo: None):
+    """A run on other pairs is where they were."""
+    shutil.copytree("data", "others")
+    for index in range(4):
+        noise(40 + index, 2 * SIZE, SIZE).save(f"others/train/{index:02d}.png")
+    train.main(["edge2shoes", "data", "before/c.pt", *FIT])
+    shutil.move("before", "after")
+    train.main(["edge2shoes", "others", "before/c.pt", *FIT])
+    shutil.copyfile("after/c.pt", "c.pt")
+    shutil.copytree("after/c.run", "c.run")
+    assert run("--split", "train")["in_training"] == ["00", "01", "02", "03"]
+
+
 def test_calibration_reads_each_picture_once(four: Path, monkeypatch: pytest.MonkeyPatch, tiny_demo: None):
     """For the part train of the data set, and for the record of the run."""
     train.main(["edge2shoes", "data", "c.pt", *FIT])
