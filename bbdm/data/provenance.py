@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -137,11 +138,40 @@ def row_stamp(row: Row) -> str:
     return digest_of(stamps)
 
 
+def distinct_roles(row: Row) -> list[str]:
+    """The roles whose pictures are not constant. Constant ones, such as blank ones, are in many data sets."""
+    roles: list[str] = []
+    for role in ROLES:
+        if not all(_is_constant(value) for value in values_of(row, role)):
+            roles.append(role)
+    return roles
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a picture has one value in each channel."""
+    try:
+        pixels = np.asarray(cell_of(value, "a picture").read())
+    except (OSError, TypeError, ValueError):
+        return False  # what cannot be read is no blank picture
+    pixels = pixels.reshape(len(pixels), -1)
+    return bool((pixels == pixels[:, :1]).all())
+
+
 class Contents(NamedTuple):
     """Of rows by name: SHA-256 of their pictures, and of the paths, sizes and times of their files."""
 
     digests: dict[str, list[str]]  # of :func:`row_digests`
     stamps: dict[str, str]  # of rows that are in files alone
+    rows: dict[str, int]  # the numbers of rows in :func:`pictures_of`; none of what is known as a whole
+
+
+def pictures_of(rows: Sequence[Row]) -> Sequence[Row]:
+    """The rows whose content is compared: sources and targets of a table, and of two sets each picture."""
+    if isinstance(rows, TableRows):
+        return rows.select(ROLES)
+    if isinstance(rows, UnpairedRows):
+        return rows.pictures()
+    return rows
 
 
 def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None = None) -> Contents:
@@ -156,7 +186,7 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
         known: digests by the stamps of rows, which are not computed again; None for none.
 
     Returns:
-        The digests and the stamps, in the order of the rows.
+        The digests, the stamps and the numbers, in the order of the rows.
 
     Raises:
         FileNotFoundError: there is no such file, without ``skip_bad``.
@@ -164,11 +194,8 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
     """
     if isinstance(rows, StreamedRows | ItemRows):
         whole = rows.digest
-        return Contents({str(number): [digest_of([whole, str(number)])] for number in range(len(rows))}, {})
-    if isinstance(rows, TableRows):
-        rows = rows.select(ROLES)
-    elif isinstance(rows, UnpairedRows):
-        rows = rows.pictures()
+        return Contents({str(number): [digest_of([whole, str(number)])] for number in range(len(rows))}, {}, {})
+    rows = pictures_of(rows)
 
     def read(number: int) -> tuple[str, list[str], str] | None:
         try:
@@ -182,13 +209,14 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
                 return None
             raise
 
-    found = Contents({}, {})
+    found = Contents({}, {}, {})
     for number, item in enumerate(in_threads(read, range(len(rows)))):
         if item is None:
             continue
         name, digests, stamped = item
         key = f"{name} (row {number})" if name in found.digests else name  # names of tars may occur twice
         found.digests[key] = digests
+        found.rows[key] = number
         if stamped:
             found.stamps[key] = stamped
     return found
@@ -204,12 +232,22 @@ class Record:
         groups: those of all rows, also of earlier ones.
         earlier: the contents of rows that the network has learned from before: of files that have changed
             since, and of a training whose weights it began with.
+        unknown: the files of weights that it began with whose own pairs no record says.
+        former: the identities of the records that this one has grown from.
     """
 
     contents: Digests
     stamps: Mapping[str, str]
     groups: Sequence[str]
     earlier: Sequence[Digests] = ()
+    unknown: Sequence[str] = ()
+    former: Sequence[str] = ()
+
+    @cached_property
+    def identity(self) -> str:
+        """SHA-256 of all that the network has learned from, which files of its weights have too."""
+        content = [self.contents, [*self.groups], [*self.earlier], [*self.unknown]]
+        return digest_of([json.dumps(content, sort_keys=True)])
 
     @classmethod
     def of_folder(cls, folder: Path) -> Record | None:
@@ -221,6 +259,8 @@ class Record:
                 stamps={str(name): str(stamp) for name, stamp in pairs["stamps"].items()},
                 groups=[str(group) for group in pairs["groups"]],
                 earlier=[_as_digests(part) for part in pairs["earlier"]],
+                unknown=[str(name) for name in pairs["unknown"]],
+                former=[str(identity) for identity in pairs["former"]],
             )
         return None
 
@@ -229,17 +269,25 @@ class Record:
         """The contents of rows by their stamps."""
         return {stamp: self.contents[name] for name, stamp in self.stamps.items() if name in self.contents}
 
-    def after(self, before: Iterable[Record | None]) -> Record:
-        """The record of a training that goes on with the weights of others, whose records are ``before``."""
+    def after(self, before: Iterable[Record], unknown: Iterable[str] = ()) -> Record:
+        """The record of a training that goes on with the weights of others.
+
+        Args:
+            before: the records of the others.
+            unknown: the files of weights without a record.
+        """
         earlier = [*self.earlier]
         groups = {*self.groups}
+        missing = {*self.unknown, *unknown}
+        former: dict[str, None] = {}
         for record in before:
-            if record is None:
-                continue
+            former |= dict.fromkeys([*record.former, record.identity])
+            missing |= {*record.unknown}
             gone = {name: each for name, each in record.contents.items() if self.contents.get(name) != each}
             earlier += [part for part in (*record.earlier, gone) if part and part not in earlier]
             groups |= {*record.groups}
-        return replace(self, groups=sorted(groups), earlier=earlier)
+        grown = replace(self, groups=sorted(groups), earlier=earlier, unknown=sorted(missing))
+        return replace(grown, former=[identity for identity in former if identity != grown.identity])
 
 
 def _as_digests(stored: Any) -> Digests:

@@ -13,14 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bbdm.data.provenance import Record, contents, counted, first_names, groups
+from bbdm.data.cells import ROLES
+from bbdm.data.provenance import Record, contents, counted, distinct_roles, first_names, groups, pictures_of
 from bbdm.data.rows import Row
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
 
 log = logging.getLogger(__name__)
-UNKNOWN = "no record says which pairs were in the training of %s: whether any of these were is not known"
+UNKNOWN = "no record says which pairs were in the training of %s: whether others were among them is not known"
 
 
 class Origin(NamedTuple):
@@ -28,6 +29,15 @@ class Origin(NamedTuple):
 
     path: Path  # the file
     run: Path | None = None  # the folder of its training run, as the file says it
+    record: str | None = None  # the identity of the record of all that it has learned from, as the file says it
+
+    @property
+    def folders(self) -> list[Path]:
+        """Where its record may be: as the file says, moved with it, in OUT.run of OUT.pt, or beside it."""
+        folders = [self.path.with_suffix(".run"), self.path.parent]
+        if self.run is not None:
+            folders = [self.run, self.path.parent / self.run.name, *folders]
+        return folders
 
 
 @dataclass(frozen=True)
@@ -49,28 +59,29 @@ class Trained:
         return cls(where, Record(found.digests, found.stamps, [group for _, group in groups(rows)]))
 
     @classmethod
-    def of_origin(cls, origin: Origin | None) -> Trained | None:
+    def of_origin(cls, origin: Origin | None, *folders: Path) -> Trained | None:
         """The pairs that a network was trained on, by the record of its run.
 
-        The run is in the folder that the network's file names, in ``OUT.run`` of ``OUT.pt``, or in the folder
-        that the file is in.
+        A record of other weights, as of a run that was begun anew in the same folder, says nothing.
+        Warnings say of which files no record is known.
 
         Args:
             origin: of the network's weights; None where they came from no file.
+            *folders: that may hold the record, beside those of the origin.
 
         Returns:
-            What the record says; None where there is none, which is said in a warning.
+            What the record says; None where there is none.
         """
         if origin is None:
             log.warning(UNKNOWN, "this network, which came from no file")
             return None
-        folders = [origin.path.with_suffix(".run"), origin.path.parent]
-        if origin.run is not None:
-            folders.insert(0, origin.run)
-        for folder in folders:
+        for folder in (*origin.folders, *folders):
             record = Record.of_folder(folder)
-            if record is not None:
-                return cls(str(folder / "config.json"), record)
+            if record is None or origin.record not in (record.identity, *record.former):
+                continue
+            for name in record.unknown:
+                log.warning(UNKNOWN, f"{name}, which {origin.path} began with")
+            return cls(str(folder / "config.json"), record)
         log.warning(UNKNOWN, origin.path)
         return None
 
@@ -97,22 +108,30 @@ class Trained:
     def overlap(self, pairs: Pairs) -> Overlap:
         """What a data set and the training have in common.
 
-        A source that several pairs of the training share, such as a blank one, tells none of them from
-        others, and does not count alone.
+        A source that several pairs of the training share tells none of them from others, and does not count
+        alone. Constant pictures, such as blank ones, do not count at all.
         """
-        own = pairs.contents.digests
-        found = Overlap(self.where, len(own), "pair" if pairs.paired else "picture")
-        for name, digests in own.items():
+        own = pairs.contents
+        rows = pictures_of(pairs.rows)
+        found = Overlap(self.where, len(own.digests), "pair" if pairs.paired else "picture")
+        for name, digests in own.digests.items():
             whole = self._pairs.get(frozenset(digests))
             of_source = self._pictures.get(digests[0], ())
             of_target = self._pictures.get(digests[-1], ())
+            if not of_source and not of_target:
+                continue
+            distinct: Sequence[str] = ROLES
+            if name in own.rows:
+                distinct = distinct_roles(rows[own.rows[name]])
+            if not distinct:
+                continue
             if whole is not None:
                 found.pairs[name] = whole
             elif of_target and len(digests) == 1:
                 found.pairs[name] = of_target[0]
-            elif of_target:
+            elif of_target and "target" in distinct:
                 found.targets[name] = of_target[0]
-            elif len(of_source) == 1:
+            elif len(of_source) == 1 and "source" in distinct:
                 found.sources[name] = of_source[0]
         trained = {*self.record.groups}
         for name, group in groups(pairs.rows):

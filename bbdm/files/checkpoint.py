@@ -7,7 +7,7 @@ VQGAN alone is a file of the same two kinds. :mod:`bbdm.files.importers` reads t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bbdm.codec.kinds import diffusers_class
 from bbdm.data.spec import Spec
 from bbdm.defaults import Defaults
 from bbdm.files import weights
-from bbdm.files.content import Checkpoint, CodecState, NetworkState, vqgan_snapshot
+from bbdm.files.content import Checkpoint, CodecState, NetworkState, origin_of, vqgan_snapshot
 from bbdm.files.importers import programs
 from bbdm.files.repository import find_checkpoint
 from bbdm.files.weights import Snapshot
@@ -108,12 +108,14 @@ def load_checkpoint(
     """
     file = find_checkpoint(path)
     with weights.opened(file, weights.FORMAT, "checkpoint") as content:
+        settings: Mapping[str, Any] = {}
         if not isinstance(content, Snapshot):
             found = programs.read_checkpoint(content, num_steps, c_lambda, codec, config)
         elif config is not None:
             raise ValueError(f"config={config} was given, but the file describes its network itself")
         else:
             found = Checkpoint.read(content, codec)
+            settings = content.settings
         for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
             stored = getattr(found.bridge, name, None)
             if value is not None and value != stored:
@@ -122,7 +124,7 @@ def load_checkpoint(
             raise ValueError("a codec was given, but the network was trained in image space")
         if codec is not None and found.codec is not None and not found.codec.same_latents(codec):
             raise ValueError("another codec was given than the one that the network was trained with")
-        return replace(found, path=file)
+        return replace(found, origin=origin_of(file, settings))
 
 
 def save_vqgan(path: str | os.PathLike[str], vqgan: VQGAN) -> None:
@@ -145,9 +147,10 @@ def load_vqgan(path: str | os.PathLike[str]) -> VQGAN:
 def load_vqgan_state(path: str | os.PathLike[str]) -> NetworkState:
     """Read all that a file of an autoencoder holds, also its training state; see :func:`load_vqgan`."""
     with weights.opened(path, weights.VQGAN_FORMAT, "VQGAN") as content:
-        if isinstance(content, Snapshot):
-            return NetworkState.read(content.settings, content, VQGAN.kind)
-        return programs.read_vqgan(content)
+        if not isinstance(content, Snapshot):
+            return programs.read_vqgan(content)
+        state = NetworkState.read(content.settings, content, VQGAN.kind)
+        return replace(state, origin=origin_of(Path(path), content.settings))
 
 
 def load_codec(path: str | os.PathLike[str]) -> Codec:

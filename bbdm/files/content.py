@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ class NetworkState:
     kind: str = "unet"
     training: dict[str, Any] | None = None  # of an autoencoder's file; a bridge's has it in the Checkpoint
     lora: LoRA | None = None  # of a run's file that has trained weights alone
+    origin: Origin | None = None  # of an autoencoder's file
 
     @classmethod
     def of(cls, network: Network, ema: Network | None = None, dtype: torch.dtype | None = None) -> NetworkState:
@@ -179,15 +181,19 @@ class CodecState:
         return own == other and self.digest() == codec.digest()
 
 
-def _run(settings: dict[str, Any]) -> Path | None:
-    """The folder of the run that a file names; None where it names none, or a share in the network."""
-    run = settings.get("run")
-    if run is None:
-        return None
-    if not isinstance(run, str):
-        raise ValueError(f"run must be the path of a folder, got {run!r}")
-    is_share = run.startswith(("//", "\\\\"))  # which a stranger's file must not connect to
-    return None if is_share else Path(run)
+def origin_of(path: Path, settings: Mapping[str, Any]) -> Origin:
+    """Where the weights of a file come from, by its settings.
+
+    Raises:
+        ValueError: the run or the record that they name is no text.
+    """
+    run = settings.get("run", "")
+    record = settings.get("record", "")
+    if not isinstance(run, str) or not isinstance(record, str):
+        raise ValueError(f"run and record must be texts, got {run!r} and {record!r}")
+    is_share = run.startswith(("//", "\\\\"))  # in the network, which a stranger's file must not connect to
+    folder = path.parent / run if run and not is_share else None
+    return Origin(path, folder, record or None)
 
 
 @dataclass(frozen=True)
@@ -201,8 +207,7 @@ class Checkpoint:
     training: dict[str, Any] | None = None
     defaults: Defaults = NO_DEFAULTS  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
-    path: Path | None = None  # of the file
-    run: Path | None = None  # the folder of the training run that wrote the file; a name is of one beside it
+    origin: Origin | None = None  # the file, and the run that wrote it
 
     def __post_init__(self) -> None:
         if self.defaults.solver is not None:
@@ -221,7 +226,6 @@ class Checkpoint:
             content.training,
             Defaults.from_config(settings),
             Spec.from_config(settings),
-            run=_run(settings),
         )
 
     def snapshot(self) -> Snapshot:
@@ -243,13 +247,6 @@ class Checkpoint:
             **self.pictures.config(),
         }
         return Snapshot(FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training)
-
-    @property
-    def origin(self) -> Origin | None:
-        """The file, and the run that wrote it."""
-        if self.path is None:
-            return None
-        return Origin(self.path, None if self.run is None else self.path.parent / self.run)
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

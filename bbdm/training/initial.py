@@ -137,26 +137,34 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
         return load_checkpoint(path, num_steps, c_lambda, config=config)
 
 
-def record(train: Pairs, validation: Pairs | None, folder: Path, resumed: Path | None, origin: Origin | None) -> Record:
+def record(
+    train: Pairs, validation: Pairs | None, folder: Path, resumed: Origin | None, origin: Origin | None
+) -> Record:
     """What a run records of its pairs as it begins or resumes: all that its network has ever learned from.
 
-    A warning names the validation pairs that are among them.
+    Warnings say of which weights that is not known, and name the validation pairs that are among them.
 
     Args:
         train: the pairs of the run.
         validation: those that it is judged by; None for none.
         folder: the folder of the run, which may hold a record already.
-        resumed: the checkpoint that the run goes on from; None where it begins.
+        resumed: of the checkpoint that the run goes on from; None where it begins.
         origin: of the weights that it began with; None where they came from no file.
     """
-    before: list[Record | None] = []
-    if resumed is not None:
-        before.append(Record.of_folder(resumed.parent))
-    if origin is not None:
-        trained = Trained.of_origin(origin)
-        before.append(None if trained is None else trained.record)
-    in_folder = Record.of_folder(folder)  # also of a run that this one overwrites
-    recorded = train.provenance(in_folder).after(before)
+    records: list[Record] = []
+    unknown: list[str] = []
+    in_folder: Record | None = None
+    for before in (resumed, origin):
+        if before is None:
+            continue
+        trained = Trained.of_origin(before, folder)
+        if trained is None:
+            unknown.append(before.path.name)
+            continue
+        records.append(trained.record)
+        if before is resumed:
+            in_folder = trained.record
+    recorded = train.provenance(in_folder).after(records, unknown)
     if validation is not None:
         overlap = Trained("this run", recorded).overlap(validation)
         if overlap.names:

@@ -16,6 +16,7 @@ from typing import Any
 
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_leftovers, write_atomically
+from bbdm.data.trained import Origin
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import Snapshot
@@ -39,6 +40,7 @@ class RunFolder:
         self.best = self.path / "best.pt"  # the weights with the lowest validation loss
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "tensorboard"
+        self.weights: Origin | None = None  # of the network as it is, where the run has begun
 
     def checkpoint(self, step: int) -> Path:
         """The file of the state after ``step`` optimizer steps."""
@@ -145,14 +147,16 @@ class RunFolder:
             write_atomically(self.metrics, lambda temporary: temporary.write_text("".join(kept)))
 
     def save(self, path: str | os.PathLike[str], snapshot: Snapshot) -> None:
-        """Write a file of weights, which says where the run is, and so what it was trained on.
+        """Write a file of weights, which says where the run is, and which record of pairs there is of them.
 
-        In the run's folder and beside it that is the folder's name alone: wherever a run is, its files are
-        the same, and both may move together.
+        In the run's folder and beside it, the folder's name alone says where: wherever a run is, its files
+        are the same, and both may move together.
         """
         run = self.path.resolve()
         place = Path(path).resolve().parent
         snapshot.settings["run"] = run.name if place in (run, run.parent) else str(run)
+        if self.weights is not None and self.weights.record is not None:
+            snapshot.settings["record"] = self.weights.record
         weights.write(path, snapshot)
 
     def write(

@@ -149,7 +149,11 @@ class Task(ABC):
     @staticmethod
     @abstractmethod
     def read(path: Path) -> Any:
-        """The content of a file of a :meth:`snapshot`; ValueError where it is another file, or is damaged."""
+        """The content of a file of a :meth:`snapshot`, with its ``training`` and ``origin``.
+
+        Raises:
+            ValueError: it is another file, or is damaged.
+        """
 
     @abstractmethod
     def snapshot(self, training: dict[str, Any] | None = None) -> Snapshot:

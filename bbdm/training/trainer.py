@@ -212,6 +212,7 @@ class Trainer:
         self._validated = state["validated"]
         self._saved = self.step
         self.resumed_from = path
+        self.run_folder.weights = checkpoint.origin
         if self.best is not None and state["validation"] != self._validation_names:
             best = self.run_folder.best
             log.warning("the validation pairs have changed: %s is the best of validations from here on", best)
@@ -294,12 +295,11 @@ class Trainer:
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
             self.run_folder.later(self.step, overwrite)  # refused before all pairs are read
-            resumed = self.resumed_from
-            if resumed is None and self.step:
-                resumed = self.run_folder.checkpoint(self.step)
-            pairs = asdict(record(self.train, self.validation, self.folder, resumed, self.origin))
-            settings = {"train": asdict(self.config), **self.task.description, "pairs": {**self.pairs, **pairs}}
+            learned = record(self.train, self.validation, self.folder, self.run_folder.weights, self.origin)
+            pairs = {**self.pairs, **asdict(learned)}
+            settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
             self.run_folder.begin(self.step, settings, overwrite)
+            self.run_folder.weights = Origin(self.folder, self.folder, learned.identity)
             if find_spec("tensorboard"):
                 self._own.append(TensorBoard())
             if progress:

@@ -1,6 +1,7 @@
 """`bbdm distill` as a user runs it, with networks too small to be good."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import bbdm
 from bbdm.bridges import BrownianBridge
 from bbdm.cli import translate
 from bbdm.cli.distill import Distill
+from bbdm.data.provenance import Record
+from bbdm.data.trained import Origin
+from bbdm.training.run import RunFolder
 from tests.cli.conftest import SIZE
 from tests.conftest import tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
@@ -53,9 +57,12 @@ def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
 
 def test_the_run_of_a_student_has_the_pairs_of_its_teacher(world: Path):
     """So that the student is not judged on them."""
-    (world / "teacher.run").mkdir()
-    pairs = {"contents": {"x": ["0", "1"]}, "stamps": {}, "groups": ["film 1"], "earlier": []}
-    (world / "teacher.run/config.json").write_text(json.dumps({"pairs": pairs}))
+    record = Record({"x": ["0", "1"]}, {}, ["film 1"])
+    run_folder = RunFolder(world / "teacher.run", keep=1)
+    run_folder.path.mkdir()
+    run_folder.begin(0, {"pairs": asdict(record)})
+    run_folder.weights = Origin(run_folder.path, run_folder.path, record.identity)
+    run_folder.save("teacher.pt", bbdm.load_checkpoint("teacher.pt").snapshot())
     Distill.main(words("--max_steps", 1))
     recorded = json.loads((world / "student.run/config.json").read_text())["pairs"]
     assert (len(recorded["contents"]), recorded["earlier"], recorded["groups"]) == (4, [{"x": ["0", "1"]}], ["film 1"])

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bbdm.data.pairs import Pairs, as_pairs
 from bbdm.data.provenance import Record
 from bbdm.data.rows import Row, read_rows
 from bbdm.data.trained import Origin, Trained
 from bbdm.evaluation.calibration import check_unseen
+from tests.conftest import noise
 from tests.data.test_provenance import SIDES, rows_of, save
 
 Change = Callable[[Path, list[str], random.Random], list[Row]]
@@ -50,9 +52,10 @@ def other_way(folder: Path, names: list[str], chance: random.Random) -> list[Row
 CHANGES: dict[str, Change] = {"same": same_files, "copied": copied, "renamed": renamed, "other way": other_way}
 
 
-def write(folder: Path, record: Record) -> None:
-    """What a run writes of its pairs."""
+def write(folder: Path, record: Record) -> Origin:
+    """What a run writes of its pairs; and what a file of weights in its folder says."""
     (folder / "config.json").write_text(json.dumps({"pairs": asdict(record)}))
+    return Origin(folder / "w.pt", folder, record.identity)
 
 
 @pytest.mark.parametrize("how", CHANGES)
@@ -65,8 +68,7 @@ def test_pairs_that_were_in_training_are_refused_by_name(how: str, tmp_path: Pat
         new = [f"n{index}" for index in range(case % 3)]
         save(folder, names, 0)
         save(folder, new, 6)
-        write(folder, Pairs(rows_of(folder, names)).provenance())
-        trained = Trained.of_origin(Origin(folder / "w.pt"))
+        trained = Trained.of_origin(write(folder, Pairs(rows_of(folder, names)).provenance()))
         chosen = sorted(chance.sample(names, 6 if case == 0 else chance.randint(1, 6)))
         seen = CHANGES[how](folder, chosen, chance)
         rows = [*seen, *rows_of(folder, new)]
@@ -154,7 +156,7 @@ def test_what_was_trained_on_before_is_kept(tmp_path: Path) -> None:
     save(tmp_path / "old", names, 0)
     save(tmp_path / "now", names, 2)
     old, now = (Pairs(rows_of(tmp_path / folder, names)) for folder in ("old", "now"))
-    record = now.provenance().after([old.provenance(), None])
+    record = now.provenance().after([old.provenance()])
     write(tmp_path, record)
     assert Record.of_folder(tmp_path) == record
     again = now.provenance().after([record, old.provenance()])
@@ -164,22 +166,72 @@ def test_what_was_trained_on_before_is_kept(tmp_path: Path) -> None:
         refused(pairs, Trained("here", where), "2 of 2 pairs were in training, by here: 1, 2")
 
 
-def test_the_run_that_a_file_names_comes_before_one_beside_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Beside it may be an earlier one's; without any, that is said."""
-    for folder in ("w.run", "elsewhere"):
+def blank(path: Path, size: int = 8) -> None:
+    Image.new("L", (size, size), 0).save(path)
+
+
+def test_constant_pictures_are_no_overlap(tmp_path: Path) -> None:
+    """Such as the empty masks of two scans; what is beside them counts. Also of one size, and of halves."""
+    names = ["1", "2"]
+    for folder, first in (("one", 0), ("two", 2)):
+        save(tmp_path / folder, names, first)
+        blank(tmp_path / folder / "A/1.png")
+        blank(tmp_path / folder / "B/2.png")
+    trained = Trained.of(rows_of(tmp_path / "one", names), "here")
+    new = rows_of(tmp_path / "two", names)
+    check_unseen(Pairs(new), trained)
+    sets = read_rows("unpaired", f"{tmp_path}/two/A,{tmp_path}/two/B")
+    assert trained.overlap(Pairs(sets)).names == {}
+    shutil.copyfile(tmp_path / "one/B/1.png", tmp_path / "two/B/1.png")
+    refused(Pairs(new), trained, "1 of 2 pairs were in training, by here: 1")
+    blank(tmp_path / "one/A/2.png", 6)
+    blank(tmp_path / "two/A/2.png", 6)
+    trained = Trained.of(rows_of(tmp_path / "one", names[1:]), "here")
+    assert trained.overlap(Pairs(new[1:])).names == {}
+    halves = tmp_path / "halves/val"
+    halves.mkdir(parents=True)
+    half_blank = noise(9, 16, 8)
+    half_blank.paste(0, (0, 0, 8, 8))
+    half_blank.save(halves / "a.png")
+    rows = read_rows("edge2shoes", str(tmp_path / "halves"), "val")
+    refused(Pairs(rows), Trained.of(rows, "here"), "1 of 1 pair was in training, by here: a")
+
+
+def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the run's folder as the file names it, moved beside the file, or that of the file's name."""
+    records = {name: Record({name: ["0"]}, {}, []) for name in ("w.run", "elsewhere")}
+    for folder, record in records.items():
         (tmp_path / folder).mkdir()
-        write(tmp_path / folder, Record({folder: ["0"]}, {}, []))
+        write(tmp_path / folder, record)
     path = tmp_path / "w.pt"
-    for run, name in (("elsewhere", "elsewhere"), ("gone", "w.run")):
-        trained = Trained.of_origin(Origin(path, tmp_path / run))
+    places = [(None, "w.run"), (tmp_path / "w.run", "elsewhere"), (Path("/gone/elsewhere"), "elsewhere")]
+    for run, name in places:
+        identity = records[name].identity
+        trained = Trained.of_origin(Origin(path, run, identity), tmp_path / "elsewhere")
         assert trained is not None
         assert [*trained.record.contents] == [name]
+    grown = Record({"new": ["1"]}, {}, []).after([records["w.run"]])
+    write(tmp_path / "w.run", grown)
+    assert Trained.of_origin(Origin(path, None, records["w.run"].identity)) == Trained(
+        f"{tmp_path}/w.run/config.json", grown
+    )
     assert caplog.messages == []
-    assert Trained.of_origin(Origin(tmp_path / "other/w.pt")) is None
-    assert Trained.of_origin(None) is None
+    unknown = [Origin(path, None, "another"), Origin(path), Origin(tmp_path / "other/w.pt"), None]
+    assert [Trained.of_origin(origin) for origin in unknown] == [None] * 4
     beginning = "no record says which pairs were in the training of"
-    assert [message[: len(beginning)] for message in caplog.messages] == [beginning] * 2
-    assert f"{tmp_path}/other/w.pt: whether" in caplog.messages[0]
+    assert [message[: len(beginning)] for message in caplog.messages] == [beginning] * 4
+    assert f"{tmp_path}/other/w.pt: whether" in caplog.messages[2]
+
+
+def test_what_no_record_says_of_an_earlier_training_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = Record({"a": ["1"]}, {}, []).after([], ["start.pt"])
+    later = Record({"b": ["2"]}, {}, []).after([record])
+    assert len({Record({"a": ["1"]}, {}, []).identity, record.identity, later.identity}) == 3
+    assert Trained.of_origin(write(tmp_path, later)) is not None
+    assert caplog.messages == [
+        f"no record says which pairs were in the training of start.pt, which {tmp_path}/w.pt began with: whether "
+        "others were among them is not known"
+    ]
 
 
 def test_items_of_other_libraries_are_known_as_a_whole() -> None:

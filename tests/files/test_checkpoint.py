@@ -174,7 +174,8 @@ EDITS: list[tuple[str, Any, str]] = [
     ("timesteps", [5], "steps or timesteps, not both"),
     ("solver", GONE, "steps and timesteps of a network are those of its solver"),
     ("calls", True, "calls must be a positive integer, got True"),
-    ("run", 3, "run must be the path of a folder, got 3"),
+    ("run", 3, "run and record must be texts, got 3 and ''"),
+    ("record", 3, "run and record must be texts, got '' and 3"),
 ]
 PT_EDITS: list[tuple[str, Any, str]] = [
     ("states/weights", {"out.2.bias": 3.0}, "weights are no state dict"),
@@ -201,8 +202,8 @@ def test_a_file_names_its_run_and_no_share_of_a_network(
     suffix: str, run: str, expected: Path | None, files: Path, tmp_path: Path
 ) -> None:
     """A stranger's file would make Windows log in at his host."""
-    checkpoint = load_checkpoint(edited(files / f"good{suffix}", tmp_path, "run", run))
-    assert checkpoint.origin == (checkpoint.path, expected)
+    path = edited(files / f"good{suffix}", tmp_path, "run", run)
+    assert load_checkpoint(path).origin == (path, expected, None)
 
 
 @SUFFIXES
