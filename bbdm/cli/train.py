@@ -63,6 +63,16 @@ SMALL = {
 PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
     "paper": {},
     "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
+    "few": {
+        **FEW_CALLS,
+        "ema_decay": 0.99,
+        "precision": "bf16",
+        "shift": 0.1,
+        "turn": 15.0,
+        "zoom": 0.15,
+        "validate_every": 100,
+        "best": True,
+    },
     **{name: {"loss": "l2", "precision": "bf16"} for name in DITS},
     **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
     "volume": {
@@ -121,6 +131,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         parse=lambda text: {k: float(v) for k, v in read_named(text, "it is written as NAME:SHARE", ":").items()},
         group="network",
     )
+    best: bool = setting(False, "OUTPUT_MODEL has the weights of the lowest validation loss, not the last", group="run")
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
     init_from: Path | None = setting(
         None,
@@ -292,6 +303,14 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         trainer = Trainer(network, bridge, config, pairs, validation, folder, codec, team, callbacks, task=task)
         trainer.origin = origin
         return trainer
+
+    def save(self, trainer: Trainer) -> float:
+        """See :meth:`TrainingCommand.save`; with ``best``, of the best validation where there is one."""
+        if not self.best or trainer.best is None:
+            return super().save(trainer)
+        if trainer.processes.first:
+            trainer.run_folder.save_best(self.output_model)
+        return trainer.best["step"] / trainer.steps_per_epoch
 
     def _pairs(self, team: Processes, codec: Codec | None, resumed: Any) -> tuple[Pairs, Pairs | None]:
         """The training pairs and those for validation, in the channels that are trained on."""

@@ -63,11 +63,16 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             raise KeyboardInterrupt(trainer.run_folder.how_to_resume()) from None
         if not done:
             raise scripts.StoppedError(f"asked to end; {trainer.run_folder.how_to_resume()}", scripts.TERMINATED)
-        trainer.save(self.output_model)
+        epoch = self.save(trainer)
         folder = f"losses and checkpoints: {trainer.folder}"
-        report(team, f"{self.output_model}: weights after epoch {trainer.epochs:g}; {folder}")
+        report(team, f"{self.output_model}: weights after epoch {epoch:g}; {folder}")
         trainer.optimization.release()
         team.leave()
+
+    def save(self, trainer: Trainer) -> float:
+        """Write the trained weights; returns the number of epochs that they have learned from."""
+        trainer.save(self.output_model)
+        return trainer.epochs
 
     def _begin(self, team: Processes) -> Trainer:
         """The run at the step where it begins or resumes."""

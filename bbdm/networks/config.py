@@ -303,6 +303,7 @@ _small = partial(UNetConfig, condition_channels=3, num_groups=8)
 UNETS: dict[str, UNetConfig] = {
     "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
     "paper-pinned": UNetConfig(condition_channels=3),  # the same, to be trained for few calls
+    "few": UNetConfig(condition_channels=3),  # that, to be trained on some hundred pairs
     "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
     "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
     "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),

@@ -159,6 +159,11 @@ class RunFolder:
             snapshot.settings["record"] = self.weights.record
         weights.write(path, snapshot)
 
+    def save_best(self, path: str | os.PathLike[str]) -> None:
+        """Write the weights of a bridge with the lowest validation loss to another file."""
+        with weights.opened(self.best, weights.FORMAT, "checkpoint") as content:
+            self.save(path, content)
+
     def write(
         self, step: int, snapshot: Snapshot, best: Snapshot | None = None, metrics: dict[str, Any] | None = None
     ) -> None:

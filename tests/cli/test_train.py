@@ -19,6 +19,7 @@ from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
 from bbdm.data.kinds import Condition
 from bbdm.data.rows import BadPicturesError
+from bbdm.networks.base import state_hash
 from bbdm.networks.config import DITS, UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
@@ -72,6 +73,7 @@ DIT = {**PAPER, "loss": "l2", "precision": "bf16"}
 PRESETS: dict[str, dict[str, Any]] = {  # others are of docs/training.md and docs/networks.md
     "paper": PAPER,
     "paper-pinned": {**ADAM, **FEW_CALLS, "ema_decay": 0.9999},
+    "few": {**ADAM, **FEW_CALLS, "ema_decay": 0.99, "shift": 0.1, "turn": 15, "zoom": 0.15, "best": True},
     **dict.fromkeys(("bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"), BBDM),
     **dict.fromkeys(("dit-s", "dit-b", "dit-l"), DIT),
     "volume": {**FEW_CALLS, "channels": 1, "crop": Crops((64, 96, 96)), "batch_size": 2, "ema_decay": 0.999},
@@ -319,3 +321,18 @@ def test_little_shared_memory_ends_in_one_line(save_picture: Any, tmp_path: Path
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert re.search(r"^error: the shared memory is full, .*--workers 0.*--shm-size", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("place")
+def test_the_best_weights_are_handed_out(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of best.pt, with the run that they are of; without validation pairs, the last ones."""
+    for epochs, rate in (("1", "1e-4"), ("3", "1")):  # the second of which spoils what the first has learned
+        fit("best.pt", "--best", "--ema_decay", "0", "--warmup_steps", "0", "-e", epochs, "-lr", rate)
+    assert "best.pt: weights after epoch 1; " in capsys.readouterr().out.splitlines()[-1]
+    written, best = bbdm.load_checkpoint("best.pt"), bbdm.load_checkpoint("best.run/best.pt")
+    assert state_hash(written.unet.weights) == state_hash(best.unet.weights)
+    assert written.origin is not None
+    assert written.origin.run == Path("best.run")
+    shutil.rmtree("data/val")
+    fit("last.pt", "--best")
+    assert "last.pt: weights after epoch 1; " in capsys.readouterr().out
