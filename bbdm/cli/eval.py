@@ -176,6 +176,7 @@ class Eval(GPUsCommand, TranslateConfig):
             "lpips_net": self.lpips_net if "lpips" in metrics else None,
             "in_training": None if overlap is None else [*overlap.pairs, *overlap.targets],
             "source_in_training": None if overlap is None else [*overlap.sources],
+            "training_unknown": None if overlap is None else [*overlap.unknown],
         }
         if "dice" in metrics:
             about["dice_above"] = self.dice_above

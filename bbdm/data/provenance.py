@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
+from bbdm.base import manifest
 from bbdm.base.atomic import file_sha256, stamp
 from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
 from bbdm.data.columns import GROUP
@@ -30,6 +32,8 @@ from bbdm.pictures import images
 
 Digests = Mapping[str, Sequence[str]]  # SHA-256 of the pictures of rows, by name
 SHOWN = 3  # names in a message
+IDENTITY = 16  # digits of a record's identity
+IDENTITIES = re.compile(r"[0-9a-f]+")
 WAITING = 4096  # values that wait for a thread, of maybe a million
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -224,7 +228,7 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
 
 @dataclass(frozen=True)
 class Record:
-    """What the ``config.json`` of a run says of the pairs that its network has learned from.
+    """What a run keeps of the pairs that its network has learned from, in a file of its folder.
 
     Args:
         contents: SHA-256 of the pictures of each row by name, see :func:`bbdm.data.provenance.contents`.
@@ -232,8 +236,7 @@ class Record:
         groups: those of all rows, also of earlier ones.
         earlier: the contents of rows that the network has learned from before: of files that have changed
             since, and of a training whose weights it began with.
-        unknown: the files of weights that it began with whose own pairs no record says.
-        former: the identities of the records that this one has grown from.
+        unknown: the files of weights that it goes on from whose own pairs no record says.
     """
 
     contents: Digests
@@ -241,26 +244,37 @@ class Record:
     groups: Sequence[str]
     earlier: Sequence[Digests] = ()
     unknown: Sequence[str] = ()
-    former: Sequence[str] = ()
 
     @cached_property
     def identity(self) -> str:
-        """SHA-256 of all that the network has learned from, which files of its weights have too."""
+        """What files of weights name it by: a digest of all that the network has learned from."""
         content = [self.contents, [*self.groups], [*self.earlier], [*self.unknown]]
-        return digest_of([json.dumps(content, sort_keys=True)])
+        return digest_of([json.dumps(content, sort_keys=True)])[:IDENTITY]
+
+    @staticmethod
+    def path(folder: Path, identity: str) -> Path:
+        """The file of a record in a run's folder, which keeps those of all its weights."""
+        return folder / "records" / f"{identity}.json"
+
+    def write(self, folder: Path) -> None:
+        """Write it to the folder of a run."""
+        path = self.path(folder, self.identity)
+        path.parent.mkdir(exist_ok=True)
+        manifest.write(path, asdict(self))
 
     @classmethod
-    def of_folder(cls, folder: Path) -> Record | None:
-        """The record of the run in a folder; None where there is none."""
+    def read(cls, folder: Path, identity: str) -> Record | None:
+        """The record of some weights in the folder of a run; None where it has none."""
+        if not IDENTITIES.fullmatch(identity):  # of a stranger's file
+            return None
         with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it may be another program's
-            pairs = json.loads((folder / "config.json").read_text())["pairs"]
+            pairs = json.loads(cls.path(folder, identity).read_text())
             return cls(
                 contents=_as_digests(pairs["contents"]),
                 stamps={str(name): str(stamp) for name, stamp in pairs["stamps"].items()},
                 groups=[str(group) for group in pairs["groups"]],
                 earlier=[_as_digests(part) for part in pairs["earlier"]],
                 unknown=[str(name) for name in pairs["unknown"]],
-                former=[str(identity) for identity in pairs["former"]],
             )
         return None
 
@@ -279,15 +293,12 @@ class Record:
         earlier = [*self.earlier]
         groups = {*self.groups}
         missing = {*self.unknown, *unknown}
-        former: dict[str, None] = {}
         for record in before:
-            former |= dict.fromkeys([*record.former, record.identity])
             missing |= {*record.unknown}
             gone = {name: each for name, each in record.contents.items() if self.contents.get(name) != each}
             earlier += [part for part in (*record.earlier, gone) if part and part not in earlier]
             groups |= {*record.groups}
-        grown = replace(self, groups=sorted(groups), earlier=earlier, unknown=sorted(missing))
-        return replace(grown, former=[identity for identity in former if identity != grown.identity])
+        return replace(self, groups=sorted(groups), earlier=earlier, unknown=sorted(missing))
 
 
 def _as_digests(stored: Any) -> Digests:

@@ -1,6 +1,6 @@
 """What a network was trained on, and what that and other rows have in common.
 
-The ``config.json`` of a run keeps the content of all pairs that its network has learned from, a
+The folder of a run keeps the content of all pairs that its network has learned from, a
 :class:`~bbdm.data.provenance.Record`. Nothing here imports torch.
 """
 
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbdm.data.cells import ROLES
-from bbdm.data.provenance import Record, contents, counted, distinct_roles, first_names, groups, pictures_of
+from bbdm.data.provenance import Record, contents, counted, distinct_roles, first_names, groups, in_threads, pictures_of
 from bbdm.data.rows import Row
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
 
 log = logging.getLogger(__name__)
-UNKNOWN = "no record says which pairs were in the training of %s: whether others were among them is not known"
+UNKNOWN = "no record says which pairs were in the training of %s: they cannot be told from new ones"
 
 
 class Origin(NamedTuple):
@@ -60,10 +60,7 @@ class Trained:
 
     @classmethod
     def of_origin(cls, origin: Origin | None, *folders: Path) -> Trained | None:
-        """The pairs that a network was trained on, by the record of its run.
-
-        A record of other weights, as of a run that was begun anew in the same folder, says nothing.
-        Warnings say of which files no record is known.
+        """The pairs that a network was trained on, by the record of its run. Warnings say what is not known.
 
         Args:
             origin: of the network's weights; None where they came from no file.
@@ -76,12 +73,12 @@ class Trained:
             log.warning(UNKNOWN, "this network, which came from no file")
             return None
         for folder in (*origin.folders, *folders):
-            record = Record.of_folder(folder)
-            if record is None or origin.record not in (record.identity, *record.former):
+            record = Record.read(folder, origin.record or "")
+            if record is None:
                 continue
             for name in record.unknown:
-                log.warning(UNKNOWN, f"{name}, which {origin.path} began with")
-            return cls(str(folder / "config.json"), record)
+                log.warning(UNKNOWN, f"{name}, from which {origin.path} goes on")
+            return cls(str(folder), record)
         log.warning(UNKNOWN, origin.path)
         return None
 
@@ -112,26 +109,26 @@ class Trained:
         alone. Constant pictures, such as blank ones, do not count at all.
         """
         own = pairs.contents
+        found = Overlap(
+            self.where, len(own.digests), "pair" if pairs.paired else "picture", unknown=self.record.unknown
+        )
+        known = [name for name, digests in own.digests.items() if not self._pictures.keys().isdisjoint(digests)]
         rows = pictures_of(pairs.rows)
-        found = Overlap(self.where, len(own.digests), "pair" if pairs.paired else "picture")
-        for name, digests in own.digests.items():
+        distinct = in_threads(lambda name: distinct_roles(rows[own.rows[name]]) if name in own.rows else ROLES, known)
+        for name, roles in zip(known, distinct, strict=True):
+            digests = own.digests[name]
             whole = self._pairs.get(frozenset(digests))
             of_source = self._pictures.get(digests[0], ())
             of_target = self._pictures.get(digests[-1], ())
-            if not of_source and not of_target:
-                continue
-            distinct: Sequence[str] = ROLES
-            if name in own.rows:
-                distinct = distinct_roles(rows[own.rows[name]])
-            if not distinct:
+            if not roles:
                 continue
             if whole is not None:
                 found.pairs[name] = whole
             elif of_target and len(digests) == 1:
                 found.pairs[name] = of_target[0]
-            elif of_target and "target" in distinct:
+            elif of_target and "target" in roles:
                 found.targets[name] = of_target[0]
-            elif len(of_source) == 1 and "source" in distinct:
+            elif len(of_source) == 1 and "source" in roles:
                 found.sources[name] = of_source[0]
         trained = {*self.record.groups}
         for name, group in groups(pairs.rows):
@@ -152,6 +149,7 @@ class Overlap:
         targets: the same of the other items whose target was in training.
         sources: the same of those whose source alone was.
         groups: of the groups that were in training too, the name of the first item that was not.
+        unknown: the files of weights that the training goes on from whose own pairs are not known.
     """
 
     where: str
@@ -161,6 +159,7 @@ class Overlap:
     targets: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     groups: dict[str, str] = field(default_factory=dict)
+    unknown: Sequence[str] = ()
 
     @property
     def names(self) -> Mapping[str, str]:

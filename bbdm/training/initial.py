@@ -137,9 +137,7 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
         return load_checkpoint(path, num_steps, c_lambda, config=config)
 
 
-def record(
-    train: Pairs, validation: Pairs | None, folder: Path, resumed: Origin | None, origin: Origin | None
-) -> Record:
+def record(train: Pairs, validation: Pairs | None, folder: Path, origin: Origin | None, resumed: bool) -> Record:
     """What a run records of its pairs as it begins or resumes: all that its network has ever learned from.
 
     Warnings say of which weights that is not known, and name the validation pairs that are among them.
@@ -148,23 +146,19 @@ def record(
         train: the pairs of the run.
         validation: those that it is judged by; None for none.
         folder: the folder of the run, which may hold a record already.
-        resumed: of the checkpoint that the run goes on from; None where it begins.
-        origin: of the weights that it began with; None where they came from no file.
+        origin: of the weights that it begins or resumes with; None where they came from no file.
+        resumed: whether these are its own, so that files of the same size and time are not read again.
     """
-    records: list[Record] = []
+    before: list[Record] = []
     unknown: list[str] = []
-    in_folder: Record | None = None
-    for before in (resumed, origin):
-        if before is None:
-            continue
-        trained = Trained.of_origin(before, folder)
+    if origin is not None:
+        trained = Trained.of_origin(origin, folder)
         if trained is None:
-            unknown.append(before.path.name)
-            continue
-        records.append(trained.record)
-        if before is resumed:
-            in_folder = trained.record
-    recorded = train.provenance(in_folder).after(records, unknown)
+            unknown.append(origin.path.name)
+        else:
+            before.append(trained.record)
+    known = before[0] if resumed and before else None
+    recorded = train.provenance(known).after(before, unknown)
     if validation is not None:
         overlap = Trained("this run", recorded).overlap(validation)
         if overlap.names:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_leftovers, write_atomically
-from bbdm.data.trained import Origin
+from bbdm.data.provenance import Record
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import Snapshot
@@ -40,7 +40,7 @@ class RunFolder:
         self.best = self.path / "best.pt"  # the weights with the lowest validation loss
         self.metrics = self.path / "metrics.jsonl"
         self.events = self.path / "tensorboard"
-        self.weights: Origin | None = None  # of the network as it is, where the run has begun
+        self.record: str | None = None  # the identity of what the network has learned from, where that is known
 
     def checkpoint(self, step: int) -> Path:
         """The file of the state after ``step`` optimizer steps."""
@@ -111,11 +111,12 @@ class RunFolder:
             )
         return list(later.values())
 
-    def begin(self, step: int, config: dict[str, Any], overwrite: bool = False) -> None:
+    def begin(self, step: int, config: dict[str, Any], record: Record, overwrite: bool = False) -> None:
         """Prepare the locked folder for a run that begins after ``step`` optimizer steps.
 
         Half-written files of killed processes are deleted, and metrics and grids of later steps. To
         ``overwrite`` deletes later checkpoints too; from step 0 also best weights and TensorBoard's events.
+        The ``record`` of what the network learns from is kept beside those of other weights of the folder.
 
         Raises:
             ValueError: it has later checkpoints, or the metrics are damaged.
@@ -133,6 +134,8 @@ class RunFolder:
             if number > step:
                 grid.unlink()
         manifest.write(self.path / "config.json", config)
+        record.write(self.path)
+        self.record = record.identity
 
     def _cut_metrics(self, step: int) -> None:
         """Leave the whole lines of metrics up to a step; there are none yet in a new folder."""
@@ -149,14 +152,17 @@ class RunFolder:
     def save(self, path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         """Write a file of weights, which says where the run is, and which record of pairs there is of them.
 
-        In the run's folder and beside it, the folder's name alone says where: wherever a run is, its files
-        are the same, and both may move together.
+        Where the run's folder is below that of the file, it is named from there, so that both may move
+        together; in the run's folder, by its name, so that wherever a run is its files are the same.
         """
         run = self.path.resolve()
         place = Path(path).resolve().parent
-        snapshot.settings["run"] = run.name if place in (run, run.parent) else str(run)
-        if self.weights is not None and self.weights.record is not None:
-            snapshot.settings["record"] = self.weights.record
+        if place == run:
+            place = run.parent
+        named = run.relative_to(place).as_posix() if run.is_relative_to(place) else str(run)
+        snapshot.settings["run"] = named
+        if self.record is not None:
+            snapshot.settings["record"] = self.record
         weights.write(path, snapshot)
 
     def save_best(self, path: str | os.PathLike[str]) -> None:

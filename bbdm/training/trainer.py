@@ -82,7 +82,7 @@ class Trainer:
         steps_per_epoch: the number of optimizer steps of an epoch.
         best: the metrics of the validation with the lowest loss, or None.
         resumed_from: the checkpoint of the last resume, or None.
-        origin: of the first weights, ``load_checkpoint(path).origin``, whose pairs are recorded too; or None.
+        origin: of the weights, as of ``load_checkpoint(path).origin``, whose pairs are recorded too; or None.
         task: what the network learns: losses, validation, pictures and files.
         optimization: how the task is learned: rates, gradients and the average of weights.
         average: the network with the averaged weights.
@@ -212,7 +212,8 @@ class Trainer:
         self._validated = state["validated"]
         self._saved = self.step
         self.resumed_from = path
-        self.run_folder.weights = checkpoint.origin
+        self.origin = checkpoint.origin
+        self.run_folder.record = checkpoint.origin.record
         if self.best is not None and state["validation"] != self._validation_names:
             best = self.run_folder.best
             log.warning("the validation pairs have changed: %s is the best of validations from here on", best)
@@ -295,11 +296,10 @@ class Trainer:
         if self.processes.first:
             ends.enter_context(locked(self.folder, LEASE if self.processes.count > 1 else 0))
             self.run_folder.later(self.step, overwrite)  # refused before all pairs are read
-            learned = record(self.train, self.validation, self.folder, self.run_folder.weights, self.origin)
-            pairs = {**self.pairs, **asdict(learned)}
-            settings = {"train": asdict(self.config), **self.task.description, "pairs": pairs}
-            self.run_folder.begin(self.step, settings, overwrite)
-            self.run_folder.weights = Origin(self.folder, self.folder, learned.identity)
+            learned = record(self.train, self.validation, self.folder, self.origin, self.step > 0)
+            settings = {"train": asdict(self.config), **self.task.description, "pairs": self.pairs}
+            self.run_folder.begin(self.step, settings, learned, overwrite)
+            self.origin = Origin(self.run_folder.checkpoint(self.step), self.folder, learned.identity)
             if find_spec("tensorboard"):
                 self._own.append(TensorBoard())
             if progress:

@@ -1,7 +1,6 @@
 """`bbdm distill` as a user runs it, with networks too small to be good."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from bbdm.bridges import BrownianBridge
 from bbdm.cli import translate
 from bbdm.cli.distill import Distill
 from bbdm.data.provenance import Record
-from bbdm.data.trained import Origin
+from bbdm.data.trained import Trained
 from bbdm.training.run import RunFolder
 from tests.cli.conftest import SIZE
 from tests.conftest import tiny_unet
@@ -60,12 +59,13 @@ def test_the_run_of_a_student_has_the_pairs_of_its_teacher(world: Path):
     record = Record({"x": ["0", "1"]}, {}, ["film 1"])
     run_folder = RunFolder(world / "teacher.run", keep=1)
     run_folder.path.mkdir()
-    run_folder.begin(0, {"pairs": asdict(record)})
-    run_folder.weights = Origin(run_folder.path, run_folder.path, record.identity)
+    run_folder.begin(0, {}, record)
     run_folder.save("teacher.pt", bbdm.load_checkpoint("teacher.pt").snapshot())
     Distill.main(words("--max_steps", 1))
-    recorded = json.loads((world / "student.run/config.json").read_text())["pairs"]
-    assert (len(recorded["contents"]), recorded["earlier"], recorded["groups"]) == (4, [{"x": ["0", "1"]}], ["film 1"])
+    trained = Trained.of_origin(bbdm.load_checkpoint("student.pt").origin)
+    assert trained is not None
+    assert (len(trained.record.contents), trained.record.earlier) == (4, [{"x": ["0", "1"]}])
+    assert trained.record.groups == ["film 1"]
 
 
 @pytest.mark.nightly

@@ -1,10 +1,8 @@
 """What a training and other pairs have in common: 40 cases of pairs, and pictures that are in others."""
 
-import json
 import random
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +52,7 @@ CHANGES: dict[str, Change] = {"same": same_files, "copied": copied, "renamed": r
 
 def write(folder: Path, record: Record) -> Origin:
     """What a run writes of its pairs; and what a file of weights in its folder says."""
-    (folder / "config.json").write_text(json.dumps({"pairs": asdict(record)}))
+    record.write(folder)
     return Origin(folder / "w.pt", folder, record.identity)
 
 
@@ -77,7 +75,7 @@ def test_pairs_that_were_in_training_are_refused_by_name(how: str, tmp_path: Pat
         overlap = trained.overlap(Pairs(rows))
         assert {*overlap.pairs} == {row["name"] for row in seen}
         assert {*overlap.pairs.values()} == {*chosen}
-        message = rf"^{len(seen)} of {len(rows)} pairs? (was|were) in training, by .*config\.json: (new\d|\d\d)"
+        message = rf"^{len(seen)} of {len(rows)} pairs? (was|were) in training, by .*: (new\d|\d\d)"
         with pytest.raises(ValueError, match=message):
             check_unseen(Pairs(rows), trained)
         if new:
@@ -158,7 +156,7 @@ def test_what_was_trained_on_before_is_kept(tmp_path: Path) -> None:
     old, now = (Pairs(rows_of(tmp_path / folder, names)) for folder in ("old", "now"))
     record = now.provenance().after([old.provenance()])
     write(tmp_path, record)
-    assert Record.of_folder(tmp_path) == record
+    assert Record.read(tmp_path, record.identity) == record
     again = now.provenance().after([record, old.provenance()])
     assert again == record  # nothing twice
     third = Pairs(rows_of(tmp_path / "now", names[:1])).provenance().after([record])
@@ -199,7 +197,7 @@ def test_constant_pictures_are_no_overlap(tmp_path: Path) -> None:
 
 def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """In the run's folder as the file names it, moved beside the file, or that of the file's name."""
-    records = {name: Record({name: ["0"]}, {}, []) for name in ("w.run", "elsewhere")}
+    records = {name: Record({name: ["0"]}, {}, [], [], []) for name in ("w.run", "elsewhere")}
     for folder, record in records.items():
         (tmp_path / folder).mkdir()
         write(tmp_path / folder, record)
@@ -210,17 +208,21 @@ def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: 
         trained = Trained.of_origin(Origin(path, run, identity), tmp_path / "elsewhere")
         assert trained is not None
         assert [*trained.record.contents] == [name]
-    grown = Record({"new": ["1"]}, {}, []).after([records["w.run"]])
-    write(tmp_path / "w.run", grown)
-    assert Trained.of_origin(Origin(path, None, records["w.run"].identity)) == Trained(
-        f"{tmp_path}/w.run/config.json", grown
-    )
+    later = Record({"new": ["1"]}, {}, []).after([records["w.run"]])
+    write(tmp_path / "w.run", later)  # which earlier weights have not seen
+    for record in (later, records["w.run"]):
+        assert Trained.of_origin(Origin(path, None, record.identity)) == Trained(f"{tmp_path}/w.run", record)
     assert caplog.messages == []
-    unknown = [Origin(path, None, "another"), Origin(path), Origin(tmp_path / "other/w.pt"), None]
+    unknown = [
+        Origin(path, None, "../w.run/records/a"),
+        Origin(path, None, "0123456789abcdef"),
+        Origin(tmp_path / "other/w.pt"),
+        None,
+    ]
     assert [Trained.of_origin(origin) for origin in unknown] == [None] * 4
     beginning = "no record says which pairs were in the training of"
     assert [message[: len(beginning)] for message in caplog.messages] == [beginning] * 4
-    assert f"{tmp_path}/other/w.pt: whether" in caplog.messages[2]
+    assert f"{tmp_path}/other/w.pt: they" in caplog.messages[2]
 
 
 def test_what_no_record_says_of_an_earlier_training_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -229,8 +231,8 @@ def test_what_no_record_says_of_an_earlier_training_is_said(tmp_path: Path, capl
     assert len({Record({"a": ["1"]}, {}, []).identity, record.identity, later.identity}) == 3
     assert Trained.of_origin(write(tmp_path, later)) is not None
     assert caplog.messages == [
-        f"no record says which pairs were in the training of start.pt, which {tmp_path}/w.pt began with: whether "
-        "others were among them is not known"
+        f"no record says which pairs were in the training of start.pt, from which {tmp_path}/w.pt goes on: they "
+        "cannot be told from new ones"
     ]
 
 
@@ -245,7 +247,8 @@ def test_items_of_other_libraries_are_known_as_a_whole() -> None:
     check_unseen(as_pairs(items(1)), trained)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"pairs": {"contents": []}}', "\udcff"])
+@pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"contents": []}', "\udcff"])
 def test_a_file_of_another_program_beside_weights_says_nothing(content: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
-    assert Trained.of_origin(Origin(tmp_path / "w.pt")) is None
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records/0123456789abcdef.json").write_text(content, errors="surrogateescape")
+    assert Trained.of_origin(Origin(tmp_path / "w.pt", None, "0123456789abcdef")) is None

@@ -141,10 +141,13 @@ def test_interrupted(script: str, moment: str, place: Path, undisturbed: Undistu
 
 
 def test_what_undisturbed_runs_leave(undisturbed: Undisturbed) -> None:
-    """The newest two checkpoints, and grids of each second epoch and of the last."""
+    """The newest two checkpoints, grids of each second epoch and of the last, and one record of the pairs."""
     names = ["best.pt", "config.json", "metrics.jsonl", "step_00000012.png"]
     names += ["step_00000015.pt", "step_00000018.png", "step_00000018.pt"]
-    assert [*undisturbed("train")] == ["model.pt", *(f"model.run/{name}" for name in names)]
+    files = [*undisturbed("train")]
+    record = [name for name in files if name.startswith("model.run/records/")]
+    assert len(record) == 1
+    assert sorted({*files} - {*record}) == sorted(["model.pt", *(f"model.run/{name}" for name in names)])
 
 
 def test_damaged_checkpoints(

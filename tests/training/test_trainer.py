@@ -22,6 +22,7 @@ from bbdm.base.scripts import StoppedError
 from bbdm.bridges import DDBM, BrownianBridge
 from bbdm.codec import VQGANCodec
 from bbdm.data.pairs import Pairs
+from bbdm.data.provenance import Record
 from bbdm.data.spec import Spec
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
@@ -334,7 +335,7 @@ def test_a_path_that_is_text_without_validation_and_tensorboard(pairs: Pairs, tm
     trainer.resume(f"{folder}/step_00000002.pt")
     assert load_checkpoint(tmp_path / "model.safetensors").image_size == SIZE
     assert list(RunFolder(folder, 2).checkpoints()) == [2]
-    written = {".lock", "config.json", "metrics.jsonl", "step_00000002.pt"}
+    written = {".lock", "config.json", "metrics.jsonl", "records", "step_00000002.pt"}
     assert {file.name for file in trainer.folder.iterdir()} == written
     assert "validation_loss" not in metrics_of(trainer)[0]
     content = json.loads((trainer.folder / "config.json").read_text())
@@ -382,7 +383,7 @@ def test_which_files_are_checkpoints_and_are_deleted(tmp_path: Path) -> None:
     for name in (*foreign, "best.pt", "step_00000002.pt", "step_00000004.pt"):
         (tmp_path / name).touch()
     for step, left in ((2, {"best.pt", "step_00000002.pt"}), (0, set[str]())):
-        run.begin(step, {}, overwrite=True)
+        run.begin(step, {}, Record({}, {}, []), overwrite=True)
         assert {path.name for path in tmp_path.glob("*.*")} == foreign | left | {"config.json", "metrics.jsonl"}
         assert [*run.checkpoints()] == [2] * (step == 2)
 
