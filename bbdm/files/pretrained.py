@@ -44,6 +44,7 @@ ENDS = {  # the first layer and the last, by the network's class
 SETTINGS = ["model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]  # files of a repository
 NETWORK = "diffusion_pytorch_model"
 WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
+EPSILON_TOP = 2.0  # noise level: an error of epsilon is sqrt(1 + nu^2) times as large in the estimate of a target
 TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def read_pretrained(
     if found.is_file():
         with weights.opened(found, weights.FORMAT, "network of diffusion models") as content:
             settings, state = adm.read_adm(content, config)
-        noise_range = _range_of(settings.log_levels)
+        noise_range = _range_of(settings)
         prompt = None
     else:
         if config is not None:
@@ -205,7 +206,7 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
         sigma_data=float(schedule.get("sigma_data", 0.5)),
     )
     if log_levels:
-        noise_range = _range_of(log_levels)
+        noise_range = _range_of(config)
     elif prediction == "flow":  # of the times 1 and 999 of 1,000
         noise_range = (1 / LAST_TIME, LAST_TIME)
     else:
@@ -265,9 +266,13 @@ def _levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]
     return prediction, levels_of(betas.numpy())
 
 
-def _range_of(log_levels: tuple[float, ...]) -> tuple[float, float]:
-    """The least and the largest noise level of a schedule."""
-    return math.exp(log_levels[0]), math.exp(log_levels[-1])
+def _range_of(config: PretrainedConfig) -> tuple[float, float]:
+    """The least and the largest noise level of a schedule that its network is used at."""
+    low = math.exp(config.log_levels[0])
+    high = math.exp(config.log_levels[-1])
+    if config.prediction == "epsilon":
+        high = min(high, EPSILON_TOP)
+    return low, high
 
 
 def _is_sdxl(arguments: Mapping[str, Any]) -> bool:

@@ -43,7 +43,7 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
     """With the loss, the objective and the autoencoder that it needs, by no flag."""
     model = train(folder, "out.pt", "-e", "1")
     config = json.loads(Path("out.run/config.json").read_text())
-    assert (config["train"]["loss"], model.bridge.objective) == ("l2", "denoiser")
+    assert (config["train"]["loss"], model.bridge.objective, model.bridge.density) == ("l2", "denoiser", "high")
     assert (model.codec is not None) == (folder == "latents")
     straight = train(folder, "straight.pt", "-e", "2", "--seed", "1")
     train(folder, "again.pt", "-e", "1", "--seed", "1")

@@ -18,7 +18,7 @@ from bbdm.files.pretrained import find_pretrained, pretrained
 from bbdm.networks.base import fitting
 from bbdm.networks.unet import UNet
 from tests.files.importers.common import fill, save
-from tests.files.test_pretrained import Levels, estimate
+from tests.files.test_pretrained import FULL, Levels, estimate
 from tests.peers.packages import sde_bbdm
 
 PUBLISHED: dict[str, Any] = {  # 256x256_diffusion_uncond.pt
@@ -61,6 +61,8 @@ def test_the_first_estimate_is_of_the_noise_that_it_predicts(tmp_path: Path, mon
     own = fill(adm())
     path = save(own.state_dict(), tmp_path / "ADM.pt")
     network, bridge = pretrained(path, ADMLevels(), source_channels=3)
+    assert bridge.noise_range == pytest.approx((0.01, 2.0), rel=1e-3)
+    bridge = replace(bridge, noise_range=FULL)
     network = network.double()
     kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     generator = torch.Generator().manual_seed(1)
