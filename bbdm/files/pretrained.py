@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,19 +15,17 @@ import torch
 
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
-from bbdm.files import repository, weights
+from bbdm.files import repository, schedules, weights
 from bbdm.files.importers import adm
-from bbdm.networks.pretrained import LAST_TIME, TOKENS, Pretrained
+from bbdm.networks.pretrained import TOKENS, Pretrained
 from bbdm.networks.pretrained_config import (
     ADM,
     CONFIG,
     DIT,
     PARTS,
     SCHEDULE,
-    Prediction,
     PretrainedConfig,
     check_settings,
-    levels_of,
     network_folder,
     pipeline_folder,
 )
@@ -44,7 +41,6 @@ ENDS = {  # the first layer and the last, by the network's class
 SETTINGS = ["model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]  # files of a repository
 NETWORK = "diffusion_pytorch_model"
 WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
-EPSILON_TOP = 2.0  # noise level: an error of epsilon is sqrt(1 + nu^2) times as large in the estimate of a target
 TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
 
 log = logging.getLogger(__name__)
@@ -136,7 +132,7 @@ def read_pretrained(
     if found.is_file():
         with weights.opened(found, weights.FORMAT, "network of diffusion models") as content:
             settings, state = adm.read_adm(content, config)
-        noise_range = _range_of(settings)
+        noise_range = schedules.noise_range(settings, {})
         prompt = None
     else:
         if config is not None:
@@ -183,14 +179,14 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
     architecture = str(_read_settings(place)["_class_name"])
     _check_weights(place)
     module_class = getattr(package("diffusers", "a pretrained network"), architecture)
-    schedule = _read_schedule(place)
     with weights.readable(place, "pretrained network"):
+        schedule = schedules.read_schedule(place)
+        prediction, log_levels = schedules.levels(schedule)
         module, report = module_class.from_pretrained(
             place, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
-    prediction, log_levels = _levels(schedule)
     arguments = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
     channels = arguments["in_channels"]
     stride = arguments.get("patch_size")  # of DiT
@@ -205,13 +201,7 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
         log_levels=log_levels,
         sigma_data=float(schedule.get("sigma_data", 0.5)),
     )
-    if log_levels:
-        noise_range = _range_of(config)
-    elif prediction == "flow":  # of the times 1 and 999 of 1,000
-        noise_range = (1 / LAST_TIME, LAST_TIME)
-    else:
-        noise_range = (float(schedule["sigma_min"]), float(schedule["sigma_max"]))
-    return config, module.state_dict(), noise_range
+    return config, module.state_dict(), schedules.noise_range(config, schedule)
 
 
 def _read_settings(place: Path) -> dict[str, Any]:
@@ -239,40 +229,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no {path}")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _read_schedule(network: Path) -> dict[str, Any]:
-    """The schedule of a network: its pipeline's, or the one in its own folder."""
-    path = pipeline_folder(network) / "scheduler" / SCHEDULE
-    if not path.is_file() and (network / SCHEDULE).is_file():
-        path = network / SCHEDULE
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: the network's schedule, which says its noise levels, is missing")
-    return _read_json(path)
-
-
-def _levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]:
-    """What a network predicts, and ln of the noise levels of its integer times; none of flows and EDM."""
-    name = str(settings.get("_class_name"))
-    if name.startswith("Flow"):
-        return "flow", ()
-    prediction = settings.get("prediction_type", "epsilon")
-    if name.startswith("EDM"):
-        return ("edm_v" if prediction == "v_prediction" else "edm"), ()
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {prediction!r}")
-    diffusers = package("diffusers", "a pretrained network")
-    betas = diffusers.DDPMScheduler.from_config(dict(settings)).betas.double()
-    return prediction, levels_of(betas.numpy())
-
-
-def _range_of(config: PretrainedConfig) -> tuple[float, float]:
-    """The least and the largest noise level of a schedule that its network is used at."""
-    low = math.exp(config.log_levels[0])
-    high = math.exp(config.log_levels[-1])
-    if config.prediction == "epsilon":
-        high = min(high, EPSILON_TOP)
-    return low, high
 
 
 def _is_sdxl(arguments: Mapping[str, Any]) -> bool:
