@@ -18,7 +18,7 @@ from bbdm.base.optional import package
 from bbdm.networks.base import Conditions, ConfiguredNetwork, Network
 from bbdm.networks.conditions import SOURCE
 from bbdm.networks.config import UNetConfig
-from bbdm.networks.pretrained_config import ADM, DIT, PretrainedConfig
+from bbdm.networks.pretrained_config import ADM, DIT, PretrainedConfig, pooled_width
 from bbdm.networks.unet import UNet
 
 LAST_TIME = 999.0  # that a network of flows was trained on, of 1,000
@@ -48,11 +48,7 @@ class Pretrained(Network, ConfiguredNetwork):
             self.module: Any = self._build()
             width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
             self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
-            pooled = 0
-            if arguments.get("addition_embed_type") == "text_time":
-                sizes = 6 * arguments["addition_time_embed_dim"]
-                pooled = arguments["projection_class_embeddings_input_dim"] - sizes
-            self.pooled = nn.Buffer(torch.zeros(1, pooled))
+            self.pooled = nn.Buffer(torch.zeros(1, pooled_width(arguments)))
         except (
             ArithmeticError,
             AttributeError,
