@@ -32,6 +32,7 @@ from bbdm.networks.pretrained_config import (
 
 Known = TypeVar("Known", bound=Bridge)
 State = Mapping[str, torch.Tensor]
+AUTOENCODER = "AutoencoderKL"
 ENDS = {  # the first layer and the last, by the network's class
     "UNet2DModel": ("conv_in", "conv_out"),
     "UNet2DConditionModel": ("conv_in", "conv_out"),
@@ -103,7 +104,11 @@ def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> 
 
 
 def autoencoder_folder(path: Path) -> Path | None:
-    """The autoencoder in whose latents a network works; None of pictures, ValueError of another class."""
+    """The autoencoder in whose latents a network works; None of pictures.
+
+    Raises:
+        ValueError: it is of another class, or scales each channel of its latents.
+    """
     network = network_folder(path)
     if network is None:
         return None
@@ -112,7 +117,17 @@ def autoencoder_folder(path: Path) -> Path | None:
         if (pipeline / name).is_dir():
             raise ValueError(f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL")
     folder = pipeline / "vae"
-    return folder if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    if (folder / CONFIG).is_file():
+        settings = _read_json(folder / CONFIG)
+        architecture = settings.get("_class_name")
+        if architecture != AUTOENCODER:
+            raise ValueError(f"{folder} must be an {AUTOENCODER}, got {architecture}")
+        for name in ("latents_mean", "latents_std"):
+            if settings.get(name) is not None:
+                raise ValueError(f"{name} of {folder} must be unset: latents are scaled by scaling_factor alone")
+    return folder
 
 
 def read_pretrained(

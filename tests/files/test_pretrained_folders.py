@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -239,6 +240,25 @@ def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
     assert autoencoder_folder(tmp_path) is None
     (tmp_path / "vqvae").mkdir()
     with pytest.raises(ValueError, match="is of latents of vqvae, which is not read: only those of vae"):
+        autoencoder_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"latents_mean": [0.1] * 4}, "latents_mean of .*vae must be unset: latents are scaled by scaling_factor alone"),
+        ({"latents_std": [2.0] * 4}, "latents_std of .*vae must be unset"),
+        ({"_class_name": "AutoencoderTiny"}, "vae must be an AutoencoderKL, got AutoencoderTiny"),
+    ],
+)
+def test_autoencoders_of_another_scale_are_refused(changes: Any, reason: str, tmp_path: Path) -> None:
+    save(tmp_path, DDPMScheduler(), "text")
+    blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(tmp_path / "vae")  # pyright: ignore
+    config = tmp_path / "vae" / "config.json"
+    assert autoencoder_folder(tmp_path) == config.parent
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(ValueError, match=reason):
         autoencoder_folder(tmp_path)
 
 
