@@ -246,7 +246,10 @@ def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"latents_mean": [0.1] * 4}, "latents_mean of .*vae must be unset: latents are scaled by scaling_factor alone"),
+        (
+            {"latents_mean": [0.1] * 4},
+            "latents_mean of .*vae must be unset: latents are scaled by scaling_factor alone",
+        ),
         ({"latents_std": [2.0] * 4}, "latents_std of .*vae must be unset"),
         ({"_class_name": "AutoencoderTiny"}, "vae must be an AutoencoderKL, got AutoencoderTiny"),
     ],
