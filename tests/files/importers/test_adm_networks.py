@@ -172,6 +172,17 @@ def test_files_that_are_refused(change: Any, config: str | None, reason: str, tm
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [{"resblock_updown": False}, {"use_scale_shift_norm": False}, {"use_scale_shift_norm": False, "channel_mult": [1]}],
+)
+def test_networks_of_improved_diffusion_are_refused_by_name(settings: Any, tmp_path: Path) -> None:
+    path = save(fill(adm(**settings)).state_dict(), tmp_path / "ADM.pt")
+    reason = "must be a network of guided diffusion with resblock_updown .*, and has other blocks, as those of improved"
+    with pytest.raises(ValueError, match=reason):
+        pretrained(path, BrownianBridge())
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [('{"in_channels": 0}', "in_channels must be at least 1"), ('{"depth": 3}', "no UNet can be built")],
 )
