@@ -54,6 +54,16 @@ class PretrainedConfig(NetworkConfig):
         check_settings(self.architecture, self.arguments)
         self._check_levels()
 
+    def __str__(self) -> str:
+        """In a line, without all levels and arguments."""
+        levels = ""
+        if self.log_levels:
+            low = math.exp(self.log_levels[0])
+            high = math.exp(self.log_levels[-1])
+            levels = f" at {len(self.log_levels)} noise levels from {low:.3g} to {high:.4g}"
+        channels = f"channels={self.channels}, condition_channels={self.condition_channels}, stride={self.stride}"
+        return f"{self.architecture}, predicts {self.prediction}{levels}; {channels}"
+
     def _check_levels(self) -> None:
         """Raise ValueError unless levels increase where times are those of a schedule; others have none."""
         levels = self.log_levels
