@@ -42,6 +42,8 @@ ENDS = {  # the first layer and the last, by the network's class
 SETTINGS = ["model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]  # files of a repository
 NETWORK = "diffusion_pytorch_model"
 WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
+HALF = "fp16"  # the variant of weights that are read where there are no others
+HALVES = [f"{NETWORK}.{HALF}*.safetensors", f"{NETWORK}.safetensors.index.{HALF}.json"]
 TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
 
 log = logging.getLogger(__name__)
@@ -185,7 +187,21 @@ def _fetched(match: re.Match[str]) -> Path | None:
     files = [f"{part}{file}" for part in parts for file in WEIGHTS]
     if not _is_sdxl(settings):
         files += TEXT
-    return repository.fetch(match, [*SETTINGS, *files])
+    folder = repository.fetch(match, [*SETTINGS, *files])
+    if not list(network.glob("*.safetensors")):
+        halves = [f"{part}{file}" for part in parts for file in HALVES]
+        folder = repository.fetch(match, [*SETTINGS, *files, *halves, f"text_encoder/model.{HALF}.safetensors"])
+    return folder
+
+
+def variant_of(folder: Path, name: str) -> str | None:
+    """The variant of the weights in a folder: ``fp16`` where there are no others, None of the usual ones.
+
+    ``name`` is that of the usual file, without its suffix.
+    """
+    usual = [*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")]
+    halves = list(folder.glob(f"{name}.{HALF}*.safetensors"))
+    return HALF if halves and not usual else None
 
 
 def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, float]]:
@@ -198,7 +214,12 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
         schedule = schedules.read_schedule(place)
         prediction, log_levels = schedules.levels(schedule)
         module, report = module_class.from_pretrained(
-            place, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            place,
+            use_safetensors=True,
+            variant=variant_of(place, NETWORK),
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
@@ -269,7 +290,9 @@ def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.T
     with weights.readable(encoder, "text encoder"):
         options: dict[str, Any] = {"local_files_only": True}
         tokenizer = transformers.CLIPTokenizer.from_pretrained(pipeline / "tokenizer", **options)
-        model = transformers.CLIPTextModel.from_pretrained(encoder, use_safetensors=True, **options).float().eval()
+        variant = variant_of(encoder, "model")
+        model = transformers.CLIPTextModel.from_pretrained(encoder, use_safetensors=True, variant=variant, **options)
+        model = model.float().eval()
         tokens = tokenizer("", padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
         with torch.no_grad():
             prompt = model(tokens.input_ids).last_hidden_state

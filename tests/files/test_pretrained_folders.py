@@ -20,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import bbdm
 from bbdm.bridges import BrownianBridge
+from bbdm.files.checkpoint import load_codec
 from bbdm.files.pretrained import autoencoder_folder, find_pretrained, pretrained, read_pretrained
 from tests.files.test_pretrained import save
 
@@ -40,6 +41,12 @@ def save_text(folder: Path, width: int = 12) -> CLIPTextModel:
     encoder = CLIPTextModel(CLIPTextConfig(vocab_size=4, num_attention_heads=2, **sizes, **ends)).eval()
     encoder.save_pretrained(folder / "text_encoder")
     return encoder
+
+
+def save_autoencoder(folder: Path) -> None:
+    """With random weights, of latents of four channels."""
+    blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
 
 def test_the_prompt_is_what_the_encoder_makes_of_no_text(tmp_path: Path) -> None:
@@ -211,6 +218,29 @@ def test_a_repository_is_fetched_without_pickles_and_other_parts(hub: Hub) -> No
     assert hub.downloads == parts | text | tokenizer
 
 
+def test_weights_in_half_precision_alone_are_read(hub: Hub) -> None:
+    """Of network, text encoder and autoencoder, in a folder and in a repository."""
+    network = save(hub.folder, DDPMScheduler(), "text")
+    encoder = save_text(hub.folder)
+    for name in ("vocab.json", "merges.txt"):
+        (hub.folder / name).rename(hub.folder / "tokenizer" / name)
+    save_autoencoder(hub.folder / "vae")
+    expected, _ = bbdm.pretrained(hub.folder, BrownianBridge())
+    parts: dict[str, Any] = {"unet": network, "text_encoder": encoder, "vae": load_codec(hub.folder / "vae").module}
+    for name, module in parts.items():
+        for path in (hub.folder / name).glob("*.safetensors"):
+            path.unlink()
+        module.half().save_pretrained(hub.folder / name, variant="fp16")
+        assert [path.suffixes for path in (hub.folder / name).glob("*.safetensors")] == [[".fp16", ".safetensors"]]
+    for start in (hub.folder, REPOSITORY):
+        network, _ = bbdm.pretrained(start, BrownianBridge())
+        torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=2e-3, atol=2e-3)
+        assert network.prompt.dtype == torch.float32
+    weights = load_codec(hub.folder / "vae").module.state_dict()
+    assert all(torch.equal(value, parts["vae"].state_dict()[key].float()) for key, value in weights.items())
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in hub.downloads
+
+
 def test_repositories_of_something_else(hub: Hub) -> None:
     """A large network that no bridge can start from is not fetched; a model of bbdm is for its own reader."""
     (hub.folder / "transformer").mkdir(parents=True)
@@ -256,8 +286,7 @@ def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
 )
 def test_autoencoders_of_another_scale_are_refused(changes: Any, reason: str, tmp_path: Path) -> None:
     save(tmp_path, DDPMScheduler(), "text")
-    blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
-    AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(tmp_path / "vae")  # pyright: ignore
+    save_autoencoder(tmp_path / "vae")
     config = tmp_path / "vae" / "config.json"
     assert autoencoder_folder(tmp_path) == config.parent
     config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
