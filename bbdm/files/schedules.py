@@ -83,8 +83,8 @@ def noise_range(config: PretrainedConfig, settings: Mapping[str, Any]) -> tuple[
     """The least and the largest noise level that a network is used at.
 
     Args:
-        config: of the network.
-        settings: of its scheduler, of which EDM's count.
+        config: the settings of the network.
+        settings: those of its scheduler, which count for EDM.
     """
     if config.prediction == "flow":  # of the times 1 and 999 of 1,000
         return 1 / LAST_TIME, LAST_TIME

@@ -181,12 +181,12 @@ def dit_output(module: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor
     Its own forward takes squares alone, and no exporter follows it.
 
     Args:
-        module: the network.
-        x: (B, in_channels, H, W), both sides multiples of its patch.
-        time: (B,) its times.
+        module: the network, as diffusers built it.
+        x: (B, in_channels, H, W) pictures, both sides multiples of its patch.
+        time: (B,) times as it knows them.
 
     Returns:
-        (B, out_channels, H, W).
+        (B, out_channels, H, W) what it predicts.
     """
     from diffusers.models.embeddings import get_2d_sincos_pos_embed
 
