@@ -29,8 +29,8 @@ def read_schedule(network: Path) -> dict[str, Any]:
     """The settings of a network's scheduler, in full: its pipeline's, or the one in its own folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: times of its networks are not known.
+        FileNotFoundError: there is no file of these settings.
+        ValueError: it is none whose networks' times are known.
     """
     path = pipeline_folder(network) / "scheduler" / SCHEDULE
     if not path.is_file() and (network / SCHEDULE).is_file():
