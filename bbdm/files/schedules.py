@@ -57,7 +57,7 @@ def levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]:
     """What a network predicts, and ln of the noise levels of its integer times; none of flows and EDM.
 
     Args:
-        settings: what :func:`read_schedule` returned.
+        settings: the settings of its scheduler, which :func:`read_schedule` returned.
 
     Raises:
         ValueError: the network predicts something else.
@@ -84,7 +84,7 @@ def noise_range(config: PretrainedConfig, settings: Mapping[str, Any]) -> tuple[
 
     Args:
         config: the settings of the network.
-        settings: those of its scheduler, which count for EDM.
+        settings: the settings of its scheduler, which count for EDM.
     """
     if config.prediction == "flow":  # of the times 1 and 999 of 1,000
         return 1 / LAST_TIME, LAST_TIME
