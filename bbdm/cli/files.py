@@ -29,7 +29,10 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     state = unet.ema or unet.weights or {}
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     count = sum(value.numel() for value in state.values())
-    yield "network", f"{unet.kind}, {count / 1e6:.1f} M parameters in {', '.join(dtypes)}"
+    parameters = f"{count / 1e6:.1f} M parameters"
+    if unet.lora is not None:
+        parameters = f"{count / 1e6:.3g} M trained parameters"
+    yield "network", f"{unet.kind}, {parameters} in {', '.join(dtypes)}"
     if unet.lora is not None:
         yield "LoRA", f"rank {unet.lora.rank}, beside the weights in {unet.lora.base}, which are not in the file"
     yield "settings", unet.config

@@ -48,7 +48,7 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
-PRETRAINED_SETTINGS = {"objective": "denoiser", "loss": "l2"}  # over those of the preset, for a network of diffusion
+PRETRAINED_SETTINGS = {"objective": "denoiser", "density": "high", "loss": "l2"}  # over those of the preset
 FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_latents")
 SMALL = {
     "image_size": 64,

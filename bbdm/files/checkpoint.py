@@ -22,6 +22,7 @@ from bbdm.defaults import Defaults
 from bbdm.files import weights
 from bbdm.files.content import Checkpoint, CodecState, NetworkState, origin_of, vqgan_snapshot
 from bbdm.files.importers import programs
+from bbdm.files.pretrained import NETWORK, variant_of
 from bbdm.files.repository import find_checkpoint
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network, check_network, find_dtype
@@ -170,7 +171,12 @@ def load_codec(path: str | os.PathLike[str]) -> Codec:
         return VQGANCodec(load_vqgan(path))
     with weights.readable(path, "codec"):
         module, report = diffusers_class().from_pretrained(
-            path, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            path,
+            use_safetensors=True,
+            variant=variant_of(Path(path), NETWORK),
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
         if wrong := {kind: keys for kind, keys in report.items() if keys}:
             raise ValueError(f"its weights do not fit an AutoencoderKL of its config.json: {wrong}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -16,25 +15,24 @@ import torch
 
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
-from bbdm.files import repository, weights
+from bbdm.files import repository, schedules, weights
 from bbdm.files.importers import adm
-from bbdm.networks.pretrained import LAST_TIME, TOKENS, Pretrained
+from bbdm.networks.pretrained import TOKENS, Pretrained
 from bbdm.networks.pretrained_config import (
     ADM,
     CONFIG,
     DIT,
     PARTS,
     SCHEDULE,
-    Prediction,
     PretrainedConfig,
     check_settings,
-    levels_of,
     network_folder,
     pipeline_folder,
 )
 
 Known = TypeVar("Known", bound=Bridge)
 State = Mapping[str, torch.Tensor]
+AUTOENCODER = "AutoencoderKL"
 ENDS = {  # the first layer and the last, by the network's class
     "UNet2DModel": ("conv_in", "conv_out"),
     "UNet2DConditionModel": ("conv_in", "conv_out"),
@@ -44,6 +42,8 @@ ENDS = {  # the first layer and the last, by the network's class
 SETTINGS = ["model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]  # files of a repository
 NETWORK = "diffusion_pytorch_model"
 WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
+HALF = "fp16"  # the variant of weights that are read where there are no others
+HALVES = [f"{NETWORK}.{HALF}*.safetensors", f"{NETWORK}.safetensors.index.{HALF}.json"]
 TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,11 @@ def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> 
 
 
 def autoencoder_folder(path: Path) -> Path | None:
-    """The autoencoder in whose latents a network works; None of pictures, ValueError of another class."""
+    """The autoencoder in whose latents a network works; None of pictures.
+
+    Raises:
+        ValueError: it is of another class, or scales each channel of its latents.
+    """
     network = network_folder(path)
     if network is None:
         return None
@@ -115,7 +119,17 @@ def autoencoder_folder(path: Path) -> Path | None:
         if (pipeline / name).is_dir():
             raise ValueError(f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL")
     folder = pipeline / "vae"
-    return folder if folder.is_dir() else None
+    if not folder.is_dir():
+        return None
+    if (folder / CONFIG).is_file():
+        settings = _read_json(folder / CONFIG)
+        architecture = settings.get("_class_name")
+        if architecture != AUTOENCODER:
+            raise ValueError(f"{folder} must be an {AUTOENCODER}, got {architecture}")
+        for name in ("latents_mean", "latents_std"):
+            if settings.get(name) is not None:
+                raise ValueError(f"{name} of {folder} must be unset: latents are scaled by scaling_factor alone")
+    return folder
 
 
 def read_pretrained(
@@ -135,7 +149,7 @@ def read_pretrained(
     if found.is_file():
         with weights.opened(found, weights.FORMAT, "network of diffusion models") as content:
             settings, state = adm.read_adm(content, config)
-        noise_range = _range_of(settings.log_levels)
+        noise_range = schedules.noise_range(settings, {})
         prompt = None
     else:
         if config is not None:
@@ -173,7 +187,21 @@ def _fetched(match: re.Match[str]) -> Path | None:
     files = [f"{part}{file}" for part in parts for file in WEIGHTS]
     if not _is_sdxl(settings):
         files += TEXT
-    return repository.fetch(match, [*SETTINGS, *files])
+    folder = repository.fetch(match, [*SETTINGS, *files])
+    if not list(network.glob("*.safetensors")):
+        halves = [f"{part}{file}" for part in parts for file in HALVES]
+        folder = repository.fetch(match, [*SETTINGS, *files, *halves, f"text_encoder/model.{HALF}.safetensors"])
+    return folder
+
+
+def variant_of(folder: Path, name: str) -> str | None:
+    """The variant of the weights in a folder: ``fp16`` where there are no others, None of the usual ones.
+
+    ``name`` is that of the usual file, without its suffix.
+    """
+    usual = [*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")]
+    halves = list(folder.glob(f"{name}.{HALF}*.safetensors"))
+    return HALF if halves and not usual else None
 
 
 def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, float]]:
@@ -182,14 +210,19 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
     architecture = str(_read_settings(place)["_class_name"])
     _check_weights(place)
     module_class = getattr(package("diffusers", "a pretrained network"), architecture)
-    schedule = _read_schedule(place)
     with weights.readable(place, "pretrained network"):
+        schedule = schedules.read_schedule(place)
+        prediction, log_levels = schedules.levels(schedule)
         module, report = module_class.from_pretrained(
-            place, use_safetensors=True, torch_dtype=torch.float32, local_files_only=True, output_loading_info=True
+            place,
+            use_safetensors=True,
+            variant=variant_of(place, NETWORK),
+            torch_dtype=torch.float32,
+            local_files_only=True,
+            output_loading_info=True,
         )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
-    prediction, log_levels = _levels(schedule)
     arguments = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
     channels = arguments["in_channels"]
     stride = arguments.get("patch_size")  # of DiT
@@ -204,13 +237,7 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
         log_levels=log_levels,
         sigma_data=float(schedule.get("sigma_data", 0.5)),
     )
-    if log_levels:
-        noise_range = _range_of(log_levels)
-    elif prediction == "flow":  # of the times 1 and 999 of 1,000
-        noise_range = (1 / LAST_TIME, LAST_TIME)
-    else:
-        noise_range = (float(schedule["sigma_min"]), float(schedule["sigma_max"]))
-    return config, module.state_dict(), noise_range
+    return config, module.state_dict(), schedules.noise_range(config, schedule)
 
 
 def _read_settings(place: Path) -> dict[str, Any]:
@@ -240,36 +267,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _read_schedule(network: Path) -> dict[str, Any]:
-    """The schedule of a network: its pipeline's, or the one in its own folder."""
-    path = pipeline_folder(network) / "scheduler" / SCHEDULE
-    if not path.is_file() and (network / SCHEDULE).is_file():
-        path = network / SCHEDULE
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: the network's schedule, which says its noise levels, is missing")
-    return _read_json(path)
-
-
-def _levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]:
-    """What a network predicts, and ln of the noise levels of its integer times; none of flows and EDM."""
-    name = str(settings.get("_class_name"))
-    if name.startswith("Flow"):
-        return "flow", ()
-    prediction = settings.get("prediction_type", "epsilon")
-    if name.startswith("EDM"):
-        return ("edm_v" if prediction == "v_prediction" else "edm"), ()
-    if prediction not in ("epsilon", "v_prediction", "sample"):
-        raise ValueError(f"prediction_type must be epsilon, v_prediction or sample, got {prediction!r}")
-    diffusers = package("diffusers", "a pretrained network")
-    betas = diffusers.DDPMScheduler.from_config(dict(settings)).betas.double()
-    return prediction, levels_of(betas.numpy())
-
-
-def _range_of(log_levels: tuple[float, ...]) -> tuple[float, float]:
-    """The least and the largest noise level of a schedule."""
-    return math.exp(log_levels[0]), math.exp(log_levels[-1])
-
-
 def _is_sdxl(arguments: Mapping[str, Any]) -> bool:
     return arguments.get("addition_embed_type") == "text_time"
 
@@ -293,7 +290,9 @@ def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.T
     with weights.readable(encoder, "text encoder"):
         options: dict[str, Any] = {"local_files_only": True}
         tokenizer = transformers.CLIPTokenizer.from_pretrained(pipeline / "tokenizer", **options)
-        model = transformers.CLIPTextModel.from_pretrained(encoder, use_safetensors=True, **options).float().eval()
+        variant = variant_of(encoder, "model")
+        model = transformers.CLIPTextModel.from_pretrained(encoder, use_safetensors=True, variant=variant, **options)
+        model = model.float().eval()
         tokens = tokenizer("", padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
         with torch.no_grad():
             prompt = model(tokens.input_ids).last_hidden_state

@@ -12,13 +12,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from bbdm.base.optional import package
 from bbdm.networks.base import Conditions, ConfiguredNetwork, Network
 from bbdm.networks.conditions import SOURCE
 from bbdm.networks.config import UNetConfig
-from bbdm.networks.pretrained_config import ADM, DIT, PretrainedConfig
+from bbdm.networks.pretrained_config import ADM, DIT, PretrainedConfig, pooled_width
 from bbdm.networks.unet import UNet
 
 LAST_TIME = 999.0  # that a network of flows was trained on, of 1,000
@@ -48,11 +50,7 @@ class Pretrained(Network, ConfiguredNetwork):
             self.module: Any = self._build()
             width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
             self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
-            pooled = 0
-            if arguments.get("addition_embed_type") == "text_time":
-                sizes = 6 * arguments["addition_time_embed_dim"]
-                pooled = arguments["projection_class_embeddings_input_dim"] - sizes
-            self.pooled = nn.Buffer(torch.zeros(1, pooled))
+            self.pooled = nn.Buffer(torch.zeros(1, pooled_width(arguments)))
         except (
             ArithmeticError,
             AttributeError,
@@ -131,6 +129,8 @@ class Pretrained(Network, ConfiguredNetwork):
             return self.module(shown, time, conditions)
         if conditions:
             shown = torch.cat([shown, conditions[SOURCE]], dim=1)
+        if self.config.architecture == DIT:
+            return dit_output(self.module, shown, time)[:, : self.channels]
         output = self.module(shown, time, return_dict=False, **self._further(len(shown)))[0]
         return output[:, : self.channels]  # of a network that predicts its variance too, without that
 
@@ -162,10 +162,7 @@ class Pretrained(Network, ConfiguredNetwork):
         return (a * x - c_skip * x / a - c_out * output) / s
 
     def _further(self, count: int) -> dict[str, Any]:
-        """What a network sees besides, the same for all pictures: an empty prompt, or no class."""
-        if self.config.architecture == DIT:
-            none = self.config.arguments["num_embeds_ada_norm"]  # the class after the last one
-            return {"class_labels": torch.full((count,), none, device=self.prompt.device)}
+        """What a UNet sees besides, the same for all pictures: an empty prompt."""
         if not self.prompt.shape[1]:
             return {}
         further: dict[str, Any] = {"encoder_hidden_states": self.prompt.expand(count, -1, -1)}
@@ -176,3 +173,44 @@ class Pretrained(Network, ConfiguredNetwork):
                 "time_ids": sizes.expand(count, -1),
             }
         return further
+
+
+def dit_output(module: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """What diffusers' DiTTransformer2DModel predicts without a class, of pictures of any two sides.
+
+    Its own forward takes squares alone, and no exporter follows it.
+
+    Args:
+        module: the network, as diffusers built it.
+        x: (B, in_channels, H, W) pictures, both sides multiples of its patch.
+        time: (B,) times as it knows them.
+
+    Returns:
+        (B, out_channels, H, W) what it predicts.
+    """
+    from diffusers.models.embeddings import get_2d_sincos_pos_embed
+
+    patch = module.config.patch_size
+    height, width = (side // patch for side in x.shape[2:])  # in patches
+    none = torch.full_like(time, module.config.num_embeds_ada_norm, dtype=torch.long)  # the class after the last one
+    embed = module.pos_embed
+    h = embed.proj(x).flatten(2).transpose(1, 2)  # (B, N, W)
+    places: Any = get_2d_sincos_pos_embed(
+        h.shape[-1],
+        (height, width),  # pyright: ignore[reportArgumentType]
+        interpolation_scale=embed.interpolation_scale,
+        base_size=embed.base_size,
+        device=x.device,
+    )
+    h = (h + places.float()).to(h.dtype)
+    for block in module.transformer_blocks:
+        if module.gradient_checkpointing and torch.is_grad_enabled():
+            h = checkpoint(block, h, timestep=time, class_labels=none, use_reentrant=False)
+        else:
+            h = block(h, timestep=time, class_labels=none)
+    embedding = module.transformer_blocks[0].norm1.emb(time, none, hidden_dtype=h.dtype)
+    shift, scale = module.proj_out_1(F.silu(embedding))[:, None].chunk(2, dim=-1)
+    h = module.proj_out_2(module.norm_out(h) * (1 + scale) + shift)
+    h = h.unflatten(1, (height, width)).unflatten(-1, (patch, patch, module.out_channels))
+    h = h.permute(0, 5, 1, 3, 2, 4)  # (B, C, H / p, p, W / p, p)
+    return h.reshape(x.shape[0], module.out_channels, height * patch, width * patch)

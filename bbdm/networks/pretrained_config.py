@@ -21,6 +21,9 @@ Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"
 DIT = "DiTTransformer2DModel"
 ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", DIT)  # of diffusers, that a bridge can start from
 ADM = "UNet"  # of this library, with the weights of guided diffusion
+# arguments of networks that are shown guidance, pictures or projected prompts, which a bridge does not have
+UNSHOWN = ("time_cond_proj_dim", "encoder_hid_dim", "encoder_hid_dim_type", "class_embeddings_concat")
+SIZES = 6  # numbers of sizes and crops that SDXL is shown
 PARTS = ("unet", "transformer")  # folders of the network in a pipeline's of diffusers
 CONFIG = "config.json"
 SCHEDULE = "scheduler_config.json"
@@ -50,6 +53,16 @@ class PretrainedConfig(NetworkConfig):
             raise ValueError("arguments_json must hold the arguments of a network by name")
         check_settings(self.architecture, self.arguments)
         self._check_levels()
+
+    def __str__(self) -> str:
+        """In a line, without all levels and arguments."""
+        levels = ""
+        if self.log_levels:
+            low = math.exp(self.log_levels[0])
+            high = math.exp(self.log_levels[-1])
+            levels = f" at {len(self.log_levels)} noise levels from {low:.3g} to {high:.4g}"
+        channels = f"channels={self.channels}, condition_channels={self.condition_channels}, stride={self.stride}"
+        return f"{self.architecture}, predicts {self.prediction}{levels}; {channels}"
 
     def _check_levels(self) -> None:
         """Raise ValueError unless levels increase where times are those of a schedule; others have none."""
@@ -130,10 +143,39 @@ def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
     classes = arguments.get("class_embed_type") or arguments.get("num_class_embeds")
     if classes:
         raise ValueError(f"the network must have no classes, got {classes!r}")
+    for name in UNSHOWN:
+        if arguments.get(name):
+            raise ValueError(f"{name} must be unset, got {arguments[name]!r}: a bridge does not show what it needs")
+    attention = arguments.get("attention_type", "default")
+    if attention != "default":
+        raise ValueError(f"attention_type must be 'default', got {attention!r}")
+    tokens = arguments.get("cross_attention_dim")
+    if isinstance(tokens, list | tuple):
+        raise ValueError(f"cross_attention_dim must be one number, got {tokens}")
+    pooled_width(arguments)
     kinds = [*arguments.get("down_block_types", ()), *arguments.get("up_block_types", ())]
     skips = sorted(kind for kind in kinds if "Skip" in kind)
     if skips:
         raise ValueError(f"the network must have no skip blocks, got {skips[0]}")
+
+
+def pooled_width(arguments: Mapping[str, Any]) -> int:
+    """The numbers of the pooled prompt that SDXL is shown; 0 of other networks.
+
+    Raises:
+        ValueError: it is shown something else, as SDXL's refiner.
+    """
+    additions = arguments.get("addition_embed_type")
+    if additions is None:
+        return 0
+    if additions != "text_time":
+        raise ValueError(f"addition_embed_type must be 'text_time' or unset, got {additions!r}")
+    width = arguments["projection_class_embeddings_input_dim"]
+    sizes = arguments["addition_time_embed_dim"]
+    pooled = width - SIZES * sizes
+    if pooled < 1 or width - (SIZES - 1) * sizes == arguments.get("cross_attention_dim"):
+        raise ValueError(f"the network must be shown {SIZES} sizes of a picture, and not fewer, as SDXL's refiner is")
+    return pooled
 
 
 def _adm_config(arguments: Mapping[str, Any]) -> UNetConfig:

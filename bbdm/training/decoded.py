@@ -63,7 +63,10 @@ class DecodedLoss:
 
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) of latents in the space of the bridge."""
-        pictures: Any = self.codec.decoder(self.codec.denormalize(latents))
+        device = latents.device.type
+        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.float16
+        with torch.autocast(device, enabled=autocast):  # decoders leave the range of float16
+            pictures: Any = self.codec.decoder(self.codec.denormalize(latents))
         return pictures.expand(-1, 3, -1, -1)
 
 

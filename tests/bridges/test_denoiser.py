@@ -69,6 +69,36 @@ def test_gaussians_end_as_with_the_closed_form(bridge: Any, solver: str) -> None
     assert wide == pytest.approx(end_distribution(other, same, mu, spread), abs=1e-10)
 
 
+def ended(path: Bridge, mu: float, spread: float) -> tuple[float, float]:
+    """Mean and deviation after 5 steps with the exact network of x0 ~ N(mu, spread^2), at its own levels."""
+    table = solvers.build(path, "sde-dpm2m", steps=5)
+    level = path.denoiser_level(table.timesteps)
+    a = 1 / np.hypot(1, level)
+    s = level * a
+    known = a * spread**2 / (a**2 * spread**2 + s**2)  # E[x0 | x] = mu + known (x - a mu)
+    p_x, _, p_f = table.prediction.T
+    gains = p_x + p_f * (a - known) / s * table.inputs[:, 0]
+    offsets = -p_f * mu * (1 - known * a) / s
+    mean = np.zeros(2)
+    covariance = np.diag([table.start[1] ** 2, 0.0])  # of (x, x0hat before)
+    for gain, offset, (c_x, _, c_0, c_h, c_z) in zip(gains, offsets, table.coefficients, strict=True):
+        step = np.array([[c_x + c_0 * gain, c_h], [gain, 0.0]])
+        mean = step @ mean + np.array([c_0 * offset, offset])
+        covariance = step @ covariance @ step.T + np.diag([c_z**2, 0.0])
+    return float(mean[0]), float(covariance[0, 0]) ** 0.5
+
+
+@pytest.mark.parametrize("bridge", [ABridge(), BrownianBridge(), DDBM(), I2SB()], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize(("top", "most"), [(14.6, 0.003), (5.0, 0.004), (2.0, 0.02)])
+def test_a_network_that_is_exact_loses_little_by_a_clipped_range(bridge: Any, top: float, most: float) -> None:
+    """Before it is trained, in [-1, 1]: the levels of Stable Diffusion, and those of networks of epsilon."""
+    for mu, spread in ((1.0, 0.5), (0.3, 0.4), (-0.5, 0.1)):
+        full = ended(denoising(bridge), mu, spread)
+        assert full == pytest.approx(end_distribution(bridge, solvers.build(bridge, "sde-dpm2m", steps=5), mu, spread))
+        clipped = ended(denoising(bridge, (0.005, top)), mu, spread)
+        assert clipped == pytest.approx(full, abs=most)
+
+
 def test_where_noise_is_infinite_it_is_shown_zeros_and_told_the_top() -> None:
     path = denoising(BrownianBridge(), (0.03, 14.6))
     assert path.input(path.top).tolist() == [0, 0]

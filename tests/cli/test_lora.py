@@ -65,6 +65,10 @@ def test_only_few_weights_move_and_are_kept(world: Path, capsys: Any) -> None:
     assert small < large / 2
     number = sum(value.numel() for value in states("out.run/step_00000004.pt").weights.values()) / 1e6
     assert f"trains {number:.3g} M of " in output
+    cli.run("info", ["out.run/step_00000004.pt"])
+    output = capsys.readouterr().out
+    assert f"pretrained, {number:.3g} M trained parameters in float32" in output
+    assert "rank 2, beside the weights in pixels" in output
     assert states("out.run/best.pt").lora is None
 
 

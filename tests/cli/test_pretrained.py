@@ -43,7 +43,7 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
     """With the loss, the objective and the autoencoder that it needs, by no flag."""
     model = train(folder, "out.pt", "-e", "1")
     config = json.loads(Path("out.run/config.json").read_text())
-    assert (config["train"]["loss"], model.bridge.objective) == ("l2", "denoiser")
+    assert (config["train"]["loss"], model.bridge.objective, model.bridge.density) == ("l2", "denoiser", "high")
     assert (model.codec is not None) == (folder == "latents")
     straight = train(folder, "straight.pt", "-e", "2", "--seed", "1")
     train(folder, "again.pt", "-e", "1", "--seed", "1")
@@ -51,8 +51,12 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
     again = train(folder, "again.pt", "-e", "2", "--seed", "1")
     assert torch.equal(again.unet.weights["module.conv_in.weight"], straight.unet.weights["module.conv_in.weight"])
     shutil.rmtree(folder)  # the file needs it no more
+    capsys.readouterr()
     cli.run("info", ["out.pt"])
-    assert "pretrained" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    expected = {"pixels": "UNet2DModel, predicts epsilon", "latents": "UNet2DConditionModel, predicts v_prediction"}
+    assert f"  settings      {expected[folder]} at 1000 noise levels from 0.01 to 157.4; channels=" in output
+    assert len(output) < 2000
     cli.run("translate", ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"])
     assert len(list(Path("results").glob("*.png"))) == 3
     cli.run("eval", ["edge2shoes", "data", "out.pt", "scores", "--metrics", "psnr", "--steps", "2"])

@@ -36,6 +36,7 @@ SDXL: dict[str, Any] = {
     "addition_time_embed_dim": 4,
     "projection_class_embeddings_input_dim": 6 * 4 + 10,
 }
+FULL = (1e-3, 1e3)  # beyond the levels of all schedules
 Make = Callable[[], torch.nn.Module]
 NETWORKS: dict[str, Make] = {
     "pixels": lambda: UNet2DModel(in_channels=3, out_channels=3, add_attention=False, **PLAIN),
@@ -113,6 +114,7 @@ def test_the_first_estimate_is_the_schedulers(name: str, prediction: Any, tmp_pa
     own = save(tmp_path, scheduler, name).double()
     scheduler.alphas_cumprod = torch.cumprod(1 - scheduler.betas.double(), 0)
     network, bridge = pretrained(tmp_path, Levels(), source_channels=3)
+    bridge = replace(bridge, noise_range=FULL)
     network = network.double()
     channels = network.channels
     generator = torch.Generator().manual_seed(1)
@@ -133,6 +135,7 @@ def test_integer_times_are_those_of_the_schedule(tmp_path: Path) -> None:
     """Between them the index grows with ln sigma; beyond the ends it stays. In float32, 76 of 1,000 miss."""
     save(tmp_path, DDPMScheduler())
     network, bridge = pretrained(tmp_path, Levels())
+    bridge = replace(bridge, noise_range=FULL)
     network = network.double()
     times = torch.from_numpy(bridge.network_times(np.arange(1, 1001)))
     indices = network.embed(times)[:, 0]
@@ -140,6 +143,17 @@ def test_integer_times_are_those_of_the_schedule(tmp_path: Path) -> None:
     fine = network.embed(torch.linspace(-9, 9, 5001, dtype=torch.float64))[:, 0]
     assert (fine.diff() >= 0).all()
     assert (fine[0], fine[-1]) == (0, 999)
+
+
+@pytest.mark.parametrize(("prediction", "top"), [("epsilon", 2.0), ("v_prediction", 157.4), ("sample", 157.4)])
+def test_a_network_of_epsilon_is_used_up_to_a_level_of_2(prediction: Any, top: float, tmp_path: Path) -> None:
+    """Above it errors would be large in the estimate: others have the range of their schedule."""
+    save(tmp_path, DDPMScheduler(prediction_type=prediction))
+    network, bridge = pretrained(tmp_path, BrownianBridge())
+    kept = DDPMScheduler().alphas_cumprod.double().numpy()
+    least = (1 / kept[0] - 1) ** 0.5
+    assert bridge.noise_range == pytest.approx((least, top), rel=1e-3)
+    assert np.exp(network.config.log_levels[-1]) == pytest.approx(157.4, rel=1e-3)
 
 
 def test_zero_snr_ends_at_the_last_finite_level(tmp_path: Path) -> None:

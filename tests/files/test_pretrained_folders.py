@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
@@ -19,6 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import bbdm
 from bbdm.bridges import BrownianBridge
+from bbdm.files.checkpoint import load_codec
 from bbdm.files.pretrained import autoencoder_folder, find_pretrained, pretrained, read_pretrained
 from tests.files.test_pretrained import save
 
@@ -39,6 +41,12 @@ def save_text(folder: Path, width: int = 12) -> CLIPTextModel:
     encoder = CLIPTextModel(CLIPTextConfig(vocab_size=4, num_attention_heads=2, **sizes, **ends)).eval()
     encoder.save_pretrained(folder / "text_encoder")
     return encoder
+
+
+def save_autoencoder(folder: Path) -> None:
+    """With random weights, of latents of four channels."""
+    blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
 
 def test_the_prompt_is_what_the_encoder_makes_of_no_text(tmp_path: Path) -> None:
@@ -107,6 +115,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # the network, its sett
     "skips": ("pixels", {"up_block_types": ["UpBlock2D", "SkipUpBlock2D"]}, "no skip blocks, got SkipUpBlock2D"),
     "centred": ("pixels", {"center_input_sample": True}, "center_input_sample is for pictures in"),
     "classes": ("pixels", {"class_embed_type": "timestep"}, "the network must have no classes, got 'timestep'"),
+    "additions": ("text", {"addition_embed_type": "image"}, "must be 'text_time' or unset, got 'image'"),
+    "guidance": ("text", {"time_cond_proj_dim": 256}, "time_cond_proj_dim must be unset, got 256: a bridge does not"),
+    "projections": ("text", {"encoder_hid_dim": 768}, "encoder_hid_dim must be unset, got 768"),
+    "projected": ("text", {"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type must be unset, got 'image_pro"),
+    "concatenated": ("text", {"class_embeddings_concat": True}, "class_embeddings_concat must be unset, got True"),
+    "places": ("text", {"attention_type": "gated"}, "attention_type must be 'default', got 'gated'"),
+    "widths": ("text", {"cross_attention_dim": [12, 8]}, r"cross_attention_dim must be one number, got \[12, 8\]"),
+    "refiner": ("SDXL", {"projection_class_embeddings_input_dim": 5 * 4 + 12}, "must be shown 6 sizes of a picture"),
     "nine": ("text", {"in_channels": 9}, "must predict what it is shown, and is shown 9 channels and predicts 4"),
     "another": ("text", {"_class_name": "UNet3DConditionModel"}, "must be one of .*, got 'UNet3DConditionModel'"),
 }
@@ -202,6 +218,29 @@ def test_a_repository_is_fetched_without_pickles_and_other_parts(hub: Hub) -> No
     assert hub.downloads == parts | text | tokenizer
 
 
+def test_weights_in_half_precision_alone_are_read(hub: Hub) -> None:
+    """Of network, text encoder and autoencoder, in a folder and in a repository."""
+    network = save(hub.folder, DDPMScheduler(), "text")
+    encoder = save_text(hub.folder)
+    for name in ("vocab.json", "merges.txt"):
+        (hub.folder / name).rename(hub.folder / "tokenizer" / name)
+    save_autoencoder(hub.folder / "vae")
+    expected, _ = bbdm.pretrained(hub.folder, BrownianBridge())
+    parts: dict[str, Any] = {"unet": network, "text_encoder": encoder, "vae": load_codec(hub.folder / "vae").module}
+    for name, module in parts.items():
+        for path in (hub.folder / name).glob("*.safetensors"):
+            path.unlink()
+        module.half().save_pretrained(hub.folder / name, variant="fp16")
+        assert [path.suffixes for path in (hub.folder / name).glob("*.safetensors")] == [[".fp16", ".safetensors"]]
+    for start in (hub.folder, REPOSITORY):
+        network, _ = bbdm.pretrained(start, BrownianBridge())
+        torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=2e-3, atol=2e-3)
+        assert network.prompt.dtype == torch.float32
+    weights = load_codec(hub.folder / "vae").module.state_dict()
+    assert all(torch.equal(value, parts["vae"].state_dict()[key].float()) for key, value in weights.items())
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in hub.downloads
+
+
 def test_repositories_of_something_else(hub: Hub) -> None:
     """A large network that no bridge can start from is not fetched; a model of bbdm is for its own reader."""
     (hub.folder / "transformer").mkdir(parents=True)
@@ -231,6 +270,27 @@ def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
     assert autoencoder_folder(tmp_path) is None
     (tmp_path / "vqvae").mkdir()
     with pytest.raises(ValueError, match="is of latents of vqvae, which is not read: only those of vae"):
+        autoencoder_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"latents_mean": [0.1] * 4},
+            "latents_mean of .*vae must be unset: latents are scaled by scaling_factor alone",
+        ),
+        ({"latents_std": [2.0] * 4}, "latents_std of .*vae must be unset"),
+        ({"_class_name": "AutoencoderTiny"}, "vae must be an AutoencoderKL, got AutoencoderTiny"),
+    ],
+)
+def test_autoencoders_of_another_scale_are_refused(changes: Any, reason: str, tmp_path: Path) -> None:
+    save(tmp_path, DDPMScheduler(), "text")
+    save_autoencoder(tmp_path / "vae")
+    config = tmp_path / "vae" / "config.json"
+    assert autoencoder_folder(tmp_path) == config.parent
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(ValueError, match=reason):
         autoencoder_folder(tmp_path)
 
 

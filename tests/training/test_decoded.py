@@ -62,6 +62,26 @@ def test_value_and_gradient_are_those_of_the_formula(objective: Any, pairs: Pair
     assert 5 * lpips.mean() > 0.01 * expected.mean()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_decoders_that_leave_the_range_of_float16(dtype: torch.dtype, pairs: Pairs) -> None:
+    """As Stable Diffusion's does: a training in float16 decodes in float32, and one in bfloat16 as it is."""
+    codec: Any = own_codec()
+    up = codec.module[1]
+    decoder = wrap_codec(
+        codec.module, lambda m, image: m[0](image), lambda m, z: (m[1](z * 1e7) / 1e7).tanh(), channels=4, stride=2
+    )
+    task = BridgeTask(tiny_unet(in_channels=4, out_channels=4), BrownianBridge(), CONFIG, pairs, codec=decoder)
+    x0 = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    prediction = torch.zeros_like(x0, requires_grad=True)
+    times = torch.full((4,), 500)
+    decoded: Any = task.decoded
+    with torch.autocast("cpu", dtype):
+        lpips = decoded(prediction, x0, x0, times, SEEDS, 1)
+    assert up.weight.abs().max() * 1e7 > torch.finfo(torch.float16).max
+    torch.testing.assert_close(lpips, decoded(prediction, x0, x0, times, SEEDS, 1), rtol=0.05, atol=1e-3)
+    assert torch.autograd.grad(lpips.sum(), prediction)[0].isfinite().all()
+
+
 def test_crops_are_drawn_from_seeds_and_all_places_are() -> None:
     """A crop of 2 x 2 of 3 x 5 is at one of 2 x 4 places, the same for both pictures of an example."""
     seeds = sample_seeds(0, 0, 200, CPU)

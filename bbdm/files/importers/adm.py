@@ -7,7 +7,7 @@ channels, twice those of pictures; a file without one is known by the name that 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
     if CLASSES in state:
         count = dim(state, CLASSES, 0)
         raise ValueError(f"it is class-conditional, of {count} classes: only networks without classes are read")
+    _check_blocks(state)
     channels = dim(state, FIRST, 1)
     for key in LAST:
         if dim(state, key, 0) == 2 * channels:
@@ -90,3 +91,13 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
         log_levels=levels_of(SCHEDULES[config or "adm"]()),
     )
     return settings, state
+
+
+def _check_blocks(state: Mapping[str, Any]) -> None:
+    """Raise ValueError for networks of improved diffusion: their heads of attention are of other widths."""
+    halved = any(key.endswith(".op.weight") for key in state)  # by convolutions, not by blocks
+    channels = dim(state, "input_blocks.1.0.out_layers.3.weight", 0)
+    modulation = dim(state, "input_blocks.1.0.emb_layers.1.weight", 0)
+    if halved or modulation != 2 * channels:  # a scale and a shift
+        expected = "a network of guided diffusion with resblock_updown and use_scale_shift_norm"
+        raise ValueError(f"it must be {expected}, and has other blocks, as those of improved diffusion")

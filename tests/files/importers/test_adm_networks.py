@@ -18,7 +18,7 @@ from bbdm.files.pretrained import find_pretrained, pretrained
 from bbdm.networks.base import fitting
 from bbdm.networks.unet import UNet
 from tests.files.importers.common import fill, save
-from tests.files.test_pretrained import Levels, estimate
+from tests.files.test_pretrained import FULL, Levels, estimate
 from tests.peers.packages import sde_bbdm
 
 PUBLISHED: dict[str, Any] = {  # 256x256_diffusion_uncond.pt
@@ -61,6 +61,8 @@ def test_the_first_estimate_is_of_the_noise_that_it_predicts(tmp_path: Path, mon
     own = fill(adm())
     path = save(own.state_dict(), tmp_path / "ADM.pt")
     network, bridge = pretrained(path, ADMLevels(), source_channels=3)
+    assert bridge.noise_range == pytest.approx((0.01, 2.0), rel=1e-3)
+    bridge = replace(bridge, noise_range=FULL)
     network = network.double()
     kept = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     generator = torch.Generator().manual_seed(1)
@@ -167,6 +169,17 @@ def test_files_that_are_refused(change: Any, config: str | None, reason: str, tm
     path = save({**fill(adm()).state_dict(), **change}, tmp_path / "ADM.pt")
     with pytest.raises(ValueError, match=f"cannot read .*ADM.pt as a network of diffusion models: .*{reason}"):
         pretrained(path, BrownianBridge(), config=config)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"resblock_updown": False}, {"use_scale_shift_norm": False}, {"use_scale_shift_norm": False, "channel_mult": [1]}],
+)
+def test_networks_of_improved_diffusion_are_refused_by_name(settings: Any, tmp_path: Path) -> None:
+    path = save(fill(adm(**settings)).state_dict(), tmp_path / "ADM.pt")
+    reason = "must be a network of guided diffusion with resblock_updown .*, and has other blocks, as those of improved"
+    with pytest.raises(ValueError, match=reason):
+        pretrained(path, BrownianBridge())
 
 
 @pytest.mark.parametrize(
