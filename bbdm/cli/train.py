@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
+from bbdm.cli.start import built_of, find_autoencoder, find_base, is_own, load_autoencoder
 from bbdm.cli.training import TrainingCommand, report
 from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
@@ -164,15 +165,15 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         defaults = dict(PRESET_SETTINGS.get(values.get("preset", "paper"), {}))
         if values.get("dataset") == UNPAIRED:
             defaults |= UNPAIRED_SETTINGS
-        if find_pretrained(values.get("init_from"), values.get("config")) is not None:
+        if find_base(values.get("init_from"), values.get("config")) is not None:
             defaults |= PRETRAINED_SETTINGS
         return defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrained is not None:
-            self._take_codec(self.pretrained)
-        if self.lora is not None and (self.pretrained is None or self.pretrained.is_file()):
+        if self.base is not None:
+            self._take_codec(self.base)
+        if self.lora is not None and self.base is None:
             raise ValueError(
                 f"lora needs init_from, a folder with a network that diffusers saved; got {self.init_from}"
             )
@@ -186,11 +187,11 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             raise ValueError("config is of the network that init_from names, and there is none")
 
     @cached_property
-    def pretrained(self) -> Path | None:
+    def base(self) -> Path | None:
         """The folder or file of a network of diffusion models that the run begins with; None of another."""
-        return find_pretrained(self.init_from, self.config)
+        return find_base(self.init_from, self.config)
 
-    def _take_codec(self, path: Path) -> None:
+    def _take_codec(self, base: Path) -> None:
         """Train in the latents of a pretrained network's autoencoder, where it has one, at their own scale.
 
         Raises:
@@ -206,9 +207,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.source_as == "none":
             raise ValueError("source_as must be concat: a pretrained network sees the source")
         if self.vqgan_path is None:
-            from bbdm.files.pretrained import autoencoder_folder
-
-            object.__setattr__(self, "vqgan_path", autoencoder_folder(path))
+            object.__setattr__(self, "vqgan_path", find_autoencoder(base))
 
     def _check_sets(self) -> None:
         """Raise ValueError where settings of two sets without pairs are wrong, or are given for pairs."""
@@ -257,7 +256,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.files.checkpoint import load_codec
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
         from bbdm.training.callbacks import Callback, Forecast
@@ -266,15 +264,15 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
         codec = None
         if self.vqgan_path is not None:
-            codec = load_codec(self.vqgan_path).placed(team.device, torch.float32)
+            codec = load_autoencoder(self.vqgan_path).placed(team.device, torch.float32)
         pairs, validation = self._pairs(team, codec, resumed)
         torch.manual_seed(self.seed)
         statistics: dict[str, Any] = {}
         origin: Origin | None = None
         callbacks: list[Callback] = []
         network: Any
-        if self.pretrained is not None:
-            network, bridge = self._pretrained(team, pairs, codec, resumed)
+        if self.base is not None:
+            network, bridge, origin = self._pretrained(team, self.base, pairs, codec, resumed)
             callbacks = [Forecast()]
         else:
             network = self._network(pairs, codec)
@@ -283,7 +281,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             network.gradient_checkpointing = True
         if resumed is not None:
             statistics = resumed.bridge.statistics
-        elif self.init_from is not None and self.pretrained is None:
+        elif self.init_from is not None and self.base is None:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
             origin = trained.origin
@@ -332,10 +330,13 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         )
         return network
 
-    def _pretrained(self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Any) -> tuple[Any, Any]:
-        """The network of diffusion models, and the bridge of its objective and noise levels."""
+    def _pretrained(
+        self, team: Processes, base: Path, pairs: Pairs, codec: Codec | None, resumed: Any
+    ) -> tuple[Any, Any, Origin | None]:
+        """The network of diffusion models, the bridge of its objective and noise levels, and its origin."""
         import torch
 
+        from bbdm.files.checkpoint import load_checkpoint
         from bbdm.files.pretrained import read_pretrained
         from bbdm.networks.lora import add_lora
         from bbdm.networks.pretrained import Pretrained
@@ -346,26 +347,36 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         bridge: Any = self.build_bridge()
         if resumed is not None and resumed.unet.kind == Pretrained.kind and self.lora is None:
             network = Pretrained.from_config(resumed.unet.config)
-            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
-        path = cast(Path, self.pretrained)
+            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range), None
+        origin: Origin | None = None
+        channels = None
+        source_channels = pairs.source_channels
+        endpoint = None
         if codec is None:
-            channels, source_channels = pairs.channels, pairs.source_channels
+            channels = pairs.channels
             endpoint = pairs.spec.endpoint(source_channels, channels)
-            network, bridge, notes = read_pretrained(path, bridge, source_channels, channels, self.config, endpoint)
         else:
-            network, bridge, notes = read_pretrained(path, bridge, codec.channels, None, self.config)
-            if network.channels != codec.channels:
-                latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
-                raise ValueError(f"the network of {self.init_from} has {latents}")
-        for note in notes:
-            report(team, note)
+            source_channels = codec.channels
+        if is_own(base):
+            checkpoint = load_checkpoint(base, codec=codec, config=self.config)
+            network, bridge = built_of(checkpoint, bridge, endpoint)
+            origin = checkpoint.origin
+            if self.lora is not None and checkpoint.unet.lora is not None:
+                raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
+        else:
+            network, bridge, notes = read_pretrained(base, bridge, source_channels, channels, self.config, endpoint)
+            for note in notes:
+                report(team, note)
+        if codec is not None and network.channels != codec.channels:
+            latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
+            raise ValueError(f"the network of {self.init_from} has {latents}")
         if self.lora is not None:
             dtype = torch.bfloat16 if self.precision == "bf16" else None
-            add_lora(network, self.lora, f"{path}", dtype)
+            add_lora(network, self.lora, f"{base}", dtype)
         if codec is not None and resumed is None:
             lost = initial.round_trip_error(pairs, codec, team.device)
             report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
-        return network, bridge
+        return network, bridge, origin
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""
@@ -411,15 +422,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             bridge = replace(bridge, spread=self.spread)
         report_statistics(team, {**bridge.statistics, "eps": 2 * bridge.max_variance})
         return bridge
-
-
-def find_pretrained(path: Any, config: str | None) -> Path | None:
-    """See :func:`bbdm.files.pretrained.find_pretrained`; None where a run begins with no other network."""
-    if path is None:
-        return None
-    from bbdm.files import pretrained
-
-    return pretrained.find_pretrained(path, config)
 
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:

@@ -19,6 +19,7 @@ from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.data.trained import Origin
 from bbdm.defaults import NO_DEFAULTS, Defaults
+from bbdm.files import weights
 from bbdm.files.pretrained import pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
@@ -121,16 +122,26 @@ class NetworkState:
 
     def _beside_base(self, lora: LoRA, state: State) -> State:
         """The weights of the plain network, of those that were trained and of the base that is read."""
+        base = self._base(lora)
+        add_lora(base, lora.rank, lora.base)
+        lora.check(base.lora)
+        base.load_state_dict(completed(base, state))
+        return merged(base)
+
+    def _base(self, lora: LoRA) -> Any:
+        """The network that one with LoRA began with, from the folder or the file where it was."""
+        if Path(lora.base).is_file():
+            with weights.opened(lora.base, FORMAT, "network that LoRA began with") as content:
+                stored = NetworkState.read(content.settings["unet"], content)
+                if stored.lora is not None:
+                    raise ValueError("it has only what LoRA trained itself")
+                return stored.build()
         if network_folder(lora.base) is None:
             raise IncompleteFileError(
                 f"the file has only what LoRA trained, and {lora.base}, the network that it began with, is not here: "
                 "take the run's final weights, which need it no more"
             )
-        base, _ = pretrained(lora.base, BrownianBridge(), self.config.condition_channels, self.config.channels)
-        add_lora(base, lora.rank, lora.base)
-        lora.check(base.lora)
-        base.load_state_dict(completed(base, state))
-        return merged(base)
+        return pretrained(lora.base, BrownianBridge(), self.config.condition_channels, self.config.channels)[0]
 
 
 def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:

@@ -239,7 +239,7 @@ class LoRA:
     """
 
     rank: int  # of the added products
-    base: str  # the folder of the network that it began with
+    base: str  # the folder or the file of the network that it began with
     sha256: str  # of that network's weights
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from bbdm.base.optional import package
 from bbdm.networks.base import differences_of, state_hash
 from bbdm.networks.config import LoRA
+from bbdm.networks.unet import UNet
 
 State = dict[str, torch.Tensor]
 FIRST = ("conv_in", "pos_embed.proj")  # the names of first layers
@@ -32,14 +33,16 @@ def add_lora(network: Any, rank: int, base: str, dtype: torch.dtype | None = Non
     Args:
         network: a :class:`~bbdm.networks.pretrained.Pretrained` as it was read, on the CPU.
         rank: of the added products.
-        base: the folder that the network was read from.
+        base: the folder or the file that the network was read from.
         dtype: of the frozen weights beside them, such as ``torch.bfloat16`` for a training that computes in
             it; None for the one that they have.
 
     Raises:
         ModuleNotFoundError: PEFT is not installed.
-        ValueError: the rank is below 1.
+        ValueError: the rank is below 1, or the network is one of ADM.
     """
+    if isinstance(network.module, UNet):
+        raise ValueError("lora is of networks that diffusers saved, got one of ADM")
     lora = LoRA(rank, base, state_hash(network.state_dict(), torch.float32))
     peft = package("peft", "LoRA")
     layers = dict(network.module.named_modules())

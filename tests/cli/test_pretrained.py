@@ -110,3 +110,53 @@ def test_what_does_not_go_with_it_is_refused(flags: list[str], reason: str, worl
     with pytest.raises(SystemExit) as caught:
         train("pixels", "out.pt", "-e", "1", *flags)
     assert reason in f"{caught.value.code}{capsys.readouterr().err}"
+
+
+def refused(capsys: Any, *arguments: str) -> str:
+    """What a command that is refused prints: one line."""
+    with pytest.raises(SystemExit) as caught:
+        train(*arguments)
+    line = f"{caught.value.code}"
+    assert "\n" not in line
+    assert len(line) < 400
+    return line
+
+
+@pytest.mark.parametrize(("folder", "lora"), [("latents", []), ("pixels", ["--lora", "2"])])
+def test_a_file_that_began_with_one_is_a_start_as_its_folder_is(
+    folder: str, lora: list[str], world: Path, save_picture: SavePicture
+) -> None:
+    """Network, objective, noise levels and autoencoder are the file's, and its pairs are recorded too."""
+    begun = train(folder, "begun.pt", "-e", "1")
+    shutil.rmtree(folder)
+    save_random_pairs(world / "others", 2, 1, save_picture, size=24)
+    flags = ["--init_from", "begun.pt", *FLAGS, "-lr", "1e-9", "-e", "1", *lora]
+    cli.run("train", ["edge2shoes", "others", "out.pt", *flags])
+    out = load_checkpoint("out.pt")
+    network = out.build_unet().state_dict()
+    for name, value in begun.build_unet().state_dict().items():
+        torch.testing.assert_close(network[name], value, rtol=0, atol=1e-7)
+    assert out.bridge.noise_range == begun.bridge.noise_range
+    assert (out.bridge.objective, out.codec is None) == ("denoiser", folder == "pixels")
+    config = json.loads(Path("out.run/config.json").read_text())
+    assert config["train"]["loss"] == "l2"
+    assert [len(pairs) for pairs in config["pairs"]["earlier"]] == [4]
+    file = "out.run/step_00000001.pt" if lora else "out.pt"
+    cli.run("translate", ["edge2shoes", "data", file, "results", "--steps", "2"])
+    assert len(list(Path("results").glob("*.png"))) == 3
+
+
+def test_what_does_not_fit_a_file_that_began_with_one_is_refused_by_a_line(world: Path, capsys: Any) -> None:
+    train("pixels", "pixels.pt", "-e", "1")
+    train("latents", "latents.pt", "-e", "1", "--lora", "2")
+    reasons = {
+        ("pixels.pt", "--channels", "1"): "channels of sources and targets: (3, 3), and the pairs have (1, 1)",
+        ("pixels.pt", "--codec", "four"): "a codec was given, but the network was trained in image space",
+        ("latents.pt", "--codec", "four"): "another codec was given than the one that the network was trained with",
+        ("pixels.pt", "--config", "adm"): "config=adm was given, but the file describes its network itself",
+        ("pixels.pt", "--objective", "pinned"): "objective must be 'denoiser' of a pretrained network",
+        ("latents.run/step_00000002.pt",): "the file has only the SHA-256 of its codec",
+        ("latents.run/step_00000002.pt", "--codec", "latents/vae", "--lora", "2"): "has only what LoRA trained",
+    }
+    for (file, *flags), reason in reasons.items():
+        assert reason in refused(capsys, file, "out.pt", "-e", "1", *flags)
