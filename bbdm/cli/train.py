@@ -334,8 +334,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         self, team: Processes, base: Path, pairs: Pairs, codec: Codec | None, resumed: Any
     ) -> tuple[Any, Any, Origin | None]:
         """The network of diffusion models, the bridge of its objective and noise levels, and its origin."""
-        import torch
-
         from bbdm.files.checkpoint import load_checkpoint
         from bbdm.files.pretrained import read_pretrained
         from bbdm.networks.lora import add_lora
@@ -371,7 +369,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
             raise ValueError(f"the network of {self.init_from} has {latents}")
         if self.lora is not None:
-            dtype = torch.bfloat16 if self.precision == "bf16" else None
+            dtype = "bf16" if self.precision == "bf16" else "fp32"
             add_lora(network, self.lora, f"{base}", dtype)
         if codec is not None and resumed is None:
             lost = initial.round_trip_error(pairs, codec, team.device)

@@ -123,7 +123,7 @@ class NetworkState:
     def _beside_base(self, lora: LoRA, state: State) -> State:
         """The weights of the plain network, of those that were trained and of the base that is read."""
         base = self._base(lora)
-        add_lora(base, lora.rank, lora.base)
+        add_lora(base, lora.rank, lora.base, lora.dtype)
         lora.check(base.lora)
         base.load_state_dict(completed(base, state))
         return merged(base)

@@ -241,12 +241,15 @@ class LoRA:
     rank: int  # of the added products
     base: str  # the folder or the file of the network that it began with
     sha256: str  # of that network's weights
+    dtype: str = "float32"  # of those beside the products, to which they are rounded
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"lora must be a rank of at least 1, got {self.rank!r}")
-        if not isinstance(self.base, str) or not isinstance(self.sha256, str):
-            raise ValueError(f"base and sha256 must be text, got {self.base!r} and {self.sha256!r}")
+        for name in ("base", "sha256", "dtype"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be text, got {value!r}")
 
     def check(self, lora: LoRA | None) -> None:
         """Raise ValueError where a network's ``lora`` has another rank, or began with another base."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bbdm.base.optional import package
-from bbdm.networks.base import differences_of, state_hash
+from bbdm.networks.base import differences_of, find_dtype, state_hash
 from bbdm.networks.config import LoRA
 from bbdm.networks.unet import UNet
 
@@ -25,7 +25,7 @@ LINEAR = re.compile(r"(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.\d+(\.
 ADAPTER = "default"  # the name that PEFT gives to what it adds
 
 
-def add_lora(network: Any, rank: int, base: str, dtype: torch.dtype | None = None) -> None:
+def add_lora(network: Any, rank: int, base: str, dtype: str | torch.dtype = torch.float32) -> None:
     """Add LoRA to a network in place: to projections of attention, feed-forward layers and convolutions.
 
     What the network computes stays the same. The rest is frozen, but for the first layer.
@@ -34,16 +34,19 @@ def add_lora(network: Any, rank: int, base: str, dtype: torch.dtype | None = Non
         network: a :class:`~bbdm.networks.pretrained.Pretrained` as it was read, on the CPU.
         rank: of the added products.
         base: the folder or the file that the network was read from.
-        dtype: of the frozen weights beside them, such as ``torch.bfloat16`` for a training that computes in
-            it; None for the one that they have.
+        dtype: to which the frozen weights beside them are rounded, such as ``torch.bfloat16`` for a training
+            that computes in it.
 
     Raises:
         ModuleNotFoundError: PEFT is not installed.
-        ValueError: the rank is below 1, or the network is one of ADM.
+        ValueError: the rank is below 1, the dtype is none of floating-point numbers, or the network is one of
+            ADM.
     """
     if isinstance(network.module, UNet):
         raise ValueError("lora is of networks that diffusers saved, got one of ADM")
-    lora = LoRA(rank, base, state_hash(network.state_dict(), torch.float32))
+    dtype = find_dtype(dtype)
+    name_of_dtype = f"{dtype}".removeprefix("torch.")
+    lora = LoRA(rank, base, state_hash(network.state_dict(), torch.float32), name_of_dtype)
     peft = package("peft", "LoRA")
     layers = dict(network.module.named_modules())
     targets: list[str] = []

@@ -82,6 +82,13 @@ def test_results_need_neither_base_nor_peft_and_a_runs_steps_the_base(world: Pat
     assert np.array_equal(BridgeSampler.from_checkpoint("out.pt", steps=2)(source, seed=0), expected)
 
 
+def test_a_step_and_the_final_file_are_one_network(world: Path) -> None:
+    """To the bit, where it was trained beside weights that are rounded to bfloat16."""
+    train("pixels", "out.pt", "--lora", "2", "--precision", "bf16", "--max_steps", "2")
+    step = load_checkpoint("out.run/step_00000002.pt")
+    assert same_weights(step.build_unet(), load_checkpoint("out.pt").build_unet())
+
+
 def refused(capsys: Any, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
         train(*arguments)
