@@ -151,10 +151,10 @@ def read_pretrained(
         network.prompt.copy_(prompt)
     ends = _ends(settings, state, channels, source_channels)
     if ends is None:
-        names = " and ".join(ENDS[settings.architecture])
+        network.new = ENDS[settings.architecture]
         differ = f"the network has {settings.channels} channels, and targets {channels}"
-        notes.append(f"{differ}: its first and last layers, {names}, are new")
-        new = tuple(f"{name}." for name in ENDS[settings.architecture])
+        notes.append(f"{differ}: its first and last layers, {' and '.join(network.new)}, are new")
+        new = tuple(f"{name}." for name in network.new)
         ends = {key: value for key, value in network.module.state_dict().items() if key.startswith(new)}
     network.module.load_state_dict({**state, **ends})
     changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)
