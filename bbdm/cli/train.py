@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
-from bbdm.cli.start import built_of, find_autoencoder, find_base, is_own, load_autoencoder
-from bbdm.cli.training import TrainingCommand, report
+from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder
+from bbdm.cli.training import report
 from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
@@ -91,7 +90,7 @@ OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingCommand, DataConfig, UnpairedConfig):
+class Train(StartCommand, DataConfig, UnpairedConfig):
     """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
 
     If it ends early, the same command resumes.
@@ -134,23 +133,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     )
     best: bool = setting(False, "OUTPUT_MODEL has the weights of the lowest validation loss, not the last", group="run")
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
-    init_from: Path | None = setting(
-        None,
-        "begin with the weights of this checkpoint, or with the network of diffusion models in this folder or "
-        "repository of diffusers or this file of ADM, in place of the preset's",
-        group="network",
-    )
-    lora: int | None = setting(
-        None,
-        "train products of this rank beside the layers of the network in a folder of diffusers, and not those; "
-        "16 is usual",
-        least=1,
-        group="network",
-    )
-    config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
-    vqgan_path: Path | None = setting(
-        None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
-    )
     cache_latents: Path | None = setting(None, "folder of latents: they are computed once", group="latents")
     normalize_latents: bool = setting(False, "to mean 0 and spread 1, as BBDM can", group="latents")
 
@@ -165,15 +147,16 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         defaults = dict(PRESET_SETTINGS.get(values.get("preset", "paper"), {}))
         if values.get("dataset") == UNPAIRED:
             defaults |= UNPAIRED_SETTINGS
-        if find_base(values.get("init_from"), values.get("config")) is not None:
+        step = find_step(values)
+        if step is not None or find_base(values.get("init_from"), values.get("config")) is not None:
             defaults |= PRETRAINED_SETTINGS
         return defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.base is not None:
-            self._take_codec(self.base)
-        if self.lora is not None and self.base is None:
+        if self.is_pretrained:
+            self._take_codec()
+        elif self.lora is not None:
             raise ValueError(
                 f"lora needs init_from, a folder with a network that diffusers saved; got {self.init_from}"
             )
@@ -186,12 +169,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
-    @cached_property
-    def base(self) -> Path | None:
-        """The folder or file of a network of diffusion models that the run begins with; None of another."""
-        return find_base(self.init_from, self.config)
-
-    def _take_codec(self, base: Path) -> None:
+    def _take_codec(self) -> None:
         """Train in the latents of a pretrained network's autoencoder, where it has one, at their own scale.
 
         Raises:
@@ -207,7 +185,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.source_as == "none":
             raise ValueError("source_as must be concat: a pretrained network sees the source")
         if self.vqgan_path is None:
-            object.__setattr__(self, "vqgan_path", find_autoencoder(base))
+            object.__setattr__(self, "vqgan_path", self.autoencoder())
 
     def _check_sets(self) -> None:
         """Raise ValueError where settings of two sets without pairs are wrong, or are given for pairs."""
@@ -271,8 +249,10 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         origin: Origin | None = None
         callbacks: list[Callback] = []
         network: Any
-        if self.base is not None:
-            network, bridge, origin = self._pretrained(team, self.base, pairs, codec, resumed)
+        if self.is_pretrained:
+            if "preset" in self.named:
+                report(team, f"the network is that of {self.name}, and preset {self.preset} only gives defaults")
+            network, bridge, origin = self.pretrained(team, pairs, codec, resumed, self.build_bridge())
             callbacks = [Forecast()]
         else:
             network = self._network(pairs, codec)
@@ -281,7 +261,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             network.gradient_checkpointing = True
         if resumed is not None:
             statistics = resumed.bridge.statistics
-        elif self.init_from is not None and self.base is None:
+        elif self.init_from is not None and not self.is_pretrained:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
             origin = trained.origin
@@ -329,52 +309,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             self.preset, channels, source_channels, self.source_as, endpoint=endpoint, **conditions
         )
         return network
-
-    def _pretrained(
-        self, team: Processes, base: Path, pairs: Pairs, codec: Codec | None, resumed: Any
-    ) -> tuple[Any, Any, Origin | None]:
-        """The network of diffusion models, the bridge of its objective and noise levels, and its origin."""
-        from bbdm.files.checkpoint import load_checkpoint
-        from bbdm.files.pretrained import read_pretrained
-        from bbdm.networks.lora import add_lora
-        from bbdm.networks.pretrained import Pretrained
-        from bbdm.training import initial
-
-        if "preset" in self.named:
-            report(team, f"the network is that of {self.init_from}, and preset {self.preset} only gives defaults")
-        bridge: Any = self.build_bridge()
-        if resumed is not None and resumed.unet.kind == Pretrained.kind and self.lora is None:
-            network = Pretrained.from_config(resumed.unet.config)
-            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range), None
-        origin: Origin | None = None
-        channels = None
-        source_channels = pairs.source_channels
-        endpoint = None
-        if codec is None:
-            channels = pairs.channels
-            endpoint = pairs.spec.endpoint(source_channels, channels)
-        else:
-            source_channels = codec.channels
-        if is_own(base):
-            checkpoint = load_checkpoint(base, codec=codec, config=self.config)
-            network, bridge = built_of(checkpoint, bridge, endpoint)
-            origin = checkpoint.origin
-            if self.lora is not None and checkpoint.unet.lora is not None:
-                raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
-        else:
-            network, bridge, notes = read_pretrained(base, bridge, source_channels, channels, self.config, endpoint)
-            for note in notes:
-                report(team, note)
-        if codec is not None and network.channels != codec.channels:
-            latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
-            raise ValueError(f"the network of {self.init_from} has {latents}")
-        if self.lora is not None:
-            dtype = "bf16" if self.precision == "bf16" else "fp32"
-            add_lora(network, self.lora, f"{base}", dtype)
-        if codec is not None and resumed is None:
-            lost = initial.round_trip_error(pairs, codec, team.device)
-            report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
-        return network, bridge, origin
 
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""

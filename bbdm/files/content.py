@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from bbdm.data.spec import Spec
 from bbdm.data.trained import Origin
 from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.files import weights
-from bbdm.files.pretrained import pretrained
+from bbdm.files.pretrained import read_pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
 from bbdm.networks.config import FACTORIES, LoRA, UNetConfig, WrappedConfig
@@ -100,7 +100,9 @@ class NetworkState:
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             if self.lora is not None:
-                state = self._beside_base(self.lora, state)
+                beside = self.beside_base()
+                beside.load_state_dict(completed(beside, state))
+                state = merged(beside)
             return restore(kind.from_config, self.config, state, "the checkpoint's")
         described = f"of a {self.config.module} with {self.config.channels} channels"
         own = Wrapped.from_config(self.config) if network is None and self.config.module in FACTORIES else None
@@ -120,28 +122,43 @@ class NetworkState:
         built.load_state_dict(state)
         return built.float().eval()
 
-    def _beside_base(self, lora: LoRA, state: State) -> State:
-        """The weights of the plain network, of those that were trained and of the base that is read."""
-        base = self._base(lora)
-        add_lora(base, lora.rank, lora.base, lora.dtype)
-        lora.check(base.lora)
-        base.load_state_dict(completed(base, state))
-        return merged(base)
+    def beside_base(self, path: Path | None = None) -> Any:
+        """The network of a file that has only what LoRA trained, before it takes these weights.
 
-    def _base(self, lora: LoRA) -> Any:
-        """The network that one with LoRA began with, from the folder or the file where it was."""
-        if Path(lora.base).is_file():
-            with weights.opened(lora.base, FORMAT, "network that LoRA began with") as content:
-                stored = NetworkState.read(content.settings["unet"], content)
-                if stored.lora is not None:
-                    raise ValueError("it has only what LoRA trained itself")
-                return stored.build()
-        if network_folder(lora.base) is None:
+        Args:
+            path: of the network that it began with; None for where that was.
+
+        Raises:
+            IncompleteFileError: that network is not at hand.
+            ValueError: there is another network.
+        """
+        lora = cast(LoRA, self.lora)
+        if path is None and is_local(lora.base):
+            path = Path(lora.base)
+        network = None if path is None else self._base(path)
+        if network is None:
             raise IncompleteFileError(
                 f"the file has only what LoRA trained, and {lora.base}, the network that it began with, is not here: "
-                "take the run's final weights, which need it no more"
+                "name it as init_from where a run resumes, or take the run's final weights, which need it no more"
             )
-        return pretrained(lora.base, BrownianBridge(), self.config.condition_channels, self.config.channels)[0]
+        add_lora(network, lora.rank, f"{path}", lora.dtype)
+        lora.check(network.lora)
+        return network
+
+    def _base(self, path: Path) -> Any:
+        """The network in a folder or a file, for the channels of this one; None where there is none."""
+        endpoint = self.config.endpoint
+        if path.is_file():
+            with weights.opened(path, FORMAT, "network that LoRA began with") as content:
+                stored = NetworkState.read(content.settings["unet"], content)
+                if stored.kind != Pretrained.kind or stored.lora is not None:
+                    raise ValueError("it has not all weights of a pretrained network")
+                return replace(stored, config=replace(stored.config, endpoint=endpoint)).build()
+        if network_folder(path) is None:
+            return None
+        config = self.config
+        bridge = BrownianBridge()
+        return read_pretrained(path, bridge, config.condition_channels, config.channels, None, endpoint)[0]
 
 
 def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
@@ -202,9 +219,13 @@ def origin_of(path: Path, settings: Mapping[str, Any]) -> Origin:
     record = settings.get("record", "")
     if not isinstance(run, str) or not isinstance(record, str):
         raise ValueError(f"run and record must be texts, got {run!r} and {record!r}")
-    is_share = run.startswith(("//", "\\\\"))  # in the network, which a stranger's file must not connect to
-    folder = path.parent / run if run and not is_share else None
+    folder = path.parent / run if run and is_local(run) else None
     return Origin(path, folder, record or None)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is none of a share in the network, to which a stranger's file must not connect."""
+    return not path.startswith(("//", "\\\\"))
 
 
 @dataclass(frozen=True)

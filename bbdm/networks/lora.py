@@ -7,6 +7,7 @@ merged, W + B A, is the weight of a plain network.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -52,7 +53,7 @@ def add_lora(network: Any, rank: int, base: str, dtype: str | torch.dtype = torc
     for key, value in network.module.state_dict().items():
         if not key.startswith(whole):
             frozen[key] = value
-    lora = LoRA(rank, base, state_hash(frozen, torch.float32), name_of_dtype)
+    lora = LoRA(rank, os.path.abspath(base), state_hash(frozen, torch.float32), name_of_dtype)
     peft = package("peft", "LoRA")
     layers = dict(network.module.named_modules())
     targets: list[str] = []

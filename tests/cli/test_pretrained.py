@@ -12,8 +12,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from bbdm import cli, load_checkpoint
+from bbdm.networks.config import UNETS, UNetConfig
 from bbdm.networks.unet import UNet
-from tests.conftest import SavePicture, same_weights, save_random_pairs
+from tests.conftest import TINY, SavePicture, same_weights, save_random_pairs
 from tests.files.test_pretrained import save
 
 FLAGS = ["--image_size", "16", "-b", "2", "--device", "cpu", "--warmup_steps", "0", "-lr", "1e-3"]
@@ -112,8 +113,8 @@ def test_what_does_not_go_with_it_is_refused(flags: list[str], reason: str, worl
     assert reason in f"{caught.value.code}{capsys.readouterr().err}"
 
 
-def refused(capsys: Any, *arguments: str) -> str:
-    """What a command that is refused prints: one line."""
+def refused(*arguments: str) -> str:
+    """What a training that is refused prints: one line."""
     with pytest.raises(SystemExit) as caught:
         train(*arguments)
     line = f"{caught.value.code}"
@@ -146,7 +147,7 @@ def test_a_file_that_began_with_one_is_a_start_as_its_folder_is(
     assert len(list(Path("results").glob("*.png"))) == 3
 
 
-def test_what_does_not_fit_a_file_that_began_with_one_is_refused_by_a_line(world: Path, capsys: Any) -> None:
+def test_what_does_not_fit_a_file_that_began_with_one_is_refused_by_a_line(world: Path) -> None:
     train("pixels", "pixels.pt", "-e", "1")
     train("latents", "latents.pt", "-e", "1", "--lora", "2")
     reasons = {
@@ -159,4 +160,32 @@ def test_what_does_not_fit_a_file_that_began_with_one_is_refused_by_a_line(world
         ("latents.run/step_00000002.pt", "--codec", "latents/vae", "--lora", "2"): "has only what LoRA trained",
     }
     for (file, *flags), reason in reasons.items():
-        assert reason in refused(capsys, file, "out.pt", "-e", "1", *flags)
+        assert reason in refused(file, "out.pt", "-e", "1", *flags)
+
+
+def test_a_run_resumes_without_its_folder(world: Path) -> None:
+    """By the same command, whose folder is gone, and by the step alone."""
+    straight = train("pixels", "straight.pt", "-e", "2")
+    train("pixels", "out.pt", "-e", "1")
+    shutil.rmtree("pixels")
+    step = ["--ckpt_path", "out.run/step_00000002.pt"]
+    cli.run("train", ["edge2shoes", "data", "other.pt", *step, *FLAGS, "-e", "2"])
+    train("pixels", "out.pt", "-e", "2")
+    for output in ("out.pt", "other.pt"):
+        assert same_weights(load_checkpoint(output).build_unet(), straight.build_unet())
+
+
+def test_a_run_in_latents_resumes_with_their_autoencoder_alone(world: Path) -> None:
+    train("latents", "out.pt", "-e", "1")
+    Path("latents/vae").rename("vae")
+    shutil.rmtree("latents")
+    reason = "is of latents: give vqgan_path, the autoencoder that the run began with"
+    assert reason in refused("latents", "out.pt", "-e", "2")
+    train("latents", "out.pt", "-e", "2", "--codec", "vae")
+    assert Path("out.run/step_00000004.pt").exists()
+
+
+def test_a_run_of_another_network_is_not_gone_on_with(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
+    cli.run("train", ["edge2shoes", "data", "out.pt", "--preset", "demo", *FLAGS, "-e", "1"])
+    assert "the run in this folder is of another network, unet" in refused("pixels", "out.pt", "-e", "2")
