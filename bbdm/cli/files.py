@@ -30,6 +30,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     dtypes = sorted({str(value.dtype).removeprefix("torch.") for value in state.values()})
     count = sum(value.numel() for value in state.values())
     yield "network", f"{unet.kind}, {count / 1e6:.1f} M parameters in {', '.join(dtypes)}"
+    if unet.base is not None:
+        yield "base", unet.base
     if unet.lora is not None:
         yield "LoRA", f"rank {unet.lora.rank}, beside the weights in {unet.lora.base}, which are not in the file"
     yield "settings", unet.config

@@ -112,7 +112,9 @@ class StartCommand(TrainingCommand):
             if self.lora is not None and checkpoint.unet.lora is not None:
                 raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
         else:
-            network, bridge, notes = read_pretrained(base, bridge, source_channels, channels, self.config, endpoint)
+            network, bridge, notes = read_pretrained(
+                base, bridge, source_channels, channels, self.config, endpoint, self.init_from
+            )
             for note in notes:
                 report(team, note)
         if codec is not None and network.channels != codec.channels:
@@ -232,7 +234,11 @@ def resumed_network(stored: NetworkState, rank: int | None, base: Path | None) -
     before = None if stored.lora is None else stored.lora.rank
     if rank != before:
         raise ValueError(f"lora must be {before}, with which it was trained, got {rank}")
-    return Pretrained.from_config(stored.config) if stored.lora is None else stored.beside_base(base)
+    if stored.lora is not None:
+        return stored.beside_base(base)
+    network = Pretrained.from_config(stored.config)
+    network.base = stored.base
+    return network
 
 
 def built_of(checkpoint: Checkpoint, bridge: Bridge, endpoint: tuple[int, ...] | None) -> tuple[Pretrained, Bridge]:

@@ -23,7 +23,7 @@ from bbdm.files import weights
 from bbdm.files.pretrained import read_pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
-from bbdm.networks.config import FACTORIES, LoRA, UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, Base, LoRA, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.lora import add_lora, completed, merged, trained
 from bbdm.networks.pretrained import Pretrained
@@ -50,6 +50,7 @@ class NetworkState:
     ema: State | None = None
     kind: str = "unet"
     training: dict[str, Any] | None = None  # of an autoencoder's file; a bridge's has it in the Checkpoint
+    base: Base | None = None  # the network of diffusion models that it began as
     lora: LoRA | None = None  # of a run's file that has trained weights alone
     origin: Origin | None = None  # of an autoencoder's file
 
@@ -67,12 +68,13 @@ class NetworkState:
             if each is not None:
                 states.append(each.state_dict() if each.lora is None else merged(each))
         weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
-        return cls(network.network_config, weights, average[0] if average else None, network.kind)
+        return cls(network.network_config, weights, average[0] if average else None, network.kind, base=network.base)
 
     @classmethod
     def of_trained(cls, network: Network, ema: Network) -> NetworkState:
         """The weights of a network with LoRA that are trained, and their moving average, not copied."""
-        return cls(network.network_config, trained(network), trained(ema), network.kind, lora=network.lora)
+        whose = {"base": network.base, "lora": network.lora}
+        return cls(network.network_config, trained(network), trained(ema), network.kind, **whose)
 
     @classmethod
     def read(cls, settings: dict[str, Any], content: Snapshot, kind: str = "unet") -> NetworkState:
@@ -84,12 +86,13 @@ class NetworkState:
         config, weights, ema = config_class(**settings["config"]), states.get("weights"), states.get("ema")
         if weights is ema is None:
             raise ValueError("it holds neither weights nor their moving average")
+        base = Base(**settings["base"]) if "base" in settings else None
         if "lora" in settings:  # whose weights are compared with a base, where there is one
-            return cls(config, weights, ema, kind, lora=LoRA(**settings["lora"]))
+            return cls(config, weights, ema, kind, base=base, lora=LoRA(**settings["lora"]))
         for state in (weights, ema):
             if state is not None and issubclass(network, ConfiguredNetwork):
                 fitting(network.from_config, config, state)
-        return cls(config, weights, ema, kind, content.training)
+        return cls(config, weights, ema, kind, content.training, base)
 
     def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
@@ -103,7 +106,9 @@ class NetworkState:
                 beside = self.beside_base()
                 beside.load_state_dict(completed(beside, state))
                 state = merged(beside)
-            return restore(kind.from_config, self.config, state, "the checkpoint's")
+            built: Any = restore(kind.from_config, self.config, state, "the checkpoint's")
+            built.base = self.base
+            return built
         described = f"of a {self.config.module} with {self.config.channels} channels"
         own = Wrapped.from_config(self.config) if network is None and self.config.module in FACTORIES else None
         network = own or network
@@ -143,6 +148,7 @@ class NetworkState:
             )
         add_lora(network, lora.rank, f"{path}", lora.dtype)
         lora.check(network.lora)
+        network.base = self.base
         return network
 
     def _base(self, path: Path) -> Any:
@@ -269,9 +275,13 @@ class Checkpoint:
                 coded = {**codec.config, "sha256": codec.digest()}
             else:
                 states["codec"] = codec.weights
-        lora = {} if self.unet.lora is None else {"lora": asdict(self.unet.lora)}
+        further: dict[str, Any] = {}
+        for name in ("base", "lora"):
+            value = getattr(self.unet, name)
+            if value is not None:
+                further[name] = asdict(value)
         settings = {
-            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config), **lora},
+            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config), **further},
             "bridge": self.bridge.config(),
             "codec": coded,
             "image_size": self.image_size,

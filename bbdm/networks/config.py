@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
@@ -228,6 +228,38 @@ class DiTConfig(NetworkConfig):
     def stride(self) -> int:
         """Height and width must be multiples of this."""
         return self.patch
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which network of diffusion models a network began as, and the terms of that one's weights.
+
+    Raises:
+        ValueError: a value is no text.
+    """
+
+    name: str  # OWNER/NAME on the Hugging Face Hub, or the name of the folder or file
+    license: str | None = None  # by its model card; None where it is unknown
+    license_name: str | None = None  # where ``license`` is ``other``
+    license_link: str | None = None  # to the text of that one
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, str) and (value is not None or each.name == "name"):
+                raise ValueError(f"{each.name} of a base must be text, got {value!r}")
+
+    def __str__(self) -> str:
+        """Its name and its licence in one line."""
+        terms = [text for text in (self.license, self.license_name, self.license_link) if text is not None]
+        return f"{self.name}, license {', '.join(terms) or 'unknown'}"
+
+    @property
+    def metadata(self) -> dict[str, str | None]:
+        """What a model card says of it: arguments of ``huggingface_hub.ModelCardData``."""
+        terms = asdict(self)
+        name = terms.pop("name")
+        return {"base_model": name if "/" in name else None, **terms}
 
 
 @dataclass(frozen=True)

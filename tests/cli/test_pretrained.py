@@ -11,8 +11,8 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from bbdm import cli, load_checkpoint
-from bbdm.networks.config import UNETS, UNetConfig
+from bbdm import BridgeSampler, BrownianBridge, cli, load_checkpoint, pretrained, save_checkpoint
+from bbdm.networks.config import UNETS, Base, UNetConfig
 from bbdm.networks.unet import UNet
 from tests.conftest import TINY, SavePicture, same_weights, save_random_pairs
 from tests.files.test_pretrained import save
@@ -189,3 +189,47 @@ def test_a_run_of_another_network_is_not_gone_on_with(world: Path, monkeypatch: 
     monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
     cli.run("train", ["edge2shoes", "data", "out.pt", "--preset", "demo", *FLAGS, "-e", "1"])
     assert "the run in this folder is of another network, unet" in refused("pixels", "out.pt", "-e", "2")
+
+
+CARD = """---
+license: other
+license_name: stability
+license_link: https://example.com/LICENSE
+tags: [text-to-image]
+---
+# A network
+"""
+
+
+def test_base_and_licence_go_with_the_weights(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Of a repository: through LoRA, another start, distillation, a folder and its card."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: "pixels")
+    Path("pixels/README.md").write_text(CARD, encoding="utf-8")
+    flags = ["--bridge", "brownian", "--max_steps", "1"]
+    train("someone/network@v1", "lora.pt", "--lora", "2", *flags)
+    train("lora.pt", "again.pt", *flags)
+    cli.run("distill", ["again.pt", "data", "student.pt", "--calls", "1", *FLAGS, "--max_steps", "1"])
+    BridgeSampler.from_checkpoint("student.pt").save_pretrained("folder")
+    base = Base("someone/network", "other", "stability", "https://example.com/LICENSE")
+    for file in ("lora.run/step_00000001.pt", "again.pt", "student.pt", "folder"):
+        assert load_checkpoint(file).build_unet().base == base
+    card = huggingface_hub.metadata_load("folder/README.md")
+    assert card is not None
+    assert (card["base_model"], card["license"]) == ("someone/network", "other")
+    assert (card["license_name"], card["license_link"]) == ("stability", "https://example.com/LICENSE")
+    capsys.readouterr()
+    cli.run("info", ["folder"])
+    assert "someone/network, license other, stability, https://example.com/LICENSE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["no head", "---\nlicense: [mit\n---\n", "---\nlicense: [mit, gpl]\n---\n", None])
+def test_a_licence_that_no_card_says_is_unknown(text: str | None, world: Path) -> None:
+    if text is not None:
+        Path("pixels/README.md").write_text(text, encoding="utf-8")
+    network, bridge = pretrained("pixels", BrownianBridge())
+    assert f"{network.base}" == "pixels, license unknown"
+    save_checkpoint("out.pt", network, bridge)
+    BridgeSampler.from_checkpoint("out.pt").save_pretrained("folder")
+    card = huggingface_hub.metadata_load("folder/README.md")
+    assert card is not None
+    assert not {"base_model", "license"} & card.keys()
