@@ -33,6 +33,8 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     if unet.lora is not None:
         parameters = f"{count / 1e6:.3g} M trained parameters"
     yield "network", f"{unet.kind}, {parameters} in {', '.join(dtypes)}"
+    if unet.base is not None:
+        yield "base", unet.base
     if unet.lora is not None:
         yield "LoRA", f"rank {unet.lora.rank}, beside the weights in {unet.lora.base}, which are not in the file"
     yield "settings", unet.config

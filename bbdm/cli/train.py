@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
-from bbdm.cli.training import TrainingCommand, report
+from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder
+from bbdm.cli.training import report
 from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
@@ -90,7 +90,7 @@ OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train(TrainingCommand, DataConfig, UnpairedConfig):
+class Train(StartCommand, DataConfig, UnpairedConfig):
     """Train a bridge: bbdm train edge2shoes DATA OUTPUT_MODEL [flags].
 
     If it ends early, the same command resumes.
@@ -133,23 +133,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
     )
     best: bool = setting(False, "OUTPUT_MODEL has the weights of the lowest validation loss, not the last", group="run")
     gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
-    init_from: Path | None = setting(
-        None,
-        "begin with the weights of this checkpoint, or with the network of diffusion models in this folder or "
-        "repository of diffusers or this file of ADM, in place of the preset's",
-        group="network",
-    )
-    lora: int | None = setting(
-        None,
-        "train products of this rank beside the layers of the network in a folder of diffusers, and not those; "
-        "16 is usual",
-        least=1,
-        group="network",
-    )
-    config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
-    vqgan_path: Path | None = setting(
-        None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
-    )
     cache_latents: Path | None = setting(None, "folder of latents: they are computed once", group="latents")
     normalize_latents: bool = setting(False, "to mean 0 and spread 1, as BBDM can", group="latents")
 
@@ -164,15 +147,16 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         defaults = dict(PRESET_SETTINGS.get(values.get("preset", "paper"), {}))
         if values.get("dataset") == UNPAIRED:
             defaults |= UNPAIRED_SETTINGS
-        if find_pretrained(values.get("init_from"), values.get("config")) is not None:
+        step = find_step(values)
+        if step is not None or find_base(values.get("init_from"), values.get("config")) is not None:
             defaults |= PRETRAINED_SETTINGS
         return defaults
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pretrained is not None:
-            self._take_codec(self.pretrained)
-        if self.lora is not None and (self.pretrained is None or self.pretrained.is_file()):
+        if self.is_pretrained:
+            self._take_codec()
+        elif self.lora is not None:
             raise ValueError(
                 f"lora needs init_from, a folder with a network that diffusers saved; got {self.init_from}"
             )
@@ -185,12 +169,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
-    @cached_property
-    def pretrained(self) -> Path | None:
-        """The folder or file of a network of diffusion models that the run begins with; None of another."""
-        return find_pretrained(self.init_from, self.config)
-
-    def _take_codec(self, path: Path) -> None:
+    def _take_codec(self) -> None:
         """Train in the latents of a pretrained network's autoencoder, where it has one, at their own scale.
 
         Raises:
@@ -206,9 +185,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         if self.source_as == "none":
             raise ValueError("source_as must be concat: a pretrained network sees the source")
         if self.vqgan_path is None:
-            from bbdm.files.pretrained import autoencoder_folder
-
-            object.__setattr__(self, "vqgan_path", autoencoder_folder(path))
+            object.__setattr__(self, "vqgan_path", self.autoencoder())
 
     def _check_sets(self) -> None:
         """Raise ValueError where settings of two sets without pairs are wrong, or are given for pairs."""
@@ -257,7 +234,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         """The run before its first step; see the base class."""
         import torch
 
-        from bbdm.files.checkpoint import load_codec
         from bbdm.training import initial
         from bbdm.training.bridge import BridgeTask
         from bbdm.training.callbacks import Callback, Forecast
@@ -266,15 +242,17 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
 
         codec = None
         if self.vqgan_path is not None:
-            codec = load_codec(self.vqgan_path).placed(team.device, torch.float32)
+            codec = load_autoencoder(self.vqgan_path).placed(team.device, torch.float32)
         pairs, validation = self._pairs(team, codec, resumed)
         torch.manual_seed(self.seed)
         statistics: dict[str, Any] = {}
         origin: Origin | None = None
         callbacks: list[Callback] = []
         network: Any
-        if self.pretrained is not None:
-            network, bridge = self._pretrained(team, pairs, codec, resumed)
+        if self.is_pretrained:
+            if "preset" in self.named:
+                report(team, f"the network is that of {self.name}, and preset {self.preset} only gives defaults")
+            network, bridge, origin = self.pretrained(team, pairs, codec, resumed, self.build_bridge())
             callbacks = [Forecast()]
         else:
             network = self._network(pairs, codec)
@@ -283,7 +261,7 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             network.gradient_checkpointing = True
         if resumed is not None:
             statistics = resumed.bridge.statistics
-        elif self.init_from is not None and self.pretrained is None:
+        elif self.init_from is not None and not self.is_pretrained:
             trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
             statistics = trained.bridge.statistics
             origin = trained.origin
@@ -332,41 +310,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
         )
         return network
 
-    def _pretrained(self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Any) -> tuple[Any, Any]:
-        """The network of diffusion models, and the bridge of its objective and noise levels."""
-        import torch
-
-        from bbdm.files.pretrained import read_pretrained
-        from bbdm.networks.lora import add_lora
-        from bbdm.networks.pretrained import Pretrained
-        from bbdm.training import initial
-
-        if "preset" in self.named:
-            report(team, f"the network is that of {self.init_from}, and preset {self.preset} only gives defaults")
-        bridge: Any = self.build_bridge()
-        if resumed is not None and resumed.unet.kind == Pretrained.kind and self.lora is None:
-            network = Pretrained.from_config(resumed.unet.config)
-            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range)
-        path = cast(Path, self.pretrained)
-        if codec is None:
-            channels, source_channels = pairs.channels, pairs.source_channels
-            endpoint = pairs.spec.endpoint(source_channels, channels)
-            network, bridge, notes = read_pretrained(path, bridge, source_channels, channels, self.config, endpoint)
-        else:
-            network, bridge, notes = read_pretrained(path, bridge, codec.channels, None, self.config)
-            if network.channels != codec.channels:
-                latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
-                raise ValueError(f"the network of {self.init_from} has {latents}")
-        for note in notes:
-            report(team, note)
-        if self.lora is not None:
-            dtype = torch.bfloat16 if self.precision == "bf16" else None
-            add_lora(network, self.lora, f"{path}", dtype)
-        if codec is not None and resumed is None:
-            lost = initial.round_trip_error(pairs, codec, team.device)
-            report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
-        return network, bridge
-
     def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""
         from bbdm.data.latents import LatentDataset, measure
@@ -411,15 +354,6 @@ class Train(TrainingCommand, DataConfig, UnpairedConfig):
             bridge = replace(bridge, spread=self.spread)
         report_statistics(team, {**bridge.statistics, "eps": 2 * bridge.max_variance})
         return bridge
-
-
-def find_pretrained(path: Any, config: str | None) -> Path | None:
-    """See :func:`bbdm.files.pretrained.find_pretrained`; None where a run begins with no other network."""
-    if path is None:
-        return None
-    from bbdm.files import pretrained
-
-    return pretrained.find_pretrained(path, config)
 
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:

@@ -78,7 +78,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         """The run at the step where it begins or resumes."""
         from bbdm.training.run import RunFolder
 
-        folder = RunFolder(self.experiment or self.output_model.with_suffix(".run"), self.keep, self.read)
+        folder = RunFolder(folder_of(vars(self)), self.keep, self.read)
         for path in (folder.path, *self.caches):
             team.check_shared(path)
         resumed: tuple[Path, Any] | None = None
@@ -208,6 +208,11 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             raise BadPicturesError("\n".join([first, *reasons]))
         for reason in reasons:
             report(team, f"left out: {reason}")
+
+
+def folder_of(values: Mapping[str, Any]) -> Path:
+    """The folder of the run of a :class:`TrainingCommand`, of its fields by name."""
+    return Path(values.get("experiment") or Path(values["output_model"]).with_suffix(".run"))
 
 
 def report(team: Processes, line: str) -> None:

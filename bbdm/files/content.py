@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -19,10 +19,11 @@ from bbdm.codec import WRAPPED, Codec, LatentStatistics
 from bbdm.data.spec import Spec
 from bbdm.data.trained import Origin
 from bbdm.defaults import NO_DEFAULTS, Defaults
-from bbdm.files.pretrained import pretrained
+from bbdm.files import weights
+from bbdm.files.pretrained import read_pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
-from bbdm.networks.config import FACTORIES, LoRA, UNetConfig, WrappedConfig
+from bbdm.networks.config import FACTORIES, Base, LoRA, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.lora import add_lora, completed, merged, trained
 from bbdm.networks.pretrained import Pretrained
@@ -49,6 +50,7 @@ class NetworkState:
     ema: State | None = None
     kind: str = "unet"
     training: dict[str, Any] | None = None  # of an autoencoder's file; a bridge's has it in the Checkpoint
+    base: Base | None = None  # the network of diffusion models that it began as
     lora: LoRA | None = None  # of a run's file that has trained weights alone
     origin: Origin | None = None  # of an autoencoder's file
 
@@ -66,12 +68,13 @@ class NetworkState:
             if each is not None:
                 states.append(each.state_dict() if each.lora is None else merged(each))
         weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
-        return cls(network.network_config, weights, average[0] if average else None, network.kind)
+        return cls(network.network_config, weights, average[0] if average else None, network.kind, base=network.base)
 
     @classmethod
     def of_trained(cls, network: Network, ema: Network) -> NetworkState:
         """The weights of a network with LoRA that are trained, and their moving average, not copied."""
-        return cls(network.network_config, trained(network), trained(ema), network.kind, lora=network.lora)
+        whose = {"base": network.base, "lora": network.lora}
+        return cls(network.network_config, trained(network), trained(ema), network.kind, **whose)
 
     @classmethod
     def read(cls, settings: dict[str, Any], content: Snapshot, kind: str = "unet") -> NetworkState:
@@ -83,12 +86,13 @@ class NetworkState:
         config, weights, ema = config_class(**settings["config"]), states.get("weights"), states.get("ema")
         if weights is ema is None:
             raise ValueError("it holds neither weights nor their moving average")
+        base = Base(**settings["base"]) if "base" in settings else None
         if "lora" in settings:  # whose weights are compared with a base, where there is one
-            return cls(config, weights, ema, kind, lora=LoRA(**settings["lora"]))
+            return cls(config, weights, ema, kind, base=base, lora=LoRA(**settings["lora"]))
         for state in (weights, ema):
             if state is not None and issubclass(network, ConfiguredNetwork):
                 fitting(network.from_config, config, state)
-        return cls(config, weights, ema, kind, content.training)
+        return cls(config, weights, ema, kind, content.training, base)
 
     def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
@@ -99,8 +103,12 @@ class NetworkState:
             if network is not None:
                 raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
             if self.lora is not None:
-                state = self._beside_base(self.lora, state)
-            return restore(kind.from_config, self.config, state, "the checkpoint's")
+                beside = self.beside_base()
+                beside.load_state_dict(completed(beside, state))
+                state = merged(beside)
+            built: Any = restore(kind.from_config, self.config, state, "the checkpoint's")
+            built.base = self.base
+            return built
         described = f"of a {self.config.module} with {self.config.channels} channels"
         own = Wrapped.from_config(self.config) if network is None and self.config.module in FACTORIES else None
         network = own or network
@@ -119,18 +127,44 @@ class NetworkState:
         built.load_state_dict(state)
         return built.float().eval()
 
-    def _beside_base(self, lora: LoRA, state: State) -> State:
-        """The weights of the plain network, of those that were trained and of the base that is read."""
-        if network_folder(lora.base) is None:
+    def beside_base(self, path: Path | None = None) -> Any:
+        """The network of a file that has only what LoRA trained, before it takes these weights.
+
+        Args:
+            path: of the network that it began with; None for where that was.
+
+        Raises:
+            IncompleteFileError: that network is not at hand.
+            ValueError: there is another network.
+        """
+        lora = cast(LoRA, self.lora)
+        if path is None and is_local(lora.base):
+            path = Path(lora.base)
+        network = None if path is None else self._base(path)
+        if network is None:
             raise IncompleteFileError(
                 f"the file has only what LoRA trained, and {lora.base}, the network that it began with, is not here: "
-                "take the run's final weights, which need it no more"
+                "name it as init_from where a run resumes, or take the run's final weights, which need it no more"
             )
-        base, _ = pretrained(lora.base, BrownianBridge(), self.config.condition_channels, self.config.channels)
-        add_lora(base, lora.rank, lora.base)
-        lora.check(base.lora)
-        base.load_state_dict(completed(base, state))
-        return merged(base)
+        add_lora(network, lora.rank, f"{path}", lora.dtype)
+        lora.check(network.lora)
+        network.base = self.base
+        return network
+
+    def _base(self, path: Path) -> Any:
+        """The network in a folder or a file, for the channels of this one; None where there is none."""
+        endpoint = self.config.endpoint
+        if path.is_file():
+            with weights.opened(path, FORMAT, "network that LoRA began with") as content:
+                stored = NetworkState.read(content.settings["unet"], content)
+                if stored.kind != Pretrained.kind or stored.lora is not None:
+                    raise ValueError("it has not all weights of a pretrained network")
+                return replace(stored, config=replace(stored.config, endpoint=endpoint)).build()
+        if network_folder(path) is None:
+            return None
+        config = self.config
+        bridge = BrownianBridge()
+        return read_pretrained(path, bridge, config.condition_channels, config.channels, None, endpoint)[0]
 
 
 def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
@@ -191,9 +225,13 @@ def origin_of(path: Path, settings: Mapping[str, Any]) -> Origin:
     record = settings.get("record", "")
     if not isinstance(run, str) or not isinstance(record, str):
         raise ValueError(f"run and record must be texts, got {run!r} and {record!r}")
-    is_share = run.startswith(("//", "\\\\"))  # in the network, which a stranger's file must not connect to
-    folder = path.parent / run if run and not is_share else None
+    folder = path.parent / run if run and is_local(run) else None
     return Origin(path, folder, record or None)
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is none of a share in the network, to which a stranger's file must not connect."""
+    return not path.startswith(("//", "\\\\"))
 
 
 @dataclass(frozen=True)
@@ -237,9 +275,13 @@ class Checkpoint:
                 coded = {**codec.config, "sha256": codec.digest()}
             else:
                 states["codec"] = codec.weights
-        lora = {} if self.unet.lora is None else {"lora": asdict(self.unet.lora)}
+        further: dict[str, Any] = {}
+        for name in ("base", "lora"):
+            value = getattr(self.unet, name)
+            if value is not None:
+                further[name] = asdict(value)
         settings = {
-            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config), **lora},
+            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config), **further},
             "bridge": self.bridge.config(),
             "codec": coded,
             "image_size": self.image_size,

@@ -20,11 +20,10 @@ from bbdm.base.atomic import check_folder, write_atomically
 from bbdm.codec import WRAPPED
 from bbdm.files import weights
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
-from bbdm.files.repository import CONFIG, NAME, WEIGHTS, hub_errors
+from bbdm.files.repository import CARD, CONFIG, NAME, WEIGHTS, hub_errors
 from bbdm.networks.base import Wrapped, find_dtype
 from bbdm.networks.conditions import DIRECTIONS
 
-CARD = "README.md"
 ONNX = "onnx"
 CARD_TEXT = """\
 ---
@@ -72,8 +71,8 @@ def save_pretrained(
             A codec's weights keep theirs.
         name: what the card calls the model; the folder's name if None.
         metadata: what the Hub reads of the card, such as ``license``, ``base_model`` and ``datasets``: the
-            arguments of ``huggingface_hub.ModelCardData``. Without any, and without huggingface_hub, there is
-            no card.
+            arguments of ``huggingface_hub.ModelCardData``, in place of those of the network that it began as,
+            where the file says these. Without any, and without huggingface_hub, there is no card.
 
     Raises:
         ModuleNotFoundError: there are metadata for the card, and huggingface_hub is not installed.
@@ -102,6 +101,8 @@ def save_pretrained(
 
 def card(model: Any, name: str, **metadata: Any) -> str:
     """The model card of a sampler that is called ``name``; for ``metadata`` see :func:`save_pretrained`."""
+    if model.unet.base is not None:
+        metadata = {**model.unet.base.metadata, **metadata}
     data = optional.package("huggingface_hub", "a model card").ModelCardData(
         library_name="bbdm", pipeline_tag="image-to-image", tags=["diffusion-bridge"], **metadata
     )

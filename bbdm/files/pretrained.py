@@ -17,6 +17,7 @@ from bbdm.base.optional import package
 from bbdm.bridges import Bridge
 from bbdm.files import repository, schedules, weights
 from bbdm.files.importers import adm
+from bbdm.files.terms import read_base
 from bbdm.networks.pretrained import TOKENS, Pretrained
 from bbdm.networks.pretrained_config import (
     ADM,
@@ -39,7 +40,14 @@ ENDS = {  # the first layer and the last, by the network's class
     DIT: ("pos_embed.proj", "proj_out_2"),
     ADM: ("input_blocks.0.0", "out.2"),
 }
-SETTINGS = ["model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]  # files of a repository
+SETTINGS = [
+    repository.CARD,
+    "model_index.json",
+    CONFIG,
+    SCHEDULE,
+    f"*/{CONFIG}",
+    f"*/{SCHEDULE}",
+]  # files of a repository
 NETWORK = "diffusion_pytorch_model"
 WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
 HALF = "fp16"  # the variant of weights that are read where there are no others
@@ -82,7 +90,7 @@ def pretrained(
     if found is None:
         wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
         raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
-    network, changed, notes = read_pretrained(found, bridge, source_channels, channels, config)
+    network, changed, notes = read_pretrained(found, bridge, source_channels, channels, config, name=path)
     for note in notes:
         log.warning(note)
     return network, changed
@@ -139,11 +147,13 @@ def read_pretrained(
     channels: int | None,
     config: str | None,
     endpoint: tuple[int, ...] | None = None,
+    name: str | os.PathLike[str] | None = None,
 ) -> tuple[Pretrained, Known, list[str]]:
     """See :func:`pretrained`; and lines that say what was decided where something is missing or new.
 
     ``found`` is what :func:`find_pretrained` returned, which is not searched again.
     ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.
+    ``name`` is what a user calls it, in place of ``found``.
     """
     notes: list[str] = []
     if found.is_file():
@@ -151,24 +161,27 @@ def read_pretrained(
             settings, state = adm.read_adm(content, config)
         noise_range = schedules.noise_range(settings, {})
         prompt = None
+        place = found
     else:
         if config is not None:
             raise ValueError(f"config={config} was given, and {found} has its own settings")
         settings, state, noise_range = _read_folder(found)
         prompt = _prompt(found, settings, notes)
+        place = pipeline_folder(cast(Path, network_folder(found)))
     if channels is None:
         channels = settings.channels
     if channels != settings.channels:
         _check_channels(found, settings, channels)
     network = Pretrained(replace(_with_channels(settings, channels, source_channels), endpoint=endpoint))
+    network.base = read_base(place, name or found)
     if prompt is not None:
         network.prompt.copy_(prompt)
     ends = _ends(settings, state, channels, source_channels)
     if ends is None:
-        names = " and ".join(ENDS[settings.architecture])
+        network.new = ENDS[settings.architecture]
         differ = f"the network has {settings.channels} channels, and targets {channels}"
-        notes.append(f"{differ}: its first and last layers, {names}, are new")
-        new = tuple(f"{name}." for name in ENDS[settings.architecture])
+        notes.append(f"{differ}: its first and last layers, {' and '.join(network.new)}, are new")
+        new = tuple(f"{name}." for name in network.new)
         ends = {key: value for key, value in network.module.state_dict().items() if key.startswith(new)}
     network.module.load_state_dict({**state, **ends})
     changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)

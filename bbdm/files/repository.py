@@ -14,6 +14,7 @@ from typing import Any
 
 from bbdm.base import optional
 
+CARD = "README.md"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)

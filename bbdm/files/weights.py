@@ -82,6 +82,22 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
 
 
+def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The settings of a checkpoint of our own, whose tensors are not read; empty of any other file."""
+    path = Path(path)
+    if not path.is_file():
+        return {}
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                content = json.loads(file.metadata()[FORMAT])
+        else:
+            content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
+        return content if content["format"] == FORMAT else {}
+    except Exception:  # who reads the file as what it may be instead says what is wrong
+        return {}
+
+
 @contextmanager
 def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any]:
     """The content of a file: a :class:`Snapshot` where it is our own, else what another program saved.

@@ -19,7 +19,7 @@ from bbdm.kernels.elementwise import CHANNELS_LAST
 from bbdm.networks.arrays import Stride, along, check_images, in_channels
 from bbdm.networks.conditions import SOURCE as SOURCE
 from bbdm.networks.conditions import Classes, ConditionInput, matched
-from bbdm.networks.config import FACTORIES, LoRA, WrappedConfig
+from bbdm.networks.config import FACTORIES, Base, LoRA, WrappedConfig
 
 Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
@@ -41,6 +41,7 @@ class Network(nn.Module):
         network_config: its settings as a file has them.
         strides: the stride of each axis.
         source_channels: those of sources, whether it sees them or not.
+        base: the network of diffusion models that it began as; None of others.
         lora: which weights it has beside those that are trained; None where all may be trained.
         inputs: all conditions by name: ``source``, where it is seen, then images, classes and tokens.
     """
@@ -55,6 +56,7 @@ class Network(nn.Module):
     tokens: Mapping[str, int] = {}
     drop: Mapping[str, float] = {}
     endpoint_channels: tuple[int, ...] | None = None
+    base: Base | None = None
     lora: LoRA | None = None
 
     def __init__(self, config: Any = None) -> None:  # a NetworkConfig; None where the attributes are a class's own

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property, partial
 from typing import Any, ClassVar, TypeVar
 
@@ -231,6 +231,38 @@ class DiTConfig(NetworkConfig):
 
 
 @dataclass(frozen=True)
+class Base:
+    """Which network of diffusion models a network began as, and the terms of that one's weights.
+
+    Raises:
+        ValueError: a value is no text.
+    """
+
+    name: str  # OWNER/NAME on the Hugging Face Hub, or the name of the folder or file
+    license: str | None = None  # by its model card; None where it is unknown
+    license_name: str | None = None  # where ``license`` is ``other``
+    license_link: str | None = None  # to the text of that one
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if not isinstance(value, str) and (value is not None or each.name == "name"):
+                raise ValueError(f"{each.name} of a base must be text, got {value!r}")
+
+    def __str__(self) -> str:
+        """Its name and its licence in one line."""
+        terms = [text for text in (self.license, self.license_name, self.license_link) if text is not None]
+        return f"{self.name}, license {', '.join(terms) or 'unknown'}"
+
+    @property
+    def metadata(self) -> dict[str, str | None]:
+        """What a model card says of it: arguments of ``huggingface_hub.ModelCardData``."""
+        terms = asdict(self)
+        name = terms.pop("name")
+        return {"base_model": name if "/" in name else None, **terms}
+
+
+@dataclass(frozen=True)
 class LoRA:
     """Which weights a network with LoRA has beside those that are trained.
 
@@ -239,14 +271,17 @@ class LoRA:
     """
 
     rank: int  # of the added products
-    base: str  # the folder of the network that it began with
+    base: str  # the folder or the file of the network that it began with
     sha256: str  # of that network's weights
+    dtype: str = "float32"  # of those beside the products, to which they are rounded
 
     def __post_init__(self) -> None:
         if not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(f"lora must be a rank of at least 1, got {self.rank!r}")
-        if not isinstance(self.base, str) or not isinstance(self.sha256, str):
-            raise ValueError(f"base and sha256 must be text, got {self.base!r} and {self.sha256!r}")
+        for name in ("base", "sha256", "dtype"):
+            value = getattr(self, name)
+            if not isinstance(value, str):
+                raise ValueError(f"{name} must be text, got {value!r}")
 
     def check(self, lora: LoRA | None) -> None:
         """Raise ValueError where a network's ``lora`` has another rank, or began with another base."""

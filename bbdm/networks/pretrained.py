@@ -38,9 +38,11 @@ class Pretrained(Network, ConfiguredNetwork):
         module: the network of diffusers, or the UNet.
         prompt: (1, L, D) the tokens that a network with text is shown; empty of others.
         pooled: (1, D) the pooled prompt of SDXL; empty of others.
+        new: the names of layers in ``module`` that begin with random weights.
     """
 
     kind = "pretrained"
+    new: tuple[str, ...] = ()
 
     def __init__(self, config: PretrainedConfig) -> None:
         super().__init__(config)

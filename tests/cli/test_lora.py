@@ -16,8 +16,9 @@ from bbdm import BridgeSampler, cli, load_checkpoint
 from bbdm.bridges import BrownianBridge
 from bbdm.cli.train import Train
 from bbdm.files.pretrained import pretrained
+from bbdm.networks.lora import PROMPTS
 from bbdm.runtime.sampler import OnnxBridgeSampler
-from tests.cli.test_pretrained import train
+from tests.cli.test_pretrained import FLAGS, refused, train
 from tests.cli.test_pretrained import world as world
 from tests.conftest import same_weights
 from tests.cuda.test_training import Edges
@@ -56,7 +57,8 @@ def test_only_few_weights_move_and_are_kept(world: Path, capsys: Any) -> None:
     result = states("out.pt")
     moved = {key for key, value in result.weights.items() if not torch.equal(value, base[key])}
     assert "module.conv_in.bias" in moved
-    layers = {key.rpartition(".")[0] for key in states("out.run/step_00000004.pt").weights}
+    kept = states("out.run/step_00000004.pt").weights.keys() - {*PROMPTS}
+    layers = {key.rpartition(".")[0] for key in kept}
     allowed = {layer.partition(".lora_")[0] for layer in layers}
     assert {key.rpartition(".")[0] for key in moved} == allowed
     assert {key for key in moved if key.endswith("bias")} == {"module.conv_in.bias"}
@@ -86,28 +88,46 @@ def test_results_need_neither_base_nor_peft_and_a_runs_steps_the_base(world: Pat
     assert np.array_equal(BridgeSampler.from_checkpoint("out.pt", steps=2)(source, seed=0), expected)
 
 
-def refused(capsys: Any, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as caught:
-        train(*arguments)
-    return f"{caught.value.code}{capsys.readouterr().err}"
+def test_a_step_and_the_final_file_are_one_network(world: Path) -> None:
+    """To the bit, where it was trained beside weights that are rounded to bfloat16."""
+    train("pixels", "out.pt", "--lora", "2", "--precision", "bf16", "--max_steps", "2")
+    step = load_checkpoint("out.run/step_00000002.pt")
+    assert same_weights(step.build_unet(), load_checkpoint("out.pt").build_unet())
 
 
-def test_what_does_not_go_with_a_base_is_refused_by_name(world: Path, capsys: Any) -> None:
+def test_a_run_finds_its_base_from_elsewhere_and_where_it_has_moved(world: Path, monkeypatch: Any) -> None:
+    """From another working directory by the step alone, and in another place by init_from."""
+    train("pixels", "straight.pt", "--lora", "2", "--max_steps", "3")
+    train("pixels", "out.pt", "--lora", "2", "--max_steps", "1")
+    flags = [*FLAGS, "--lora", "2", "--max_steps"]
+    (world / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    step = "../out.run/step_00000001.pt"
+    cli.run("train", ["edge2shoes", "../data", "../out.pt", "--ckpt_path", step, *flags, "2"])
+    (world / "pixels").rename("moved")
+    cli.run("train", ["edge2shoes", "../data", "../out.pt", "--init_from", "moved", *flags, "3"])
+    assert same_weights(states("../straight.pt").build(), states("../out.pt").build())
+
+
+def test_what_does_not_go_with_a_base_is_refused_by_name(world: Path) -> None:
     """Another base, none at hand, another rank, all weights, and LoRA beside no network of diffusers."""
     run = ["pixels", "out.pt", "--max_steps", "4"]
     train("pixels", "out.pt", "--max_steps", "2", "--lora", "2")
-    assert "lora must be 2, with which it was trained, got 4" in refused(capsys, *run, "--lora", "4")
-    assert "lora must be 2, with which it was trained, got None" in refused(capsys, *run)
+    assert "lora must be 2, with which it was trained, got 4" in refused(*run, "--lora", "4")
+    assert "lora must be 2, with which it was trained, got None" in refused(*run)
     network: Any = UNet2DModel.from_pretrained("pixels/unet")
     network.conv_out.bias.data += 1
     network.save_pretrained("pixels/unet")
-    reason = "the weights in pixels are not those that LoRA was trained beside: init_from must be pixels as it was"
-    assert reason in refused(capsys, *run, "--lora", "2")
+    reason = (
+        f"the weights in {world}/pixels are not those that LoRA was trained beside: init_from must be {world}/pixels"
+    )
+    assert reason in refused(*run, "--lora", "2")
     shutil.rmtree("pixels")
+    reason = f"{world}/pixels, the network that it began with, is not here: name it as init_from"
+    assert reason in refused(*run, "--lora", "2")
     reason = "lora needs init_from, a folder with a network that diffusers saved"
-    assert f"{reason}; got pixels" in refused(capsys, *run, "--lora", "2")
     with pytest.raises(ValueError, match=f"{reason}; got None"):
-        Train.of(dataset="edge2shoes", data_dir="data", output_model="out.pt", lora=2)
+        Train.of(dataset="edge2shoes", data_dir="data", output_model="new.pt", lora=2)
 
 
 @pytest.mark.nightly

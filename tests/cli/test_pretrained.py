@@ -11,9 +11,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from bbdm import cli, load_checkpoint
+from bbdm import BridgeSampler, BrownianBridge, cli, load_checkpoint, pretrained, save_checkpoint
+from bbdm.networks.config import UNETS, Base, UNetConfig
 from bbdm.networks.unet import UNet
-from tests.conftest import SavePicture, same_weights, save_random_pairs
+from tests.conftest import TINY, SavePicture, same_weights, save_random_pairs
 from tests.files.test_pretrained import save
 
 FLAGS = ["--image_size", "16", "-b", "2", "--device", "cpu", "--warmup_steps", "0", "-lr", "1e-3"]
@@ -114,3 +115,125 @@ def test_what_does_not_go_with_it_is_refused(flags: list[str], reason: str, worl
     with pytest.raises(SystemExit) as caught:
         train("pixels", "out.pt", "-e", "1", *flags)
     assert reason in f"{caught.value.code}{capsys.readouterr().err}"
+
+
+def refused(*arguments: str) -> str:
+    """What a training that is refused prints: one line."""
+    with pytest.raises(SystemExit) as caught:
+        train(*arguments)
+    line = f"{caught.value.code}"
+    assert "\n" not in line
+    assert len(line) < 400
+    return line
+
+
+@pytest.mark.parametrize(("folder", "lora"), [("latents", []), ("pixels", ["--lora", "2"])])
+def test_a_file_that_began_with_one_is_a_start_as_its_folder_is(
+    folder: str, lora: list[str], world: Path, save_picture: SavePicture
+) -> None:
+    """Network, objective, noise levels and autoencoder are the file's, and its pairs are recorded too."""
+    begun = train(folder, "begun.pt", "-e", "1")
+    shutil.rmtree(folder)
+    save_random_pairs(world / "others", 2, 1, save_picture, size=24)
+    flags = ["--init_from", "begun.pt", *FLAGS, "-lr", "1e-9", "-e", "1", *lora]
+    cli.run("train", ["edge2shoes", "others", "out.pt", *flags])
+    out = load_checkpoint("out.pt")
+    network = out.build_unet().state_dict()
+    for name, value in begun.build_unet().state_dict().items():
+        torch.testing.assert_close(network[name], value, rtol=0, atol=1e-7)
+    assert out.bridge.noise_range == begun.bridge.noise_range
+    assert (out.bridge.objective, out.codec is None) == ("denoiser", folder == "pixels")
+    config = json.loads(Path("out.run/config.json").read_text())
+    assert config["train"]["loss"] == "l2"
+    assert [len(pairs) for pairs in config["pairs"]["earlier"]] == [4]
+    file = "out.run/step_00000001.pt" if lora else "out.pt"
+    cli.run("translate", ["edge2shoes", "data", file, "results", "--steps", "2"])
+    assert len(list(Path("results").glob("*.png"))) == 3
+
+
+def test_what_does_not_fit_a_file_that_began_with_one_is_refused_by_a_line(world: Path) -> None:
+    train("pixels", "pixels.pt", "-e", "1")
+    train("latents", "latents.pt", "-e", "1", "--lora", "2")
+    reasons = {
+        ("pixels.pt", "--channels", "1"): "channels of sources and targets: (3, 3), and the pairs have (1, 1)",
+        ("pixels.pt", "--codec", "four"): "a codec was given, but the network was trained in image space",
+        ("latents.pt", "--codec", "four"): "another codec was given than the one that the network was trained with",
+        ("pixels.pt", "--config", "adm"): "config=adm was given, but the file describes its network itself",
+        ("pixels.pt", "--objective", "pinned"): "objective must be 'denoiser' of a pretrained network",
+        ("latents.run/step_00000002.pt",): "the file has only the SHA-256 of its codec",
+        ("latents.run/step_00000002.pt", "--codec", "latents/vae", "--lora", "2"): "has only what LoRA trained",
+    }
+    for (file, *flags), reason in reasons.items():
+        assert reason in refused(file, "out.pt", "-e", "1", *flags)
+
+
+def test_a_run_resumes_without_its_folder(world: Path) -> None:
+    """By the same command, whose folder is gone, and by the step alone."""
+    straight = train("pixels", "straight.pt", "-e", "2")
+    train("pixels", "out.pt", "-e", "1")
+    shutil.rmtree("pixels")
+    step = ["--ckpt_path", "out.run/step_00000002.pt"]
+    cli.run("train", ["edge2shoes", "data", "other.pt", *step, *FLAGS, "-e", "2"])
+    train("pixels", "out.pt", "-e", "2")
+    for output in ("out.pt", "other.pt"):
+        assert same_weights(load_checkpoint(output).build_unet(), straight.build_unet())
+
+
+def test_a_run_in_latents_resumes_with_their_autoencoder_alone(world: Path) -> None:
+    train("latents", "out.pt", "-e", "1")
+    Path("latents/vae").rename("vae")
+    shutil.rmtree("latents")
+    reason = "is of latents: give vqgan_path, the autoencoder that the run began with"
+    assert reason in refused("latents", "out.pt", "-e", "2")
+    train("latents", "out.pt", "-e", "2", "--codec", "vae")
+    assert Path("out.run/step_00000004.pt").exists()
+
+
+def test_a_run_of_another_network_is_not_gone_on_with(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
+    cli.run("train", ["edge2shoes", "data", "out.pt", "--preset", "demo", *FLAGS, "-e", "1"])
+    assert "the run in this folder is of another network, unet" in refused("pixels", "out.pt", "-e", "2")
+
+
+CARD = """---
+license: other
+license_name: stability
+license_link: https://example.com/LICENSE
+tags: [text-to-image]
+---
+# A network
+"""
+
+
+def test_base_and_licence_go_with_the_weights(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Of a repository: through LoRA, another start, distillation, a folder and its card."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: "pixels")
+    Path("pixels/README.md").write_text(CARD, encoding="utf-8")
+    flags = ["--bridge", "brownian", "--max_steps", "1"]
+    train("someone/network@v1", "lora.pt", "--lora", "2", *flags)
+    train("lora.pt", "again.pt", *flags)
+    cli.run("distill", ["again.pt", "data", "student.pt", "--calls", "1", *FLAGS, "--max_steps", "1"])
+    BridgeSampler.from_checkpoint("student.pt").save_pretrained("folder")
+    base = Base("someone/network", "other", "stability", "https://example.com/LICENSE")
+    for file in ("lora.run/step_00000001.pt", "again.pt", "student.pt", "folder"):
+        assert load_checkpoint(file).build_unet().base == base
+    card = huggingface_hub.metadata_load("folder/README.md")
+    assert card is not None
+    assert (card["base_model"], card["license"]) == ("someone/network", "other")
+    assert (card["license_name"], card["license_link"]) == ("stability", "https://example.com/LICENSE")
+    capsys.readouterr()
+    cli.run("info", ["folder"])
+    assert "someone/network, license other, stability, https://example.com/LICENSE" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["no head", "---\nlicense: [mit\n---\n", "---\nlicense: [mit, gpl]\n---\n", None])
+def test_a_licence_that_no_card_says_is_unknown(text: str | None, world: Path) -> None:
+    if text is not None:
+        Path("pixels/README.md").write_text(text, encoding="utf-8")
+    network, bridge = pretrained("pixels", BrownianBridge())
+    assert f"{network.base}" == "pixels, license unknown"
+    save_checkpoint("out.pt", network, bridge)
+    BridgeSampler.from_checkpoint("out.pt").save_pretrained("folder")
+    card = huggingface_hub.metadata_load("folder/README.md")
+    assert card is not None
+    assert not {"base_model", "license"} & card.keys()

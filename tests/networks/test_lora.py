@@ -14,15 +14,16 @@ from bbdm.bridges import BrownianBridge
 from bbdm.files.content import NetworkState
 from bbdm.files.pretrained import pretrained
 from bbdm.networks.config import LoRA
-from bbdm.networks.lora import add_lora, merged, trained
+from bbdm.networks.lora import PROMPTS, add_lora, completed, merged, trained
+from tests.conftest import same_weights
 from tests.files.test_pretrained import save
 
 NETWORKS = ("pixels", "text", "DiT", "SDXL")
 
 
-def read(folder: Path, name: str) -> Any:
+def read(folder: Path, name: str, channels: int | None = None) -> Any:
     save(folder, DDPMScheduler(), name)
-    return pretrained(folder, BrownianBridge(), source_channels=3)[0]
+    return pretrained(folder, BrownianBridge(), source_channels=3, channels=channels)[0]
 
 
 def moved(network: Any) -> Any:
@@ -69,10 +70,34 @@ def test_projections_and_convolutions_are_trained_and_the_first_layer_in_full(na
     expected -= {first}
     add_lora(network, 2, f"{tmp_path}")
     gradients = {key for key, weight in network.named_parameters() if weight.requires_grad}
-    assert gradients == set(trained(network))
+    assert gradients == set(trained(network)) - {*PROMPTS}
     assert {key.partition(".lora_")[0] for key in gradients if ".lora_" in key} == expected
     assert {key for key in gradients if ".lora_" not in key} == {f"{first}.weight", f"{first}.bias"}
     assert len(expected) > 5
+
+
+def test_layers_that_are_new_are_trained_in_full_and_kept(tmp_path: Path) -> None:
+    """Of two channels on a network of three: another reading of the base draws them anew, and is one base."""
+    network = read(tmp_path, "pixels", channels=2)
+    add_lora(network, 2, f"{tmp_path}")
+    ends = {f"module.{layer}.{part}" for layer in ("conv_in", "conv_out") for part in ("weight", "bias")}
+    kept = {key for key in trained(network) if ".lora_" not in key}
+    assert kept == ends | {*PROMPTS}
+    assert ends <= {key for key, weight in network.named_parameters() if weight.requires_grad}
+    state = NetworkState.of_trained(moved(network), network)
+    torch.manual_seed(1)
+    assert same_weights(state.build(), NetworkState.of(network).build())
+
+
+def test_a_prompt_is_kept_with_what_is_trained_and_is_not_of_the_base(tmp_path: Path) -> None:
+    """A text encoder's output differs in rounding from machine to machine."""
+    network, other = read(tmp_path, "text"), read(tmp_path, "text")
+    network.prompt += 1e-6
+    add_lora(network, 2, f"{tmp_path}")
+    add_lora(other, 2, f"{tmp_path}")
+    network.lora.check(other.lora)
+    other.load_state_dict(completed(other, trained(network)))
+    assert torch.equal(other.prompt, network.prompt)
 
 
 def test_a_base_in_bfloat16_has_adapters_in_float32_and_merges_in_float32(tmp_path: Path) -> None:

@@ -13,11 +13,13 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, save_checkpoint
+from bbdm import ABridge, BridgeSampler, cli, save_checkpoint
 from bbdm.serving.config import Serve
-from tests.conftest import noise, tiny_unet
+from tests.conftest import SavePicture, noise, save_random_pairs, tiny_unet
+from tests.files.test_pretrained import save
 from tests.serving.conftest import GOOD, HOSTILE, HOSTILE_NAMES, encoded, png_of, same, tree
 
 with warnings.catch_warnings():
@@ -62,6 +64,32 @@ def test_each_request_gets_its_own_picture(checkpoint: Path, sampler: BridgeSamp
     about = model.json()
     assert (about["name"], about["image_size"], about["solver"]) == ("c.pt", 16, "dpm2m")
     assert (about["steps"]["mean"], about["steps"]["ancestral"], about["max_steps"]) == (1, 100, 50)
+
+
+def test_a_step_of_lora_is_served_beside_its_base(
+    tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the final weights are; from another working directory than the run's."""
+    monkeypatch.chdir(tmp_path)
+    save_random_pairs(Path("data"), 2, 0, save_picture)
+    save(Path("pixels"), DDPMScheduler())
+    flags = "--init_from pixels --lora 2 --image_size 16 -b 2 --max_steps 1 --device cpu"
+    cli.run("train", ["edge2shoes", "data", "out.pt", *flags.split()])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
+    monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
+
+    config = Serve(model=Path("../out.run/step_00000001.pt"), steps=2)
+
+    async def ask() -> httpx.Response:
+        _, http = client(server.Replica(config, 1).translate, facts(config))
+        return await http.post("/translate", params={"seed": 1}, content=GOOD)
+
+    reply = asyncio.run(ask())
+    assert reply.status_code == 200
+    expected = BridgeSampler.from_checkpoint("../out.pt", steps=2)(noise(0), seed=1)
+    assert same(reply.content, expected[0])
 
 
 def test_a_request_says_the_direction(tmp_path: Path):

@@ -1,0 +1,252 @@
+"""The network of diffusion models that a training has: where it is, and what is read there.
+
+It is in a folder that diffusers saved, in a file of ADM, in a file of bbdm that began with one of these, or
+in the step that a run resumes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from bbdm.base.settings import setting
+from bbdm.cli.training import TrainingCommand, folder_of, report
+from bbdm.networks.config import LoRA
+
+if TYPE_CHECKING:
+    from bbdm.bridges import Bridge
+    from bbdm.codec import Codec
+    from bbdm.data.pairs import Pairs
+    from bbdm.data.trained import Origin
+    from bbdm.execution.processes import Processes
+    from bbdm.files.content import Checkpoint, NetworkState
+    from bbdm.networks.pretrained import Pretrained
+
+KIND = "pretrained"  # of such a network, in files of bbdm
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartCommand(TrainingCommand):
+    """A training whose network may be one of diffusion models, in place of a preset's."""
+
+    init_from: Path | None = setting(
+        None,
+        "begin with the weights of this checkpoint, or with the network of diffusion models in this folder or "
+        "repository of diffusers or this file of ADM, in place of the preset's",
+        group="network",
+    )
+    lora: int | None = setting(
+        None,
+        "train products of this rank beside the layers of the network in a folder of diffusers, and not those; "
+        "16 is usual",
+        least=1,
+        group="network",
+    )
+    config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
+    vqgan_path: Path | None = setting(
+        None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
+    )
+
+    @cached_property
+    def base(self) -> Path | None:
+        """The folder or file of a network of diffusion models that the run begins with; None of another."""
+        return find_base(self.init_from, self.config)
+
+    @cached_property
+    def step(self) -> Path | None:
+        """The step of a network of diffusion models that the run resumes from; None of another."""
+        return find_step(vars(self))
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network is one of diffusion models, in place of the preset's."""
+        return self.step is not None or self.base is not None
+
+    @property
+    def name(self) -> Path | None:
+        """What the network is called in messages."""
+        return self.init_from or self.step
+
+    def autoencoder(self) -> Path | None:
+        """The folder or the file of the autoencoder in whose latents a pretrained network works; or None.
+
+        Raises:
+            ValueError: the run that resumes is of latents, and its autoencoder is not at hand.
+        """
+        if self.step is not None and not is_of_latents(self.step):
+            return None
+        found = None if self.base is None else find_autoencoder(self.base)
+        if self.step is not None and found is None:
+            raise ValueError(f"{self.step} is of latents: give vqgan_path, the autoencoder that the run began with")
+        return found
+
+    def pretrained(
+        self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Checkpoint | None, bridge: Any
+    ) -> tuple[Any, Any, Origin | None]:
+        """The network of diffusion models, the bridge with its objective and noise levels, and its origin."""
+        from bbdm.files.checkpoint import load_checkpoint
+        from bbdm.files.pretrained import read_pretrained
+        from bbdm.networks.lora import add_lora
+        from bbdm.training import initial
+
+        if resumed is not None:
+            network = resumed_network(resumed.unet, self.lora, self._beside(resumed.unet.lora))
+            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range), None
+        base = cast(Path, self.base)
+        origin: Origin | None = None
+        channels = None
+        source_channels = pairs.source_channels
+        endpoint = None
+        if codec is None:
+            channels = pairs.channels
+            endpoint = pairs.spec.endpoint(source_channels, channels)
+        else:
+            source_channels = codec.channels
+        if is_own(base):
+            checkpoint = load_checkpoint(base, codec=codec, config=self.config)
+            network, bridge = built_of(checkpoint, bridge, endpoint)
+            origin = checkpoint.origin
+            if self.lora is not None and checkpoint.unet.lora is not None:
+                raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
+        else:
+            network, bridge, notes = read_pretrained(
+                base, bridge, source_channels, channels, self.config, endpoint, self.init_from
+            )
+            for note in notes:
+                report(team, note)
+        if codec is not None and network.channels != codec.channels:
+            latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
+            raise ValueError(f"the network of {self.init_from} has {latents}")
+        if self.lora is not None:
+            dtype = "bf16" if self.precision == "bf16" else "fp32"
+            add_lora(network, self.lora, f"{base}", dtype)
+        if codec is not None:
+            lost = initial.round_trip_error(pairs, codec, team.device)
+            report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
+        return network, bridge, origin
+
+    def _beside(self, lora: LoRA | None) -> Path | None:
+        """Where the network is that LoRA was trained beside; None for where it was, and without LoRA."""
+        if lora is None:
+            return None
+        if self.init_from is not None and self.init_from.exists():
+            return self.init_from
+        return None if Path(lora.base).exists() else self.base  # of a name on the Hub, fetched again
+
+
+def find_step(values: Mapping[str, Any]) -> Path | None:
+    """The step of such a network that a run resumes from; None where it begins, or is of another network.
+
+    Args:
+        values: the fields of a :class:`~bbdm.cli.train.Train` by name, of which some may be missing.
+    """
+    if values.get("ckpt_path") is not None:
+        path = Path(values["ckpt_path"])
+        return path if is_own(path) else None
+    if values.get("overwrite") or values.get("output_model") is None:
+        return None
+    folder = folder_of(values)
+    if not folder.is_dir():  # so that torch is not imported
+        return None
+    from bbdm.files.weights import settings_of
+    from bbdm.training.run import RunFolder
+
+    for path in RunFolder(folder, keep=1).checkpoints().values():
+        if settings_of(path):  # not of a damaged one
+            return path if is_own(path) else None
+    return None
+
+
+def find_base(init_from: Any, config: str | None) -> Path | None:
+    """The folder or the file of the network that a run begins with; None where it is of no such network.
+
+    Args:
+        init_from: a path, or a name on the Hugging Face Hub; None of a run that begins with no other network.
+        config: the name of the settings of a file of another program; None for none.
+    """
+    if init_from is None:
+        return None
+    from bbdm.files import pretrained, repository
+
+    path = Path(init_from)
+    if is_own(path):
+        return path
+    found = pretrained.find_pretrained(path, config)
+    if found is not None:
+        return found
+    file = repository.find_checkpoint(path)
+    return file if is_own(file) else None
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is one of bbdm, whose network began as one of diffusion models."""
+    from bbdm.files.weights import settings_of
+
+    network = settings_of(path).get("unet")
+    return isinstance(network, Mapping) and network.get("kind") == KIND
+
+
+def find_autoencoder(base: Path) -> Path | None:
+    """The folder or the file of the autoencoder in whose latents a network works; None of pictures."""
+    from bbdm.files.pretrained import autoencoder_folder
+
+    if base.is_dir():
+        return autoencoder_folder(base)
+    return base if is_of_latents(base) else None
+
+
+def is_of_latents(path: Path) -> bool:
+    """Whether a file is one of bbdm, whose network works in latents."""
+    from bbdm.files.weights import settings_of
+
+    return settings_of(path).get("codec") is not None
+
+
+def load_autoencoder(path: Path) -> Codec:
+    """An autoencoder of its own file or folder, or that of a file of bbdm that holds a network of latents."""
+    from bbdm.files.checkpoint import load_checkpoint, load_codec
+
+    codec = load_checkpoint(path).build_codec() if is_own(path) else None
+    return load_codec(path) if codec is None else codec
+
+
+def resumed_network(stored: NetworkState, rank: int | None, base: Path | None) -> Pretrained:
+    """The network of a step, which a run resumes from, before it takes the step's weights.
+
+    Args:
+        stored: the network in the step.
+        rank: that of LoRA, by the flag; None for none.
+        base: where the network is that LoRA was trained beside; None for where it was.
+
+    Raises:
+        ValueError: the step is of another network or another rank, or the base is not at hand, or another.
+    """
+    from bbdm.networks.pretrained import Pretrained
+
+    if stored.kind != KIND:
+        raise ValueError(
+            f"the run in this folder is of another network, {stored.kind}, and begins with none of diffusion models: "
+            "overwrite it, or use another folder (experiment)"
+        )
+    before = None if stored.lora is None else stored.lora.rank
+    if rank != before:
+        raise ValueError(f"lora must be {before}, with which it was trained, got {rank}")
+    if stored.lora is not None:
+        return stored.beside_base(base)
+    network = Pretrained.from_config(stored.config)
+    network.base = stored.base
+    return network
+
+
+def built_of(checkpoint: Checkpoint, bridge: Bridge, endpoint: tuple[int, ...] | None) -> tuple[Pretrained, Bridge]:
+    """The network of a checkpoint, and a bridge with its objective and its range of noise levels.
+
+    ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.
+    """
+    stored = checkpoint.unet
+    network = replace(stored, config=replace(stored.config, endpoint=endpoint)).build()
+    known = checkpoint.bridge.noise_range
+    return network, replace(bridge, objective="denoiser", noise_range=known)
