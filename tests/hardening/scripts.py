@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
 from bbdm import save_checkpoint
@@ -34,6 +35,7 @@ from bbdm.data.rows import Row, read_rows
 from bbdm.files.checkpoint import save_vqgan
 from bbdm.networks import config as networks
 from tests.conftest import TINY, SavePicture, save_random_pairs, tiny_unet
+from tests.files.test_pretrained import save
 from tests.networks import test_vqgan
 
 RUN = "--device cpu -b 2 -e 3 --save_every 5 --show_verbose"  # it reports its checkpoints
@@ -66,14 +68,15 @@ class Script:
         return [word.format(place=place, output=output) for word in self.words.split()]
 
 
-def make_place(folder: Path, save: SavePicture) -> Path:
-    """12 pairs to train on and 4 to validate, as files and in tars; a bridge and an autoencoder."""
-    save_random_pairs(folder / "data", 12, 4, save, 32)
+def make_place(folder: Path, save_picture: SavePicture) -> Path:
+    """12 pairs to train on and 4 to validate, as files and in tars; a bridge, and what runs begin with."""
+    save_random_pairs(folder / "data", 12, 4, save_picture, 32)
     for split in ("train", "val"):
         write_tars(read_rows("edge2shoes", str(folder / "data"), split), folder / "tars" / split)
     bridge = BrownianBridge(1000, objective="pinned")
     save_checkpoint(folder / "bridge.pt", tiny_unet(condition_channels=3), bridge, image_size=16)
     save_vqgan(folder / "vqgan.pt", test_vqgan.tiny_vqgan())
+    save(folder / "pixels", DDPMScheduler())
     return folder
 
 
@@ -109,6 +112,7 @@ def _train(flags: str = "", data: str = f"{PAIRS} {{output}}/model.pt", **settin
 
 SCRIPTS: dict[str, Script] = {
     "train": _train(kills=40),
+    "train with LoRA": _train("--init_from {place}/pixels --lora 2", kills=10),
     "train_vqgan": Script(TrainVQGAN.main, f"{PAIRS} {{output}}/v.pt --preset demo {RUN} {VQGAN}", 30),
     "distill": Script(Distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10),
     "train from a table": _train(data=f"hub {TARS}", before=("--workers", "1")),

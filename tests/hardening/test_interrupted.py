@@ -1,7 +1,7 @@
 """Scripts that are stopped, and run again: bitwise the files of an undisturbed run, and nothing torn or lost.
 
 A row of ``MOMENTS`` is what happens at a chosen moment of a run in this process. SIGKILL ends processes of
-their own, at random moments, 200 times every night.
+their own, at random moments, 210 times every night.
 """
 
 import os

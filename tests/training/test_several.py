@@ -17,6 +17,7 @@ from unittest.mock import Mock
 import eval_miou
 import pytest
 import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from filelock import FileLock
 
 from bbdm.cli import eval, train, translate
@@ -26,6 +27,7 @@ from bbdm.data.spec import Spec
 from bbdm.execution.processes import Processes
 from bbdm.training.task import mixed
 from tests.conftest import ROOT, MakeTrainer, SavePicture, save_random_pairs, wait_until
+from tests.files.test_pretrained import save
 from tests.training.launching import ALONE, TORCHRUN, TRAIN, arguments, assert_close, launch, metrics, run
 
 Agent = subprocess.Popen[str]
@@ -64,6 +66,21 @@ def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Pa
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
     files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
     assert files[0] == files[1]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("flags", ["", "--lora 2"])
+def test_two_processes_go_on_with_a_pretrained_network_as_one(flags: str, data: Path, tmp_path: Path) -> None:
+    """Two steps, then two more."""
+    save(tmp_path / "pixels", DDPMScheduler())
+    rate = ["--lr_schedule", "constant", "--warmup_steps", "0"]
+    start = ["--init_from", f"{tmp_path}/pixels", *rate, *flags.split(), "--max_steps"]
+    launch(ALONE, arguments(data, tmp_path / "one.pt", *start, "4"))
+    for steps in ("2", "4"):
+        launch(TORCHRUN, arguments(data, tmp_path / "two.pt", *start, steps))
+    one, two = (torch.load(tmp_path / f"{name}.run" / "step_00000004.pt")["states"] for name in ("one", "two"))
+    for name in ("weights", "ema"):
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
 
 
 def test_a_bad_picture_of_the_second_process_loses_no_step(data: Path, alone: Path, tmp_path: Path) -> None:
