@@ -117,6 +117,9 @@ class StartCommand(TrainingCommand):
             )
             for note in notes:
                 report(team, note)
+        if codec is None and (network.source_channels, network.channels) != (source_channels, channels):
+            takes = f"channels of sources and targets: {(network.source_channels, network.channels)}"
+            raise ValueError(f"the network has {takes}, and the pairs have {(source_channels, channels)}")
         if codec is not None and network.channels != codec.channels:
             latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
             raise ValueError(f"the network of {self.init_from} has {latents}")

@@ -70,7 +70,7 @@ def test_only_few_weights_move_and_are_kept(world: Path, capsys: Any) -> None:
     cli.run("info", ["out.run/step_00000004.pt"])
     output = capsys.readouterr().out
     assert f"pretrained, {number:.3g} M trained parameters in float32" in output
-    assert "rank 2, beside the weights in pixels" in output
+    assert f"rank 2, beside the weights in {Path('pixels').absolute()}, which are not in the file" in output
     assert states("out.run/best.pt").lora is None
 
 

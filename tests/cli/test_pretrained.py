@@ -12,6 +12,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from bbdm import BridgeSampler, BrownianBridge, cli, load_checkpoint, pretrained, save_checkpoint
+from bbdm.data.trained import Trained
 from bbdm.networks.config import UNETS, Base, UNetConfig
 from bbdm.networks.unet import UNet
 from tests.conftest import TINY, SavePicture, same_weights, save_random_pairs
@@ -143,9 +144,10 @@ def test_a_file_that_began_with_one_is_a_start_as_its_folder_is(
         torch.testing.assert_close(network[name], value, rtol=0, atol=1e-7)
     assert out.bridge.noise_range == begun.bridge.noise_range
     assert (out.bridge.objective, out.codec is None) == ("denoiser", folder == "pixels")
-    config = json.loads(Path("out.run/config.json").read_text())
-    assert config["train"]["loss"] == "l2"
-    assert [len(pairs) for pairs in config["pairs"]["earlier"]] == [4]
+    assert json.loads(Path("out.run/config.json").read_text())["train"]["loss"] == "l2"
+    trained = Trained.of_origin(out.origin)
+    assert trained is not None
+    assert [len(pairs) for pairs in trained.record.earlier] == [4]
     file = "out.run/step_00000001.pt" if lora else "out.pt"
     cli.run("translate", ["edge2shoes", "data", file, "results", "--steps", "2"])
     assert len(list(Path("results").glob("*.png"))) == 3

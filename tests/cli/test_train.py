@@ -330,7 +330,7 @@ def test_the_best_weights_are_handed_out(capsys: pytest.CaptureFixture[str]) -> 
         fit("best.pt", "--best", "--ema_decay", "0", "--warmup_steps", "0", "-e", epochs, "-lr", rate)
     assert "best.pt: weights after epoch 1; " in capsys.readouterr().out.splitlines()[-1]
     written, best = bbdm.load_checkpoint("best.pt"), bbdm.load_checkpoint("best.run/best.pt")
-    assert state_hash(written.unet.weights) == state_hash(best.unet.weights)
+    assert state_hash(written.build_unet().state_dict()) == state_hash(best.build_unet().state_dict())
     assert written.origin is not None
     assert written.origin.run == Path("best.run")
     shutil.rmtree("data/val")
