@@ -1,13 +1,8 @@
 """A file that was trained from a network of diffusers, without its folder: exported, served and distilled."""
 
-import asyncio
-import io
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -19,8 +14,8 @@ from bbdm.serving.config import Serve
 from tests.conftest import SavePicture, noise, save_random_pairs
 from tests.files.test_pretrained import save
 from tests.onnx.exports import export, needs_exporter
-from tests.serving.conftest import encoded, same
-from tests.serving.test_server import client, server
+from tests.serving.conftest import same
+from tests.serving.test_server import server
 
 TRAINING = ["--image_size", "16", "-b", "2", "--device", "cpu", "--max_steps", "2"]
 
@@ -52,19 +47,11 @@ def test_its_graphs_make_the_same_pictures(world: Path, sampler: BridgeSampler) 
         assert np.abs(np.asarray(runtime(picture, seed=1), dtype=int) - expected).max() <= 1
 
 
-def test_a_server_makes_the_same_picture(world: Path, sampler: BridgeSampler, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=2))
-    monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
-    config = Serve(model=world / "out.pt")
-
-    async def ask() -> httpx.Response:
-        _, http = client(server.Replica(config, 1).translate, server.facts(config))
-        return await http.post("/translate", params={"steps": 3, "seed": 1}, content=encoded(noise(0)))
-
-    reply = asyncio.run(ask())
-    assert reply.status_code == 200
-    assert Image.open(io.BytesIO(reply.content)).size == (16, 16)
-    assert same(reply.content, sampler(noise(0), 1)[0])
+def test_a_server_makes_the_same_picture(world: Path, sampler: BridgeSampler) -> None:
+    replica = Serve(model=world / "out.pt").open("cpu")
+    ((status, result),) = server.translate_together(replica, [(np.asarray(noise(0)), server.Query(steps=3, seed=1))])
+    assert status == 200
+    assert same(Image.fromarray(result), sampler(noise(0), 1)[0])
 
 
 def test_its_student_has_two_calls(world: Path) -> None:

@@ -77,19 +77,11 @@ def test_a_step_of_lora_is_served_beside_its_base(
     cli.run("train", ["edge2shoes", "data", "out.pt", *flags.split()])
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir("elsewhere")
-    limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
-    monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
-
-    config = Serve(model=Path("../out.run/step_00000001.pt"), steps=2)
-
-    async def ask() -> httpx.Response:
-        _, http = client(server.Replica(config, 1).translate, facts(config))
-        return await http.post("/translate", params={"seed": 1}, content=GOOD)
-
-    reply = asyncio.run(ask())
-    assert reply.status_code == 200
+    replica = Serve(model=Path("../out.run/step_00000001.pt"), steps=2).open("cpu")
+    ((status, result),) = translate_together(replica, [(np.asarray(noise(0)), Query(seed=1))])
+    assert status == 200
     expected = BridgeSampler.from_checkpoint("../out.pt", steps=2)(noise(0), seed=1)
-    assert same(reply.content, expected[0])
+    assert same(Image.fromarray(result), expected[0])
 
 
 def test_a_request_says_the_direction(tmp_path: Path):
