@@ -42,6 +42,9 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     if unet.config.two_way:
         yield "directions", "AtoB; with BtoA, the values of sources and targets change places"
     yield "bridge", checkpoint.bridge
+    if checkpoint.bridge.noise_range is not None:
+        low, high = checkpoint.bridge.noise_range
+        yield "noise levels", f"{low:.3g} to {high:.3g}, at which the bridge uses the network"
     yield "image size", "not stated" if checkpoint.image_size is None else shown(checkpoint.image_size)
     if not pictures.eight_bit:
         values = f"{pictures.source_values} to {pictures.target_values}"

@@ -65,6 +65,10 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
     "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
     "few": {
         **FEW_CALLS,
+        "batch_size": 16,
+        "max_steps": 2000,
+        "warmup_steps": 50,
+        "grad_clip": 1.0,
         "ema_decay": 0.99,
         "precision": "bf16",
         "shift": 0.1,
@@ -284,6 +288,8 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
 
     def save(self, trainer: Trainer) -> float:
         """See :meth:`TrainingCommand.save`; with ``best``, of the best validation where there is one."""
+        if self.best and trainer.best is None:
+            report(trainer.processes, "best has no validation to go by: the weights are the last ones")
         if not self.best or trainer.best is None:
             return super().save(trainer)
         if trainer.processes.first:

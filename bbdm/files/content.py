@@ -144,7 +144,8 @@ class NetworkState:
         if network is None:
             raise IncompleteFileError(
                 f"the file has only what LoRA trained, and {lora.base}, the network that it began with, is not here: "
-                "name it as init_from where a run resumes, or take the run's final weights, which need it no more"
+                "name it as init_from, without ckpt_path, where a run resumes, or take the run's final weights, which "
+                "need it no more"
             )
         add_lora(network, lora.rank, f"{path}", lora.dtype)
         lora.check(network.lora)

@@ -58,6 +58,7 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
     output = capsys.readouterr().out
     expected = {"pixels": "UNet2DModel, predicts epsilon", "latents": "UNet2DConditionModel, predicts v_prediction"}
     assert f"  settings      {expected[folder]} at 1000 noise levels from 0.01 to 157.4; channels=" in output
+    assert f"  noise levels  0.01 to {2 if folder == 'pixels' else 157}, at which the bridge uses the" in output
     assert len(output) < 2000
     cli.run("translate", ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"])
     assert len(list(Path("results").glob("*.png"))) == 3

@@ -63,6 +63,7 @@ def test_flags(written: str, values: dict[str, Any]) -> None:
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2", "precision": "bf16"}
 SMALL = {"image_size": 64, "batch_size": 16, "epochs": 50, "learning_rate": 4e-4, "flip": True, "precision": "bf16"}
 SMALL |= {"lr_schedule": "cosine", "warmup_steps": 200, "loss": "l2"}
+MOVED = {"shift": 0.1, "turn": 15, "zoom": 0.15, "validate_every": 100, "best": True}
 ADAM = {"batch_size": 64, "learning_rate": 1e-4, "lr_schedule": "constant", "weight_decay": 0}  # sde-bbdm's README
 PAPER = {"bridge": "abridge", "c_lambda": 2, "epochs": 100, "loss": "l1", "precision": "fp32", **ADAM}
 BBDM = {  # of the templates Template-BBDM.yaml and Template-LBBDM-f*.yaml of xuekt98/BBDM
@@ -73,7 +74,16 @@ DIT = {**PAPER, "loss": "l2", "precision": "bf16"}
 PRESETS: dict[str, dict[str, Any]] = {  # others are of docs/training.md and docs/networks.md
     "paper": PAPER,
     "paper-pinned": {**ADAM, **FEW_CALLS, "ema_decay": 0.9999},
-    "few": {**ADAM, **FEW_CALLS, "ema_decay": 0.99, "shift": 0.1, "turn": 15, "zoom": 0.15, "best": True},
+    "few": {
+        **ADAM,
+        **FEW_CALLS,
+        "batch_size": 16,
+        "max_steps": 2000,
+        "warmup_steps": 50,
+        "grad_clip": 1,
+        **MOVED,
+        "ema_decay": 0.99,
+    },
     **dict.fromkeys(("bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"), BBDM),
     **dict.fromkeys(("dit-s", "dit-b", "dit-l"), DIT),
     "volume": {**FEW_CALLS, "channels": 1, "crop": Crops((64, 96, 96)), "batch_size": 2, "ema_decay": 0.999},
@@ -335,4 +345,6 @@ def test_the_best_weights_are_handed_out(capsys: pytest.CaptureFixture[str]) -> 
     assert written.origin.run == Path("best.run")
     shutil.rmtree("data/val")
     fit("last.pt", "--best")
-    assert "last.pt: weights after epoch 1; " in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert "best has no validation to go by: the weights are the last ones" in output
+    assert "last.pt: weights after epoch 1; " in output
