@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 from bbdm.base import manifest
-from bbdm.base.atomic import file_sha256, stamp
+from bbdm.base.atomic import file_sha256, remove_leftovers, stamp
 from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
 from bbdm.data.columns import GROUP
 from bbdm.data.rows import Row, UnpairedRows, files_of_value, values_of
@@ -257,9 +257,10 @@ class Record:
         return folder / "records" / f"{identity}.json"
 
     def write(self, folder: Path) -> None:
-        """Write it to the folder of a run."""
+        """Write it to the locked folder of a run."""
         path = self.path(folder, self.identity)
         path.parent.mkdir(exist_ok=True)
+        remove_leftovers(path.parent)
         manifest.write(path, asdict(self))
 
     @classmethod

@@ -140,3 +140,12 @@ def test_weights_are_saved_with_their_record_before_a_run_goes_on(make_trainer: 
     resumed.resume_newest()
     resumed.save(tmp_path / "w.pt")
     assert trained_on(tmp_path / "w.pt") == ["0", "1", "2", "3"]
+
+
+def test_what_a_killed_process_left_of_a_record_is_deleted(make_trainer: MakeTrainer) -> None:
+    trainer = make_trainer(epochs=1)
+    leftover = trainer.folder / "records/.0123456789abcdef.json.01234567.tmp"
+    leftover.parent.mkdir(parents=True)
+    leftover.touch()
+    trainer.fit()
+    assert [path.suffix for path in leftover.parent.iterdir()] == [".json"]
