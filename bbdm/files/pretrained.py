@@ -29,6 +29,7 @@ from bbdm.networks.pretrained_config import (
     check_settings,
     network_folder,
     pipeline_folder,
+    pooled_width,
 )
 
 Known = TypeVar("Known", bound=Bridge)
@@ -198,7 +199,7 @@ def _fetched(match: re.Match[str]) -> Path | None:
     parts = ["", "vae/"]
     parts += [f"{part}/" for part in PARTS]
     files = [f"{part}{file}" for part in parts for file in WEIGHTS]
-    if not _is_sdxl(settings):
+    if not pooled_width(settings):
         files += TEXT
     folder = repository.fetch(match, [*SETTINGS, *files])
     if not list(network.glob("*.safetensors")):
@@ -280,17 +281,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _is_sdxl(arguments: Mapping[str, Any]) -> bool:
-    return arguments.get("addition_embed_type") == "text_time"
-
-
 def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.Tensor | None:
     """(1, TOKENS, D) what the pipeline's text encoder makes of no text; None for zeros, or without text.
 
     SDXL is shown zeros for no text. So are networks without an encoder, which a note says.
     """
     width = config.arguments.get("cross_attention_dim")
-    if config.architecture != "UNet2DConditionModel" or not width or _is_sdxl(config.arguments):
+    if config.architecture != "UNet2DConditionModel" or not width or pooled_width(config.arguments):
         return None
     pipeline = pipeline_folder(cast(Path, network_folder(folder)))
     encoder = pipeline / "text_encoder"
