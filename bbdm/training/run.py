@@ -162,7 +162,7 @@ class RunFolder:
         named = run.relative_to(place).as_posix() if run.is_relative_to(place) else str(run)
         snapshot.settings["run"] = named
         if self.record is not None:
-            snapshot.settings["record"] = self.record
+            snapshot.settings.setdefault("record", self.record)  # that of a file that is saved again is its own
         weights.write(path, snapshot)
 
     def save_best(self, path: str | os.PathLike[str]) -> None:

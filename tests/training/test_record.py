@@ -149,3 +149,15 @@ def test_what_a_killed_process_left_of_a_record_is_deleted(make_trainer: MakeTra
     leftover.touch()
     trainer.fit()
     assert [path.suffix for path in leftover.parent.iterdir()] == [".json"]
+
+
+def test_the_best_weights_keep_their_record(make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path) -> None:
+    """Where the run has learned from other pairs since."""
+    trainer = make_trainer("w.run", epochs=1, validation=pairs)
+    trainer.fit()
+    identity = trainer.run_folder.record
+    trainer.run_folder.record = "0123456789abcdef"
+    trainer.run_folder.save_best(tmp_path / "w.pt")
+    origin = load_checkpoint(tmp_path / "w.pt").origin
+    assert origin is not None
+    assert origin.record == identity
