@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from bbdm.base.settings import setting
 from bbdm.cli.training import TrainingCommand, folder_of, report
 from bbdm.networks.config import LoRA
+from bbdm.networks.pretrained_config import KIND
 
 if TYPE_CHECKING:
     from bbdm.bridges import Bridge
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.files.content import Checkpoint, NetworkState
     from bbdm.networks.pretrained import Pretrained
-
-KIND = "pretrained"  # of such a network, in files of bbdm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,49 +86,69 @@ class StartCommand(TrainingCommand):
         self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Checkpoint | None, bridge: Any
     ) -> tuple[Any, Any, Origin | None]:
         """The network of diffusion models, the bridge with its objective and noise levels, and its origin."""
-        from bbdm.files.checkpoint import load_checkpoint
-        from bbdm.files.pretrained import read_pretrained
-        from bbdm.networks.lora import add_lora
-        from bbdm.training import initial
-
         if resumed is not None:
             network = resumed_network(resumed.unet, self.lora, self._beside(resumed.unet.lora))
             return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range), None
         base = cast(Path, self.base)
-        origin: Origin | None = None
-        channels = None
-        source_channels = pairs.source_channels
-        endpoint = None
-        if codec is None:
-            channels = pairs.channels
-            endpoint = pairs.spec.endpoint(source_channels, channels)
-        else:
-            source_channels = codec.channels
         if is_own(base):
-            checkpoint = load_checkpoint(base, codec=codec, config=self.config)
-            network, bridge = built_of(checkpoint, bridge, endpoint)
-            origin = checkpoint.origin
-            if self.lora is not None and checkpoint.unet.lora is not None:
-                raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
+            network, bridge, origin = self._read_own(base, pairs, codec, bridge)
         else:
-            network, bridge, notes = read_pretrained(
-                base, bridge, source_channels, channels, self.config, endpoint, self.init_from
-            )
-            for note in notes:
-                report(team, note)
-        if codec is None and (network.source_channels, network.channels) != (source_channels, channels):
-            takes = f"channels of sources and targets: {(network.source_channels, network.channels)}"
-            raise ValueError(f"the network has {takes}, and the pairs have {(source_channels, channels)}")
-        if codec is not None and network.channels != codec.channels:
-            latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
-            raise ValueError(f"the network of {self.init_from} has {latents}")
+            network, bridge = self._read_foreign(team, base, pairs, codec, bridge)
+            origin = None
+        self._check_channels(network, pairs, codec)
         if self.lora is not None:
+            from bbdm.networks.lora import add_lora
+
             dtype = "bf16" if self.precision == "bf16" else "fp32"
             add_lora(network, self.lora, f"{base}", dtype)
         if codec is not None:
-            lost = initial.round_trip_error(pairs, codec, team.device)
+            from bbdm.training.initial import round_trip_error
+
+            lost = round_trip_error(pairs, codec, team.device)
             report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
         return network, bridge, origin
+
+    def _read_own(
+        self, base: Path, pairs: Pairs, codec: Codec | None, bridge: Any
+    ) -> tuple[Pretrained, Any, Origin | None]:
+        """The network in a file of bbdm, the bridge, and what the file says of its origin."""
+        from bbdm.files.checkpoint import load_checkpoint
+
+        checkpoint = load_checkpoint(base, codec=codec, config=self.config)
+        if self.lora is not None and checkpoint.unet.lora is not None:
+            raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
+        network, bridge = built_of(checkpoint, bridge, endpoint_of(pairs, codec))
+        return network, bridge, checkpoint.origin
+
+    def _read_foreign(
+        self, team: Processes, base: Path, pairs: Pairs, codec: Codec | None, bridge: Any
+    ) -> tuple[Pretrained, Any]:
+        """The network in a folder of diffusers or a file of ADM, and the bridge; notes are reported."""
+        from bbdm.files.pretrained import read_pretrained
+
+        if codec is None:
+            channels, source_channels = pairs.channels, pairs.source_channels
+        else:
+            channels, source_channels = None, codec.channels
+        endpoint = endpoint_of(pairs, codec)
+        network, bridge, notes = read_pretrained(
+            base, bridge, source_channels, channels, self.config, endpoint, self.init_from
+        )
+        for note in notes:
+            report(team, note)
+        return network, bridge
+
+    def _check_channels(self, network: Pretrained, pairs: Pairs, codec: Codec | None) -> None:
+        """Raise ValueError where the network is of other pictures than the pairs, or of other latents."""
+        if codec is not None:
+            if network.channels != codec.channels:
+                latents = f"{network.channels} channels, and latents of {self.vqgan_path} {codec.channels}"
+                raise ValueError(f"the network of {self.init_from} has {latents}")
+            return
+        known = (network.source_channels, network.channels)
+        wanted = (pairs.source_channels, pairs.channels)
+        if known != wanted:
+            raise ValueError(f"the network has channels of sources and targets: {known}, and the pairs have {wanted}")
 
     def _beside(self, lora: LoRA | None) -> Path | None:
         """Where the network is that LoRA was trained beside; None for where it was, and without LoRA."""
@@ -194,7 +213,7 @@ def is_own(path: Path) -> bool:
 
 def find_autoencoder(base: Path) -> Path | None:
     """The folder or the file of the autoencoder in whose latents a network works; None of pictures."""
-    from bbdm.files.pretrained import autoencoder_folder
+    from bbdm.files.diffusers_folders import autoencoder_folder
 
     if base.is_dir():
         return autoencoder_folder(base)
@@ -242,6 +261,11 @@ def resumed_network(stored: NetworkState, rank: int | None, base: Path | None) -
     network = Pretrained.from_config(stored.config)
     network.base = stored.base
     return network
+
+
+def endpoint_of(pairs: Pairs, codec: Codec | None) -> tuple[int, ...] | None:
+    """Which channels of the source stand at the end of the bridge; None for all, and in latents."""
+    return None if codec is not None else pairs.spec.endpoint(pairs.source_channels, pairs.channels)
 
 
 def built_of(checkpoint: Checkpoint, bridge: Bridge, endpoint: tuple[int, ...] | None) -> tuple[Pretrained, Bridge]:

@@ -284,22 +284,19 @@ class Record:
         """The contents of rows by their stamps."""
         return {stamp: self.contents[name] for name, stamp in self.stamps.items() if name in self.contents}
 
-    def after(self, before: Iterable[Record], unknown: Iterable[str] = ()) -> Record:
-        """The record of a training that goes on with the weights of others.
-
-        Args:
-            before: the records of the others.
-            unknown: the files of weights without a record.
-        """
+    def after(self, before: Record) -> Record:
+        """The record of a training that goes on with the weights of another, which has a record too."""
+        gone: Digests = {}
+        for name, digests in before.contents.items():
+            if self.contents.get(name) != digests:
+                gone[name] = digests
         earlier = [*self.earlier]
-        groups = {*self.groups}
-        missing = {*self.unknown, *unknown}
-        for record in before:
-            missing |= {*record.unknown}
-            gone = {name: each for name, each in record.contents.items() if self.contents.get(name) != each}
-            earlier += [part for part in (*record.earlier, gone) if part and part not in earlier]
-            groups |= {*record.groups}
-        return replace(self, groups=sorted(groups), earlier=earlier, unknown=sorted(missing))
+        for part in (*before.earlier, gone):
+            if part and part not in earlier:
+                earlier.append(part)
+        groups = {*self.groups, *before.groups}
+        unknown = {*self.unknown, *before.unknown}
+        return replace(self, groups=sorted(groups), earlier=earlier, unknown=sorted(unknown))
 
 
 def _as_digests(stored: Any) -> Digests:

@@ -21,8 +21,8 @@ from bbdm.data.spec import Spec
 from bbdm.defaults import Defaults
 from bbdm.files import weights
 from bbdm.files.content import Checkpoint, CodecState, NetworkState, origin_of, vqgan_snapshot
+from bbdm.files.diffusers_folders import NETWORK, variant_of
 from bbdm.files.importers import programs
-from bbdm.files.pretrained import NETWORK, variant_of
 from bbdm.files.repository import find_checkpoint
 from bbdm.files.weights import Snapshot
 from bbdm.networks.base import Network, check_network, find_dtype

@@ -20,6 +20,7 @@ from bbdm.data.spec import Spec
 from bbdm.data.trained import Origin
 from bbdm.defaults import NO_DEFAULTS, Defaults
 from bbdm.files import weights
+from bbdm.files.diffusers_folders import network_folder
 from bbdm.files.pretrained import read_pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
 from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
@@ -27,7 +28,7 @@ from bbdm.networks.config import FACTORIES, Base, LoRA, UNetConfig, WrappedConfi
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.lora import add_lora, completed, merged, trained
 from bbdm.networks.pretrained import Pretrained
-from bbdm.networks.pretrained_config import PretrainedConfig, network_folder
+from bbdm.networks.pretrained_config import PretrainedConfig
 from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,44 +15,32 @@ import torch
 from bbdm.base.optional import package
 from bbdm.bridges import Bridge
 from bbdm.files import repository, schedules, weights
+from bbdm.files.diffusers_folders import (
+    CONFIG,
+    NETWORK,
+    PARTS,
+    autoencoder_folder,
+    check_weights,
+    fetch,
+    network_folder,
+    pipeline_folder,
+    read_json,
+    read_settings,
+    variant_of,
+)
 from bbdm.files.importers import adm
 from bbdm.files.terms import read_base
 from bbdm.networks.pretrained import TOKENS, Pretrained
 from bbdm.networks.pretrained_config import (
     ADM,
-    CONFIG,
     DIT,
-    PARTS,
-    SCHEDULE,
+    ENDS,
     PretrainedConfig,
-    check_settings,
-    network_folder,
-    pipeline_folder,
     pooled_width,
 )
 
 Known = TypeVar("Known", bound=Bridge)
 State = Mapping[str, torch.Tensor]
-AUTOENCODER = "AutoencoderKL"
-ENDS = {  # the first layer and the last, by the network's class
-    "UNet2DModel": ("conv_in", "conv_out"),
-    "UNet2DConditionModel": ("conv_in", "conv_out"),
-    DIT: ("pos_embed.proj", "proj_out_2"),
-    ADM: ("input_blocks.0.0", "out.2"),
-}
-SETTINGS = [
-    repository.CARD,
-    "model_index.json",
-    CONFIG,
-    SCHEDULE,
-    f"*/{CONFIG}",
-    f"*/{SCHEDULE}",
-]  # files of a repository
-NETWORK = "diffusion_pytorch_model"
-WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
-HALF = "fp16"  # the variant of weights that are read where there are no others
-HALVES = [f"{NETWORK}.{HALF}*.safetensors", f"{NETWORK}.safetensors.index.{HALF}.json"]
-TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
 
 log = logging.getLogger(__name__)
 
@@ -106,39 +93,12 @@ def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> 
     path = Path(path)
     match = repository.find(path)
     if match is not None:
-        return _fetched(match)
+        return fetch(match)
     if network_folder(path) is not None:
         return path
     if path.is_file() and (config in adm.SCHEDULES or adm.is_adm(path)):
         return path
     return None
-
-
-def autoencoder_folder(path: Path) -> Path | None:
-    """The autoencoder in whose latents a network works; None of pictures.
-
-    Raises:
-        ValueError: it is of another class, or scales each channel of its latents.
-    """
-    network = network_folder(path)
-    if network is None:
-        return None
-    pipeline = pipeline_folder(network)
-    for name in ("vqvae", "movq"):
-        if (pipeline / name).is_dir():
-            raise ValueError(f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL")
-    folder = pipeline / "vae"
-    if not folder.is_dir():
-        return None
-    if (folder / CONFIG).is_file():
-        settings = _read_json(folder / CONFIG)
-        architecture = settings.get("_class_name")
-        if architecture != AUTOENCODER:
-            raise ValueError(f"{folder} must be an {AUTOENCODER}, got {architecture}")
-        for name in ("latents_mean", "latents_std"):
-            if settings.get(name) is not None:
-                raise ValueError(f"{name} of {folder} must be unset: latents are scaled by scaling_factor alone")
-    return folder
 
 
 def read_pretrained(
@@ -189,40 +149,11 @@ def read_pretrained(
     return network.eval(), cast(Known, changed), notes
 
 
-def _fetched(match: re.Match[str]) -> Path | None:
-    """The folder of what a bridge needs of a repository of diffusers; None where it is of something else."""
-    folder = repository.fetch(match, SETTINGS)
-    network = network_folder(folder)
-    if network is None:
-        return None
-    settings = _read_settings(network)  # before weights, which can be tens of gigabytes
-    parts = ["", "vae/"]
-    parts += [f"{part}/" for part in PARTS]
-    files = [f"{part}{file}" for part in parts for file in WEIGHTS]
-    if not pooled_width(settings):
-        files += TEXT
-    folder = repository.fetch(match, [*SETTINGS, *files])
-    if not list(network.glob("*.safetensors")):
-        halves = [f"{part}{file}" for part in parts for file in HALVES]
-        folder = repository.fetch(match, [*SETTINGS, *files, *halves, f"text_encoder/model.{HALF}.safetensors"])
-    return folder
-
-
-def variant_of(folder: Path, name: str) -> str | None:
-    """The variant of the weights in a folder: ``fp16`` where there are no others, None of the usual ones.
-
-    ``name`` is that of the usual file, without its suffix.
-    """
-    usual = [*folder.glob(f"{name}.safetensors"), *folder.glob(f"{name}-*.safetensors")]
-    halves = list(folder.glob(f"{name}.{HALF}*.safetensors"))
-    return HALF if halves and not usual else None
-
-
 def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, float]]:
     """A network that diffusers saved, as it was: without a source."""
     place = cast(Path, network_folder(folder))
-    architecture = str(_read_settings(place)["_class_name"])
-    _check_weights(place)
+    architecture = str(read_settings(place)["_class_name"])
+    check_weights(place)
     module_class = getattr(package("diffusers", "a pretrained network"), architecture)
     with weights.readable(place, "pretrained network"):
         schedule = schedules.read_schedule(place)
@@ -254,33 +185,6 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
     return config, module.state_dict(), schedules.noise_range(config, schedule)
 
 
-def _read_settings(place: Path) -> dict[str, Any]:
-    """The settings of the network in a folder; ValueError where no bridge can start from it."""
-    settings = _read_json(place / CONFIG)
-    with weights.readable(place, "pretrained network"):
-        architecture = str(settings["_class_name"])
-        check_settings(architecture, settings)
-        channels = settings["in_channels"]
-        outputs = [channels]
-        if architecture == DIT:
-            outputs = [channels, 2 * channels, None]  # with its variance, or as many as it is shown
-        if settings["out_channels"] not in outputs:
-            got = f"{channels} channels and predicts {settings['out_channels']}"
-            raise ValueError(f"the network must predict what it is shown, and is shown {got}")
-    return settings
-
-
-def _check_weights(folder: Path) -> None:
-    if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} must hold weights as .safetensors: save them so, safe_serialization=True")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.Tensor | None:
     """(1, TOKENS, D) what the pipeline's text encoder makes of no text; None for zeros, or without text.
 
@@ -291,11 +195,11 @@ def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.T
         return None
     pipeline = pipeline_folder(cast(Path, network_folder(folder)))
     encoder = pipeline / "text_encoder"
-    known = (encoder / CONFIG).is_file() and "CLIPTextModel" in _read_json(encoder / CONFIG).get("architectures", ())
+    known = (encoder / CONFIG).is_file() and "CLIPTextModel" in read_json(encoder / CONFIG).get("architectures", ())
     if not known:
         notes.append(f"the network takes text, and {pipeline} has no text encoder of CLIP: it is shown zeros")
         return None
-    _check_weights(encoder)
+    check_weights(encoder)
     transformers = package("transformers", f"the text encoder in {encoder}")
     with weights.readable(encoder, "text encoder"):
         options: dict[str, Any] = {"local_files_only": True}

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bbdm.base.optional import package
+from bbdm.files.diffusers_folders import SCHEDULE, pipeline_folder
 from bbdm.networks.pretrained import LAST_TIME
-from bbdm.networks.pretrained_config import SCHEDULE, Prediction, PretrainedConfig, levels_of, pipeline_folder
+from bbdm.networks.pretrained_config import Prediction, PretrainedConfig, levels_of
 
 OF_BETAS = (  # schedulers, without the word, of networks that were trained on the betas of their settings
     *("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep"),

@@ -33,9 +33,9 @@ def _metadata(path: Path) -> Mapping[str, Any]:
     """The head of a model card; empty where it cannot be read, which hinders no training."""
     if not path.is_file():
         return {}
-    try:
-        from huggingface_hub import metadata_load
+    from huggingface_hub import metadata_load  # diffusers needs it too
 
+    try:
         return metadata_load(path) or {}
     except Exception:  # a stranger's YAML can raise any error
         return {}

@@ -18,10 +18,10 @@ from torch import nn
 from bbdm.base.optional import package
 from bbdm.networks.base import differences_of, find_dtype, state_hash
 from bbdm.networks.config import LoRA
+from bbdm.networks.pretrained_config import ENDS
 from bbdm.networks.unet import UNet
 
 State = dict[str, torch.Tensor]
-FIRST = ("conv_in", "pos_embed.proj")  # the names of first layers
 PROMPTS = ("prompt", "pooled")  # what a text encoder made, which differs in rounding from machine to machine
 LINEAR = re.compile(r"(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.\d+(\.proj)?)$")
 ADAPTER = "default"  # the name that PEFT gives to what it adds
@@ -74,7 +74,8 @@ def add_lora(network: Any, rank: int, base: str, dtype: str | torch.dtype = torc
 
 def trained_in_full(network: Any) -> tuple[str, ...]:
     """How the names of weights in ``network.module`` begin that are trained themselves, without products."""
-    return tuple(f"{name}." for name in (*FIRST, *network.new))
+    first, _ = ENDS[network.config.architecture]
+    return tuple(f"{name}." for name in (first, *network.new))
 
 
 def trained(network: nn.Module) -> State:

@@ -20,7 +20,7 @@ from bbdm.base.optional import package
 from bbdm.networks.base import Conditions, ConfiguredNetwork, Network
 from bbdm.networks.conditions import SOURCE
 from bbdm.networks.config import UNetConfig
-from bbdm.networks.pretrained_config import ADM, DIT, PretrainedConfig, pooled_width
+from bbdm.networks.pretrained_config import ADM, DIT, KIND, PretrainedConfig, pooled_width
 from bbdm.networks.unet import UNet
 
 LAST_TIME = 999.0  # that a network of flows was trained on, of 1,000
@@ -41,7 +41,7 @@ class Pretrained(Network, ConfiguredNetwork):
         new: the names of layers in ``module`` that begin with random weights.
     """
 
-    kind = "pretrained"
+    kind = KIND
     new: tuple[str, ...] = ()
 
     def __init__(self, config: PretrainedConfig) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -20,13 +19,17 @@ from bbdm.networks.config import NetworkConfig, UNetConfig
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
 DIT = "DiTTransformer2DModel"
 ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", DIT)  # of diffusers, that a bridge can start from
+KIND = "pretrained"  # of such a network, in files of bbdm
 ADM = "UNet"  # of this library, with the weights of guided diffusion
 # arguments of networks that are shown guidance, pictures or projected prompts, which a bridge does not have
 UNSHOWN = ("time_cond_proj_dim", "encoder_hid_dim", "encoder_hid_dim_type", "class_embeddings_concat")
 SIZES = 6  # numbers of sizes and crops that SDXL is shown
-PARTS = ("unet", "transformer")  # folders of the network in a pipeline's of diffusers
-CONFIG = "config.json"
-SCHEDULE = "scheduler_config.json"
+ENDS = {  # the first layer and the last, by the network's class
+    "UNet2DModel": ("conv_in", "conv_out"),
+    "UNet2DConditionModel": ("conv_in", "conv_out"),
+    DIT: ("pos_embed.proj", "proj_out_2"),
+    ADM: ("input_blocks.0.0", "out.2"),
+}
 
 
 @dataclass(frozen=True)
@@ -99,33 +102,6 @@ def levels_of(betas: npt.NDArray[np.float64]) -> tuple[float, ...]:
     with np.errstate(divide="ignore"):
         levels = np.log(np.sqrt(1 / kept - 1))
     return tuple(levels[np.isfinite(levels)].tolist())
-
-
-def network_folder(path: str | Path) -> Path | None:
-    """The network's folder in a pipeline's of diffusers, or a network's own; None where it is neither."""
-    folders = [Path(path) / name for name in PARTS]
-    for folder in [*folders, Path(path)]:
-        if architecture_in(folder) is not None:
-            return folder
-    return None
-
-
-def architecture_in(folder: Path) -> str | None:
-    """The class whose settings diffusers saved in a folder; None where it saved none."""
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(settings, dict) or "_class_name" not in settings:
-        return None
-    return str(settings["_class_name"])
-
-
-def pipeline_folder(network: Path) -> Path:
-    """The folder of the pipeline that a network's folder is a part of; that itself where it is of none."""
-    if (network.parent / "scheduler" / SCHEDULE).is_file() or network.name in PARTS:
-        return network.parent
-    return network
 
 
 def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:

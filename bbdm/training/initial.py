@@ -149,16 +149,13 @@ def record(train: Pairs, validation: Pairs | None, folder: Path, origin: Origin 
         origin: of the weights that it begins or resumes with; None where they came from no file.
         resumed: whether these are its own, so that files of the same size and time are not read again.
     """
-    before: list[Record] = []
-    unknown: list[str] = []
-    if origin is not None:
-        trained = Trained.of_origin(origin, folder)
-        if trained is None:
-            unknown.append(origin.path.name)
-        else:
-            before.append(trained.record)
-    known = before[0] if resumed and before else None
-    recorded = train.provenance(known).after(before, unknown)
+    trained = None if origin is None else Trained.of_origin(origin, folder)
+    known = trained.record if resumed and trained is not None else None
+    recorded = train.provenance(known)
+    if trained is not None:
+        recorded = recorded.after(trained.record)
+    elif origin is not None:
+        recorded = replace(recorded, unknown=[origin.path.name])
     if validation is not None:
         overlap = Trained("this run", recorded).overlap(validation)
         if overlap.names:

@@ -127,7 +127,7 @@ def test_a_source_that_several_training_pairs_share_is_no_overlap(tmp_path: Path
     record = Trained.of(rows[:1], "here").record
     before = Record({"1": [record.contents["1"][0], "another target"]}, {}, [])
     message = r"the source of 1 of 1 pair was in training, by here: 3 \(as 1\)"
-    refused(Pairs(rows[2:]), Trained("here", record.after([before])), message)
+    refused(Pairs(rows[2:]), Trained("here", record.after(before)), message)
 
 
 def test_sets_without_pairs_and_pairs_of_the_same_files(tmp_path: Path) -> None:
@@ -154,12 +154,12 @@ def test_what_was_trained_on_before_is_kept(tmp_path: Path) -> None:
     save(tmp_path / "old", names, 0)
     save(tmp_path / "now", names, 2)
     old, now = (Pairs(rows_of(tmp_path / folder, names)) for folder in ("old", "now"))
-    record = now.provenance().after([old.provenance()])
+    record = now.provenance().after(old.provenance())
     write(tmp_path, record)
     assert Record.read(tmp_path, record.identity) == record
-    again = now.provenance().after([record, old.provenance()])
+    again = now.provenance().after(record).after(old.provenance())
     assert again == record  # nothing twice
-    third = Pairs(rows_of(tmp_path / "now", names[:1])).provenance().after([record])
+    third = Pairs(rows_of(tmp_path / "now", names[:1])).provenance().after(record)
     for pairs, where in ((old, record), (old, third), (now, third)):
         refused(pairs, Trained("here", where), "2 of 2 pairs were in training, by here: 1, 2")
 
@@ -208,7 +208,7 @@ def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: 
         trained = Trained.of_origin(Origin(path, run, identity), tmp_path / "elsewhere")
         assert trained is not None
         assert [*trained.record.contents] == [name]
-    later = Record({"new": ["1"]}, {}, []).after([records["w.run"]])
+    later = Record({"new": ["1"]}, {}, []).after(records["w.run"])
     write(tmp_path / "w.run", later)  # which earlier weights have not seen
     for record in (later, records["w.run"]):
         assert Trained.of_origin(Origin(path, None, record.identity)) == Trained(f"{tmp_path}/w.run", record)
@@ -226,8 +226,8 @@ def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: 
 
 
 def test_what_no_record_says_of_an_earlier_training_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    record = Record({"a": ["1"]}, {}, []).after([], ["start.pt"])
-    later = Record({"b": ["2"]}, {}, []).after([record])
+    record = Record({"a": ["1"]}, {}, [], unknown=["start.pt"])
+    later = Record({"b": ["2"]}, {}, []).after(record)
     assert len({Record({"a": ["1"]}, {}, []).identity, record.identity, later.identity}) == 3
     assert Trained.of_origin(write(tmp_path, later)) is not None
     assert caplog.messages == [

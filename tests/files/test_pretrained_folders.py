@@ -21,7 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 import bbdm
 from bbdm.bridges import BrownianBridge
 from bbdm.files.checkpoint import load_codec
-from bbdm.files.pretrained import autoencoder_folder, find_pretrained, pretrained, read_pretrained
+from bbdm.files.diffusers_folders import autoencoder_folder
+from bbdm.files.pretrained import find_pretrained, pretrained, read_pretrained
 from tests.files.test_pretrained import save
 
 REPOSITORY = "someone/pictures"
