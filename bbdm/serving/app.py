@@ -259,7 +259,7 @@ class CheckedUploads:
     Otherwise the browser would show what it sent, and decode it.
 
     Args:
-        app: Gradio's application.
+        app: the ASGI application of Gradio.
         max_pixels: the most that a picture may have.
     """
 
