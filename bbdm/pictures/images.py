@@ -54,14 +54,22 @@ def sides(size: Size, axes: int = 2) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else size
 
 
-def warn_of_scale(trained: Size, *size: int) -> None:
-    """Warn where a side of pictures is at least twice, or at most half, that of the training pictures."""
+def warning_of_scale(trained: Size, *size: int) -> str | None:
+    """What is said where a side of pictures is at least twice, or at most half, that of training; or None."""
     wanted = sides(trained, len(size))
     if any(max(pair) >= 2 * min(pair) for pair in zip(size, wanted, strict=True)):
-        warn(
+        return (
             f"the network was trained on pictures of {sizes.shown(trained)}, and is given {sizes.shown(size)}: "
             "it may know nothing of them, so resize them"
         )
+    return None
+
+
+def warn_of_scale(trained: Size, *size: int) -> None:
+    """Warn of :func:`warning_of_scale`."""
+    warning = warning_of_scale(trained, *size)
+    if warning is not None:
+        warn(warning)
 
 
 def as_size(value: Any, axes: int = 2) -> Size:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bbdm.base import sizes
+from bbdm.base.machine import free_memory
 from bbdm.base.scripts import warn
 from bbdm.data.spec import AXES, Spec
 from bbdm.networks.arrays import as_numpy, concatenated, converted
@@ -23,6 +24,7 @@ from bbdm.pictures import Picture, formats, images, read
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, scaled_present
 
 WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawing on white
+BYTES_OF_CALL = 48  # at least, for each value of a source: it, states, noise and results
 Floats = npt.NDArray[np.float32]
 Parts = list[tuple[list[int], Any]]  # images (B, C, H, W) with their indices
 Content = Literal["floats", "uint8", "values"]  # of an array: in [-1, 1], of a photograph, or stored values
@@ -190,7 +192,10 @@ def _read(source: Any, scale: Scale) -> Item:
     photographs = eight_bit and scale.axes == 2
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        source = images.open_image(path) if photographs and formats.is_photograph(path) else read(path)
+        if photographs and formats.is_photograph(path):
+            source = images.open_image(path, check_size=lambda *size: _check_memory(path, scale.channels, *size))
+        else:
+            source = read(path)
     if isinstance(source, Image.Image) and photographs:
         return Item(
             [images.to_array(source, scale.channels)], lambda results, down=False: images.from_array(results[0])
@@ -205,6 +210,17 @@ def _read(source: Any, scale: Scale) -> Item:
         return _tensor(source, scale)
     expected = f"{scale.noun}, a picture, a path, a NumPy array or a list of them"
     raise ValueError(f"source must be {expected}, got {type(source).__name__}")
+
+
+def _check_memory(path: Path, channels: int, width: int, height: int) -> None:
+    """Raise ValueError for a photograph that a call has no memory for, before it is decoded."""
+    needed = width * height * channels * BYTES_OF_CALL
+    free = free_memory()
+    if needed > free:
+        raise ValueError(
+            f"{path} of {height} x {width} needs at least {sizes.amount(needed)} of memory in one call, and "
+            f"{sizes.amount(free)} are free: bbdm restore and bbdm translate --window go by windows and files"
+        )
 
 
 def _picture(picture: Picture, scale: Scale) -> Item:

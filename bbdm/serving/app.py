@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import tempfile
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
@@ -19,6 +21,8 @@ import numpy as np
 import torch
 from gradio.data_classes import FileData
 from PIL import Image, ImageOps
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
 
 from bbdm import solvers
 from bbdm.base import demo
@@ -37,25 +41,37 @@ MAX_DRAWING = (2 * CANVAS) ** 2  # pixels: a screen may have two along a side fo
 LINE = CANVAS // 64  # radius of the brush: the bundled network knows lines of about 2 pixels of 64
 RESULTS = 8  # of a source, at most
 FILES = 50  # sources at a time, at most
+STYLE = """
+.results .grid-wrap { min-height: 0; max-height: none; overflow-y: visible; }
+.results .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)); }
+@media (max-width: 640px) { .results .grid-container { grid-template-columns: repeat(2, minmax(0, 1fr)); } }
+"""  # rows of results are neither cut off nor too small
+UPLOAD = "/upload"  # the end of the path of Gradio's route that takes files
 VISITORS = 2  # who translate at once; others wait
 KEPT = 3600  # seconds that uploads and results stay on the disk
-BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, and whether there is a sheet to draw on
-    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", True),
-    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", False),
+BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, and the folder of examples to click
+    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", demo.DRAWINGS),
+    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files."),
 )
 Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, mean or spread
 ended = threading.Event()  # of the app: translations that run end at their next step
 
 
 class Panel:
-    """A network on the page, with its name, what the page says of it, and whether one may draw.
+    """A network on the page, with its name, what the page says of it, and a folder of drawings to click.
+
+    Of a bundled network without such a folder, no picture may be drawn.
 
     Raises:
         ValueError: the model cannot be read, or a setting is not for it.
     """
 
-    def __init__(self, config: App, name: str, about: str = "", drawn: bool = True) -> None:
-        self.config, self.name, self.about, self.drawn = config, name, about, drawn
+    def __init__(self, config: App, name: str, about: str = "", examples: Path | None = None) -> None:
+        self.config = config
+        self.name = name
+        self.about = about
+        self.drawn = examples is not None or not about
+        self.examples = sorted(examples.glob("*.png")) if examples else []
         self.sampler = config.open(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None
 
@@ -104,6 +120,7 @@ class Panel:
         yield "", [], gr.DownloadButton(interactive=False)  # nothing of before stays beside an error
         try:
             sources = self.sources(drawing, files)
+            self._warn(sources)
             if maps:
                 count = max(count, 2)
             options = self._options(direction, solver, steps)
@@ -148,6 +165,24 @@ class Panel:
             options |= {"solver": solver, "steps": steps}
         return options
 
+    def _warn(self, sources: Pictures) -> None:
+        """Show where pictures are far from the size of the training pictures."""
+        trained = self.sampler.image_size
+        if trained is None or self.windowed or self.sampler.pictures.crop is not None:
+            return
+        for name, picture in sources.items():
+            warning = images.warning_of_scale(trained, picture.height, picture.width)
+            if warning is not None:
+                gr.Warning(html.escape(f"{name}: {warning}", quote=False))
+
+    def _examples(self) -> gr.Dataset | None:
+        """Pictures to click, which are translated then; None where there are none."""
+        if not self.examples:
+            return None
+        shown = gr.Image(type="filepath", visible=False)
+        samples = [[str(path)] for path in self.examples]
+        return gr.Dataset(components=[shown], samples=samples, label="Examples", type="index")
+
     def build(self) -> None:
         """Put the panel on the page that is being built."""
         sampler = self.sampler
@@ -155,7 +190,15 @@ class Panel:
             with gr.Column():
                 with gr.Tab("Pictures"):  # which Gradio does not open: its errors show the server's path
                     suffixes = [suffix for each in uploads.SUFFIXES.values() for suffix in each]
-                    files = gr.Gallery(file_types=suffixes, sources=["upload", "webcam", "clipboard"], show_label=False)
+                    files = gr.Gallery(
+                        file_types=suffixes,
+                        sources=["upload", "webcam", "clipboard"],
+                        show_label=False,
+                        height=260,
+                        columns=3,
+                        fit_columns=False,
+                        object_fit="contain",
+                    )
                 with gr.Tab("Drawing", visible=self.drawn):
                     drawing = gr.ImageEditor(
                         {"background": Image.new("RGB", (CANVAS, CANVAS), "white"), "layers": [], "composite": None},
@@ -168,6 +211,7 @@ class Panel:
                         show_label=False,
                     )
                     drawing.convert_and_format_image = read_drawing  # Gradio's own takes any format and size
+                examples = self._examples()
                 count = gr.Number(1 if self.windowed else 4, label="Results", precision=0, minimum=1, maximum=RESULTS)
                 maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results, of 2 at least.")
                 ways = ["AtoB", "BtoA"] if sampler.direction else []
@@ -186,17 +230,73 @@ class Panel:
                     gr.Markdown(f"`{sampler.bridge!r}`")
             with gr.Column():
                 status = gr.Markdown()
-                gallery = gr.Gallery(show_label=False, format="png", columns=3)
+                gallery = gr.Gallery(
+                    show_label=False,
+                    format="png",
+                    columns=2 if self.windowed else 5,  # a source, and its results
+                    object_fit="contain",
+                    elem_classes="results",
+                )
                 download = gr.DownloadButton("Download as zip", interactive=False)
-        running = start.click(
-            self.run,
-            [drawing, files, count, maps, direction, solver, steps, seed],
-            [status, gallery, download],
-            show_progress_on=status,
-            concurrency_id="translations",
-            concurrency_limit=VISITORS,
-        )
+        run: dict[str, Any] = {
+            "fn": self.run,
+            "inputs": [drawing, files, count, maps, direction, solver, steps, seed],
+            "outputs": [status, gallery, download],
+            "show_progress_on": status,
+            "concurrency_id": "translations",
+            "concurrency_limit": VISITORS,
+        }
+        running: list[Any] = [start.click(**run)]
+        if examples is not None:
+            chosen = examples.click(lambda index: [str(self.examples[index])], examples, files, queue=False)
+            running.append(chosen.then(**run))
         stop.click(None, cancels=running)
+
+
+class CheckedUploads:
+    """An ASGI application in front of Gradio's, which refuses pictures as they arrive, by their headers.
+
+    Otherwise the browser would show what it sent, and decode it.
+
+    Args:
+        app: the ASGI application of Gradio.
+        max_pixels: the most that a picture may have.
+    """
+
+    def __init__(self, app: Any, max_pixels: int) -> None:
+        self.app = app
+        self.max_pixels = max_pixels
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request; of uploads, when all their files are checked."""
+        if scope["type"] != "http" or not scope["path"].endswith(UPLOAD):
+            await self.app(scope, receive, send)
+            return
+        messages: list[Any] = []
+
+        async def keep(message: Any) -> None:
+            messages.append(message)
+
+        await self.app(scope, receive, keep)
+        content = b"".join(message.get("body", b"") for message in messages)
+        reason = self._reason(content) if messages[0]["status"] == 200 else None
+        if reason is not None:
+            await PlainTextResponse(reason, 422)(scope, receive, send)
+            return
+        for message in messages:
+            await send(message)
+
+    def _reason(self, content: bytes) -> str | None:
+        """Why one of the files of Gradio's answer is refused, if one is; then all are deleted."""
+        paths = [Path(path) for path in json.loads(content)]
+        try:
+            for path in paths:
+                uploads.check_header(path, path.name, self.max_pixels)
+        except (ValueError, OSError) as error:
+            for path in paths:
+                path.unlink(missing_ok=True)
+            return str(error)
+        return None
 
 
 def shown(error: Exception) -> gr.Error:
@@ -283,6 +383,7 @@ def launch(config: App) -> None:
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder, termination() as asked:
         os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
         app = build(config)
+        warnings.filterwarnings("ignore", "the network was trained on pictures of")  # which the page shows
         _, address, _ = app.launch(
             server_name=config.host,
             server_port=config.port,
@@ -291,6 +392,8 @@ def launch(config: App) -> None:
             prevent_thread_lock=True,
             show_error=True,
             max_file_size="50mb",
+            css=STYLE,
+            app_kwargs={"middleware": [Middleware(CheckedUploads, max_pixels=config.max_pixels)]},
         )
         print(f"the app is at {address}; Ctrl-C ends it", flush=True)
         try:

@@ -54,15 +54,40 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_modules(words)}
     import ray
 
-    ray.init(address=address or "local", **options)
+    if address is None:
+        with daemons_in_a_session_of_their_own():
+            ray.init(address="local", **options)
+    else:
+        ray.init(address=address, **options)
     try:
         yield [node["Resources"] for node in ray.nodes() if node["Alive"]]
     finally:
         ray.shutdown()
 
 
+@contextmanager
+def daemons_in_a_session_of_their_own() -> Iterator[None]:
+    """Within the context, the processes that Ray starts get a session apart from the command.
+
+    A signal to the command's process group, as of ``timeout`` and of supervisors, would otherwise end Ray
+    while the command still answers requests. Ray's processes end with the command in any case.
+    """
+    from ray._private import services
+
+    popen = getattr(services, "ConsolePopen", None)
+    if popen is None or os.name == "nt":
+        yield
+        return
+    services.ConsolePopen = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = popen
+
+
 def serve(config: Serve) -> None:
     """Serve a network on this machine until a signal; see :func:`bbdm.serving.server.run`."""
+    print("starting Ray on this machine, which may take a minute", flush=True)
     with connected() as (machine,):
         from bbdm.serving import server  # which imports Ray, after the environment says where it listens
 

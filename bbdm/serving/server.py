@@ -11,11 +11,13 @@ import asyncio
 import logging
 import random
 import secrets
+import shlex
 import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import fastapi
@@ -24,7 +26,7 @@ import numpy.typing as npt
 import torch
 from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse
 from PIL import Image
 from pydantic import BaseModel, Field
 from ray import serve
@@ -32,14 +34,23 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
-from bbdm import solvers
+from bbdm import __version__, solvers
+from bbdm.base import demo
 from bbdm.base.scripts import termination
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import images
 from bbdm.serving import uploads
-from bbdm.serving.config import Serve
+from bbdm.serving.config import LOOPBACK, Serve
 
 log = logging.getLogger(__name__)
+PAGE = Path(__file__).with_name("docs.html")  # tries the server in a browser, and loads nothing from elsewhere
+PICTURE = {"schema": {"type": "string", "format": "binary"}}
+BODY = {"required": True, "content": {f"image/{kind.lower()}": PICTURE for kind in uploads.FORMATS}}
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "the result, and its seed in the header X-Seed", "content": {"image/png": PICTURE}},
+    503: {"description": "busy or closing: send it again"},
+}
+ANYWHERE = ("", "0.0.0.0", "::")  # addresses to listen on, and none to ask
 AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
 Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
 Answer = tuple[int, Any]  # HTTP's status, with a result or a sentence that says why there is none
@@ -48,10 +59,10 @@ Answer = tuple[int, Any]  # HTTP's status, with a result or a sentence that says
 class Query(BaseModel, extra="forbid"):
     """What a request's query may say."""
 
-    solver: solvers.Solver | None = None
-    steps: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=0, lt=2**63)
-    direction: Direction | None = None
+    solver: solvers.Solver | None = Field(default=None, description="the network's own if left out")
+    steps: int | None = Field(default=None, ge=1, description="network calls; the solver's own if left out")
+    seed: int | None = Field(default=None, ge=0, lt=2**63, description="one number, one picture; drawn if left out")
+    direction: Direction | None = Field(default=None, description="of a network of two directions")
 
 
 def facts(config: Serve) -> dict[str, Any]:
@@ -161,12 +172,27 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application of Ray Serve's ingress."""
-        app = FastAPI(title="bbdm", docs_url=None, redoc_url=None)  # pages that load scripts from elsewhere
-        app.get("/health")(self.health)
-        app.get("/model")(lambda: self.known)
-        app.post("/translate", response_class=Response)(self.translate)
+        app = FastAPI(title="bbdm", version=__version__, docs_url=None, redoc_url=None)  # whose scripts are elsewhere
+        app.get("/", include_in_schema=False)(self.root)
+        app.get("/docs", include_in_schema=False)(self.docs)
+        app.get("/health", response_class=PlainTextResponse)(self.health)
+        app.get("/model")(self.model)
+        body = {"requestBody": BODY}
+        app.post("/translate", response_class=Response, responses=ANSWERS, openapi_extra=body)(self.translate)
         app.exception_handler(RequestValidationError)(unreadable)
         return app
+
+    async def root(self) -> Response:
+        """To the page that says what the server does."""
+        return RedirectResponse("docs")
+
+    async def docs(self) -> Response:
+        """A page on which each request can be tried."""
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    async def model(self) -> dict[str, Any]:
+        """The network's solvers, with the steps of each, and the limits of requests."""
+        return self.known
 
     async def health(self) -> Response:
         """Whether requests are accepted."""
@@ -271,10 +297,24 @@ def application(config: Serve, known: dict[str, Any], machine: Mapping[str, floa
     return front(serve.ingress()(Front)).bind(replica.bind(config, threads), known)
 
 
+def ready(config: Serve, port: int) -> str:
+    """What is said as soon as requests are accepted: where, and a command that sends a bundled drawing."""
+    host = LOOPBACK if config.host in ANYWHERE else config.host
+    if ":" in host:
+        host = f"[{host}]"
+    address = f"http://{host}:{port}"
+    drawing = shlex.quote(f"@{min(demo.DRAWINGS.iterdir())}")
+    return (
+        f"serving {config.model} on {address}; Ctrl-C ends it\n"
+        f"try it in a browser: {address}/docs\n"
+        f"or by a command: curl --data-binary {drawing} '{address}/translate?seed=0' -o result.png"
+    )
+
+
 def run(config: Serve, machine: Mapping[str, float]) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
 
-    Ray is connected to the machine. A line says when requests are accepted.
+    Ray is connected to the machine. Lines say what is done until requests are accepted, and when they are.
 
     Raises:
         OSError: the port cannot be listened on.
@@ -288,8 +328,9 @@ def run(config: Serve, machine: Mapping[str, float]) -> None:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     with termination() as stopped:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
+        print(f"loading {config.model}", flush=True)
         front = serve.run(deployments, name="bbdm")
-        print(f"serving {config.model} on http://{config.host}:{port}", flush=True)
+        print(ready(config, port), flush=True)
         with suppress(KeyboardInterrupt):
             while not stopped():
                 time.sleep(0.1)

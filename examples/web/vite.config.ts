@@ -38,10 +38,10 @@ function copy(from: string, to: string): void {
   writeFileSync(`${to}/bridge.json`, JSON.stringify({ ...settings, packed: true }));
 }
 
-/** Tells the service worker which files there are, without networks and what only WebGPU or photographs need. */
+/** Tells the service worker which files there are, without networks and what only WebGPU needs. */
 function list(): void {
   const files = written()
-    .filter((name) => /\.\w+$/.test(name) && !/^sw\.js$|^photographs|webgpu|asyncify|\.onnx\.|\.map$/.test(name))
+    .filter((name) => /\.\w+$/.test(name) && !/^sw\.js$|webgpu|asyncify|\.onnx\.|\.map$/.test(name))
     .sort();
   const hash = createHash("sha256");
   for (const name of files) hash.update(name).update(readFileSync(`dist/${name}`));

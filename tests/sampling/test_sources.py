@@ -15,7 +15,8 @@ from bbdm.data.spec import Spec
 from bbdm.pictures import header
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values
-from tests.conftest import tiny_unet
+from tests.conftest import noise, tiny_unet
+from tests.serving.conftest import png_of
 
 COLOUR = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 FLOATS = (COLOUR / 127.5 - 1).astype(np.float32)
@@ -55,6 +56,16 @@ def test_nan_of_weights_is_no_black_picture(tmp_path: Path):
         with pytest.raises(ValueError, match="the result has NaN, which uint8 cannot hold: take dtype float32"):
             sampler(source, seed=0)
     assert np.isnan(sampler(FLOATS, seed=0)).all()
+
+
+def test_a_picture_that_a_call_has_no_memory_for_is_refused_by_its_header(tmp_path: Path):
+    """A PNG of 1 KB that would be decoded to 36 GB, and need some 1.7 TB."""
+    noise(0).save(tmp_path / "small.png")
+    (tmp_path / "large.png").write_bytes(png_of(110_000, 110_000, bytes(1000)))
+    assert sampler_of()(tmp_path / "small.png", seed=0)[0].size == (16, 16)
+    advice = "bbdm restore and bbdm translate --window go by windows and files"
+    with pytest.raises(ValueError, match=rf"large\.png of 110000 x 110000 needs at least .* of memory .*{advice}"):
+        sampler_of()(tmp_path / "large.png", seed=0)
 
 
 def test_floats_of_other_values():

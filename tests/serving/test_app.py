@@ -1,5 +1,6 @@
 """`bbdm app` without a browser, with a network too small to be good."""
 
+import asyncio
 import io
 import zipfile
 from contextlib import suppress
@@ -7,12 +8,18 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 import torch
 from gradio.components.image_editor import EditorData
 from gradio.data_classes import FileData
 from PIL import EpsImagePlugin, Image
+from starlette.applications import Starlette
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
 
 from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
@@ -21,7 +28,7 @@ from bbdm.serving.app import Panel
 from bbdm.serving.config import App
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
-from tests.serving.conftest import HOSTILE_NAMES, png_of, same, tree
+from tests.serving.conftest import HOSTILE_NAMES, encoded, png_of, same, tree
 
 INPUTS: dict[str, Any] = {"drawing": None, "files": None, "count": 1, "maps": False, "direction": None}
 INPUTS |= {"solver": "sde-dpm2m", "steps": 3, "seed": 5}
@@ -130,7 +137,7 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
         ({"files": ["0.png"] * 3}, "at most 2 pictures, got 3"),
         (
             {"files": ["1.png"]},
-            "the picture 1.png may have at most 256 pixels (max_pixels); got height x width 17 x 16",
+            "the picture 1.png may have at most 256 pixels (max_pixels); got height x width 17 x 16: the commands",
         ),
         ({"solver": "ancestral"}, "'ancestral' takes every time, steps=100; got steps=3"),
         ({"seed": 2**63 - 1, "count": 2}, "seed must be in"),  # of the second result
@@ -190,12 +197,65 @@ def test_a_large_picture_is_refused_before_any_is_decoded(
     monkeypatch.setattr(uploads, "read", lambda path, *_: decoded.append(path))
     files = [*saved(tmp_path, noise(0)), (str(large(tmp_path / "large.png")), None)]
     limit = r"^the picture large\.png may have at most 33554432 pixels \(max_pixels\); got"
-    with pytest.raises(ValueError, match=f"{limit} height x width 6000 x 6000$"):
+    advice = "the commands bbdm restore and bbdm translate --window take larger ones$"
+    with pytest.raises(ValueError, match=f"{limit} height x width 6000 x 6000: {advice}"):
         panel(checkpoint).sources(None, files)
-    (tmp_path / "large.png").write_bytes(png_of(20_000, 20_000, bytes(1000)))
-    with pytest.raises(ValueError, match=f"{limit} more than 178956970$"):  # of which Pillow says no more
+    (tmp_path / "large.png").write_bytes(png_of(20_000, 20_000, bytes(1000)))  # at which Pillow would fail
+    with pytest.raises(ValueError, match=f"{limit} height x width 20000 x 20000: {advice}"):
         panel(checkpoint).sources(None, files)
     assert decoded == []
+
+
+def test_an_upload_is_refused_by_its_header_before_a_browser_shows_it(tmp_path: Path):
+    """Then none of its files is kept; good ones and other requests pass."""
+    files = {"small.png": encoded(noise(0)), "large.png": png_of(20_000, 20_000, b""), "text.png": b"hello"}
+
+    async def uploaded(request: Request) -> Response:
+        form = await request.form()
+        paths: list[str] = []
+        for each in form.getlist("files"):
+            assert isinstance(each, UploadFile)
+            path = tmp_path / str(each.filename)
+            path.write_bytes(await each.read())
+            paths.append(str(path))
+        return JSONResponse(paths)
+
+    async def other(request: Request) -> Response:
+        return PlainTextResponse("other")
+
+    gradio = Starlette(routes=[Route("/gradio_api/upload", uploaded, methods=["POST"]), Route("/", other)])
+    transport = httpx.ASGITransport(app.CheckedUploads(gradio, 2**20))
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(transport=transport, base_url="http://bbdm") as http:
+            assert (await http.get("/")).text == "other"
+            for names, status, words in (
+                (["small.png"], 200, "small.png"),
+                (["small.png", "large.png"], 422, "large.png may have at most 1048576 pixels"),
+                (["text.png"], 422, "text.png: it is not BMP, JPEG, PNG, WEBP"),
+            ):
+                sent = [("files", (name, files[name])) for name in names]
+                reply = await http.post("/gradio_api/upload", files=sent)
+                assert (reply.status_code, words in reply.text) == (status, True), reply.text
+                assert (str(tmp_path) in reply.text) == (status == 200)
+                assert [(tmp_path / name).exists() for name in names] == [status == 200] * len(names)
+
+    asyncio.run(ask())
+
+
+def test_a_picture_far_from_the_size_of_training_is_said_on_the_page(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """One that is made to fit has a short side still."""
+    said: list[str] = []
+    monkeypatch.setattr(gr, "Warning", said.append)
+    run(panel(checkpoint), files=saved(tmp_path, noise(0), noise(1, 6, 24)))
+    assert said == [
+        "1: the network was trained on pictures of 16 x 16, and is given 16 x 4: it may know nothing of them, so "
+        "resize them"
+    ]
+    run(panel(checkpoint, window=SIZE), files=saved(tmp_path, noise(1, 6, 24)))
+    assert len(said) == 1  # by windows, at its own size
 
 
 def test_uploads_of_equal_names_have_a_result_each(checkpoint: Path, tmp_path: Path):
@@ -258,6 +318,8 @@ def test_a_page_offers_what_a_network_takes(checkpoint: Path, monkeypatch: pytes
     found = components(App(device="cpu", window=64))
     assert {"Drawings", "Photographs", "Drawing", "Pictures"} <= {*found}
     assert found["Results"]["value"] == 1
+    examples = [Path(file["path"]).name for (file,) in found["Examples"]["samples"]]
+    assert examples == ["1F36D.png", "1F383.png", "1F427.png", "1F980.png"]
     sheet = found["imageeditor"]
     assert (sheet["canvas_size"], sheet["brush"]["default_size"]) == ([512, 512], 8)  # a radius: 2 pixels of 64
 

@@ -26,7 +26,7 @@ from bbdm import BridgeSampler
 from tests.cli.browser import chromium, needs_browser
 from tests.conftest import ROOT, noise
 from tests.onnx.exports import SIZE
-from tests.serving.conftest import same
+from tests.serving.conftest import png_of, same
 
 pytestmark = [pytest.mark.nightly, needs_browser]
 SECONDS = 180  # for the page to do anything, on a busy machine
@@ -107,6 +107,38 @@ class Visitor:
             with urllib.request.urlopen(address or "") as answer:
                 found[each.text] = Image.open(io.BytesIO(answer.read())).convert("RGB")
         return found
+
+
+CUT = """return [...document.querySelectorAll(".results .thumbnail-item")].filter((each) => {
+    const outer = each.closest(".block").getBoundingClientRect(), own = each.getBoundingClientRect();
+    return own.bottom > outer.bottom || own.right > outer.right;
+}).length"""  # pictures of results that are cut off
+
+
+def test_an_example_its_four_results_and_a_picture_that_is_too_large(tmp_path: Path):
+    """Of the bundled networks: nothing is cut off, and the large one is refused at once."""
+    page = Visitor(tmp_path)
+    try:
+        page.until(lambda: page.all(".gallery-item"), "the examples")[1].click()
+        page.says("done, seeds 0 to 3")
+        captions = page.until(lambda: page.all(".results .caption-label"), "the results")
+        assert [each.text for each in captions] == ["1F383", *(f"1F383_{seed}" for seed in range(4))]
+        assert page.driver.execute_script(CUT) == 0
+        fits = "return getComputedStyle(document.querySelector('.results img')).objectFit"
+        assert page.driver.execute_script(fits) == "contain"
+        large = tmp_path / "large.png"
+        large.write_bytes(png_of(20_000, 20_000, bytes(20_000 * 20_001)))
+        page.all("button[aria-label='Clear']")[0].click()
+        page.until(lambda: page.driver.find_elements("css selector", "input[type=file]"), "the field")
+        began = time.monotonic()
+        (field, *_) = page.driver.find_elements("css selector", "input[type=file]")
+        field.send_keys(str(large))
+        page.says("the picture large.png may have at most 33554432 pixels")
+        assert time.monotonic() - began < 10
+    finally:
+        page.driver.quit()
+        page.process.terminate()
+        page.process.wait()
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ class Server:
 
     process: subprocess.Popen[str]
     port: int
+    said: list[str]  # until it was ready
 
     def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
         """The reply, and what its ``body`` was."""
@@ -44,8 +46,12 @@ class Server:
         finally:
             connection.close()
 
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
+    def stop(self, group: bool = False) -> int:
+        """Send SIGTERM to the process, or to its group, and wait for its status."""
+        if group:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        else:
+            self.process.send_signal(signal.SIGTERM)
         return self.process.wait(120)
 
     def family(self) -> list[psutil.Process]:
@@ -66,13 +72,18 @@ def start(checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
         command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0", *flags]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with (tmp_path / f"stderr{len(started)}").open("w") as stderr:
-            process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, stderr=stderr)
+            process = subprocess.Popen(
+                command, env=environment, stdout=subprocess.PIPE, text=True, stderr=stderr, start_new_session=True
+            )
         assert process.stdout is not None
-        line = process.stdout.readline()
-        port = re.fullmatch(r"serving .* on http://127\.0\.0\.1:(\d+)\n", line)
-        assert port is not None, line
+        said: list[str] = []
+        while not (said and said[-1].startswith("or by a command: ")):
+            said.append(process.stdout.readline())
+            assert said[-1], said  # it ended
+        port = re.search(r"serving .* on http://127\.0\.0\.1:(\d+); Ctrl-C ends it\n", "".join(said))
+        assert port is not None, said
         assert Path(stderr.name).read_text() == ""  # Ray warns of authentication where nobody chose it
-        started.append(Server(process, int(port[1])))
+        started.append(Server(process, int(port[1]), said))
         return started[-1]
 
     yield start
@@ -168,7 +179,7 @@ def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: St
     bodies: list[Any] = [*HOSTILE.values(), png_of(8000, 8000, bytes(10**7)), bytes(10**7), iter([bytes(1000)] * 2000)]
     requests: list[tuple[Any, ...]] = [("POST", "/translate", body) for body in bodies]
     requests += [("POST", "/translate?path=/etc/passwd", GOOD), ("DELETE", "/translate", GOOD)]
-    requests += [("GET", path) for path in ("/../../etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/docs")]
+    requests += [("GET", path) for path in ("/../../etc/passwd", "/%2e%2e/etc/passwd", "//etc/passwd", "/redoc")]
     requests += [("POST", "/translate", GOOD, {"content-length": "99999999999"})]
 
     def status(request: tuple[Any, ...]) -> int:
@@ -190,14 +201,27 @@ def test_hostile_requests_are_refused_on_the_loopback_and_memory_stays(start: St
     assert sum(each.memory_info().rss for each in server.family()) < before + 50e6
 
 
-def test_sigterm_finishes_what_was_accepted(start: Start, sampler: BridgeSampler):
+def test_its_start_is_told_and_its_command_works(start: Start, sampler: BridgeSampler, tmp_path: Path):
+    server = start("--max_pixels", "4096")
+    starting, loading = server.said[-5:-3]
+    assert starting.startswith("starting Ray on this machine")
+    assert loading.startswith("loading ")
+    words = shlex.split(server.said[-1].partition(": ")[2])
+    subprocess.run([*words, "--silent", "--fail"], cwd=tmp_path, check=True)
+    drawing = Path(words[2].removeprefix("@"))
+    assert same((tmp_path / "result.png").read_bytes(), sampler(drawing, seed=0)[0])
+
+
+@pytest.mark.parametrize("group", [False, True])
+def test_sigterm_finishes_what_was_accepted(group: bool, start: Start, sampler: BridgeSampler, tmp_path: Path):
+    """Also where it is sent to the process group, as ``timeout`` does: Ray goes on until all is answered."""
     server = start("--max_batch_size", "2")
     with ThreadPoolExecutor(8) as pool:
         queries = [f"/translate?seed={i}&steps=49" for i in range(8)]
         replies = [pool.submit(server.ask, "POST", query, encoded(noise(i))) for i, query in enumerate(queries)]
         wait_until(lambda: any(each.done() for each in replies), "the first result", 60)
         done = sum(each.done() for each in replies)
-        assert server.stop() == 0
+        assert server.stop(group) == 0
     accepted = [i for i, reply in enumerate(replies) if reply.result().status != 503]
     assert len(accepted) > done  # those that were in work
     assert all(same(replies[i].result().body, sampler(noise(i), i, steps=49)[0]) for i in accepted)
@@ -205,3 +229,4 @@ def test_sigterm_finishes_what_was_accepted(start: Start, sampler: BridgeSampler
         server.ask("GET", "/health")
     assert server.process.stdout is not None
     assert server.process.stdout.read() == ""  # Ray says there what it thinks is wrong
+    assert (tmp_path / "stderr0").read_text() == ""

@@ -1,6 +1,8 @@
 """`bbdm serve` without a cluster: what it answers, and what it refuses."""
 
 import asyncio
+import re
+import shlex
 import socket
 import warnings
 from collections.abc import AsyncIterator, Callable
@@ -156,10 +158,11 @@ def test_pictures_are_read_and_a_bomb_is_not():
         assert pixels.shape == (32, 16, 3)
         assert abs(int(pixels.mean()) - 99) <= 1
     limit = r"^the picture of the request may have at most 4096 pixels \(max_pixels\), .* multiples of 8; got"
+    advice = "the commands bbdm restore and bbdm translate --window take larger ones$"
     for width, height in ((4000, 2500), (1, 4096)):
-        with pytest.raises(ValueError, match=rf"{limit} height x width {height} x {width}$"):
+        with pytest.raises(ValueError, match=rf"{limit} height x width {height} x {width}: {advice}"):
             decode(png_of(width, height, bytes(10**7)), 3, 8, 4096)
-    with pytest.raises(ValueError, match=f"{limit} more than 178956970$"):  # of which Pillow says no more
+    with pytest.raises(ValueError, match=f"{limit} height x width 20000 x 20000: {advice}"):
         decode(png_of(20_000, 20_000, bytes(10**7)), 3, 8, 4096)
 
 
@@ -185,10 +188,45 @@ def test_queries_and_bodies_are_checked():
         bodies: list[tuple[Any, ...]] = [(bytes(4097), {}), (chunks(), {}), (b"", {"content-length": "9" * 18})]
         for content, headers in bodies:
             await refusal(http, 413, "4096 bytes", content=content, headers=headers)
-        for method, path, status in (("PUT", "/translate", 405), ("POST", "/health", 405), ("GET", "/docs", 404)):
+        for method, path, status in (("PUT", "/translate", 405), ("POST", "/health", 405), ("GET", "/redoc", 404)):
             assert (await http.request(method, path)).status_code == status
 
     asyncio.run(ask())
+
+
+def test_the_root_leads_to_a_page_that_loads_nothing_from_elsewhere():
+    """It tries the requests of openapi.json, which say that a picture is sent and comes back."""
+
+    async def ask() -> None:
+        _, http = client(AsyncMock(return_value=(200, GOOD)))
+        page = await http.get("/", follow_redirects=True)
+        assert (page.status_code, page.url.path, page.headers["content-type"]) == (
+            *(200, "/docs", "text/html; charset=utf-8"),
+        )
+        assert re.findall(r"(?:src|href)=[\"']?([^\"' >]+)", page.text) == ["data:,", "openapi.json", "openapi.json"]
+        assert "//" not in re.sub(r"^ *//.*|; // .*", "", page.text)  # but for comments
+        about = (await http.get("/openapi.json")).json()
+        assert {*about["paths"]} == {"/translate", "/model", "/health"}
+        translate = about["paths"]["/translate"]["post"]
+        assert {*translate["requestBody"]["content"]} == {"image/bmp", "image/jpeg", "image/png", "image/webp"}
+        assert "image/png" in translate["responses"]["200"]["content"]
+        described = {each["name"]: each["description"] for each in translate["parameters"]}
+        assert {*described} == {"solver", "steps", "seed", "direction"}
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("host", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]")]
+)
+def test_a_ready_server_says_its_address_and_a_command(host: str, asked: str):
+    first, page, command = server.ready(Serve(model=Path("c.pt"), host=host), 8123).splitlines()
+    assert first == f"serving c.pt on http://{asked}:8123; Ctrl-C ends it"
+    assert page == f"try it in a browser: http://{asked}:8123/docs"
+    words = shlex.split(command.partition(": ")[2])
+    assert words[:2] == ["curl", "--data-binary"]
+    assert Path(words[2].removeprefix("@")).is_file()
+    assert words[3:] == [f"http://{asked}:8123/translate?seed=0", "-o", "result.png"]
 
 
 def test_a_body_that_comes_too_slowly_is_not_waited_for():

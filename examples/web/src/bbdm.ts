@@ -334,6 +334,20 @@ export class Bridge {
     return Number.isFinite(off) ? off / largest : Infinity;
   }
 
+  /** The seconds of a network call on one window; null where the network fails, as translations will say. */
+  async time(): Promise<number | null> {
+    const { channels, stride, latent_stride, timesteps, network_times = timesteps } = this.settings;
+    const shape = [channels, ...windowSize(this.settings).map((side) => up(side, stride) / latent_stride)];
+    const zeros = new Float32Array(shape.reduce((a, b) => a * b));
+    const begun = performance.now();
+    try {
+      await this.predict(zeros, network_times[0]!, zeros, shape, [this.numbers(this.first.classes)]);
+    } catch {
+      return null;
+    }
+    return (performance.now() - begun) / 1000;
+  }
+
   /** The first class of each kind. */
   private get first(): Told {
     return { classes: Object.fromEntries(Object.keys(this.settings.classes ?? {}).map((name) => [name, 0])) };

@@ -10,7 +10,8 @@ export interface Compared {
 }
 
 export type Request =
-  | { kind: "open"; model: string }
+  | { kind: "open"; model: string; timed?: boolean } // whether a call of the network is timed first
+  | { kind: "keep"; model: string } // an export that may be asked for later, without a connection
   | {
       kind: "translate";
       id: number;
@@ -29,6 +30,7 @@ export type Reply =
   | { kind: "loading"; loaded: number; total: number; cached: boolean } // bytes; a total of 0 is unknown
   | { kind: "starting"; device: Device }
   | { kind: "ready"; device: Device; threads: number }
+  | { kind: "timed"; seconds: number } // of a call on one window
   | { kind: "refused"; reason: string } // WebGPU, so that WASM goes on
   | { kind: "windows"; id: number; first: number; calls: number; done: number; total: number } // done of this call's
   | {

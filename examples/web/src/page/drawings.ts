@@ -5,7 +5,7 @@ import { isWhite } from "../pictures";
 import { withText } from "../png";
 import { decode, encode, rasterize, type Sketch } from "../strokes";
 import { EXAMPLES, OPENING } from "./examples";
-import { canvasOf, fit, open, pixels, png, save } from "./files";
+import { canvasOf, fit, open, pixels, png, save, tooLarge } from "./files";
 import { Results } from "./results";
 import { Sheet } from "./sheet";
 import { Tab, type Answer } from "./tab";
@@ -13,6 +13,7 @@ import { Tab, type Answer } from "./tab";
 const PAUSE = 350; // ms after a stroke, in which another may begin
 const KEPT = "bbdm-drawing"; // the name in the browser's storage
 const COMPARED = 8; // pictures of which is shown where they differ: twice the time of four
+const LARGEST = 2 ** 26; // pixels of a file: decoding more takes seconds, and all are reduced to the sheet
 const SEEN = 256; // pixels along a side of a picture whose kind is told
 
 export class Drawings extends Tab {
@@ -108,6 +109,11 @@ export class Drawings extends Tab {
   async give(file: File): Promise<void> {
     const newest = this.turn();
     this.warn("");
+    const large = await tooLarge(file, LARGEST);
+    if (!newest()) return;
+    if (large) {
+      return this.warn(`${file.name} has ${large.has} megapixels, and this page opens up to ${large.most}: make it smaller first.`);
+    }
     const image = await open(file);
     if (!newest()) return;
     if (!image) return this.warn(`${file.name} is not a picture that this browser can read.`);
@@ -126,6 +132,10 @@ export class Drawings extends Tab {
   protected chosen(): void {
     this.shape();
     this.changed(false);
+  }
+
+  protected timed(): void {
+    // Pictures of this tab take seconds.
   }
 
   protected windows(): void {

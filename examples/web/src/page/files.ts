@@ -1,4 +1,5 @@
 /** Pictures of a visitor's files, and files for the visitor. */
+import { headerSize } from "../header";
 import type { Pixels } from "../pictures";
 
 const FINENESS = 512; // pixels along a side, about, of what is averaged to fit a small size
@@ -17,6 +18,17 @@ async function vector(file: Blob): Promise<HTMLImageElement | null> {
   const read = await image.decode().then(() => image.width > 0 && image.height > 0, () => false);
   URL.revokeObjectURL(image.src);
   return read ? image : null;
+}
+
+/**
+ * The megapixels of a file that has more pixels than a limit, and those of the limit, as text; null of others, and where
+ * its header does not say. It is not decoded.
+ */
+export async function tooLarge(file: Blob, limit: number): Promise<{ has: string; most: string } | null> {
+  const size = await headerSize(file);
+  if (!size || size.height * size.width <= limit) return null;
+  const [has, most] = [size.height * size.width, limit].map((count) => (count / 1e6).toFixed(1));
+  return { has: has!, most: most! };
 }
 
 function draw(image: Opened, height: number, width: number, background?: string): ImageData {

@@ -83,6 +83,12 @@ window.addEventListener("hashchange", () => {
   if (address.has("drawing") || address.has("picture")) void drawings.load(address);
 });
 
+// Each tab is there without a connection after the first visit
+if (!query.has("model") && !query.has("photographs")) {
+  void drawings.started.then(() => drawings.keep(photographs.model));
+  void photographs.started.then(() => photographs.keep(drawings.model));
+}
+
 const address = new URLSearchParams(location.hash.slice(1));
 for (const [name, value] of query) if (!address.has(name)) address.set(name, value);
 drawings.begin(address);

@@ -30,12 +30,14 @@ export class Options {
    * @param place of the fields for what the network is told
    * @param names of the fields that are offered
    * @param changed called when a visitor chose something
+   * @param preferred the default solver, where there is a table of it
    */
   constructor(
     root: HTMLElement,
     place: HTMLElement,
     private readonly names: readonly Name[],
     changed: () => void,
+    private readonly preferred?: string,
   ) {
     this.toldFields = new ToldFields(place, changed);
     root.append((document.getElementById("advanced") as HTMLTemplateElement).content.cloneNode(true));
@@ -51,13 +53,14 @@ export class Options {
     });
   }
 
-  /** Offers the tables of an export; its own is the default. */
+  /** Offers the tables of an export; its own is the default, or one of the solver that is preferred. */
   offer(settings: Settings, tables: Table[]): void {
     const own = key(settings);
     this.tables = [settings, ...tables.filter((table) => key(table) !== own)];
     const solvers = [...new Set(this.tables.map(({ solver }) => solver))];
     const named = (solver: string): string => (METHODS[solver] ? `${METHODS[solver]} (${solver})` : solver);
-    fill(this.field("solver"), solvers, named, settings.solver, settings.solver);
+    const usual = solvers.find((solver) => solver === this.preferred) ?? settings.solver;
+    fill(this.field("solver"), solvers, named, usual, usual);
     this.choose("solver", this.wanted.get("solver"));
     this.fillCalls();
     this.choose("calls", this.wanted.get("calls"));

@@ -3,16 +3,19 @@ import { windowCount } from "../bbdm";
 import { kindOf } from "../kind";
 import type { Pixels } from "../pictures";
 import { Compare } from "./compare";
-import { open, pixels, png, save } from "./files";
+import { open, pixels, png, save, tooLarge } from "./files";
 import { Tab, type Answer } from "./tab";
 
 const LARGEST = 2 ** 24; // pixels: the worker has some ten arrays of 4 bytes for each of their values
 const SEEN = 256; // pixels along a side of a picture whose kind is told
 
 export class Photographs extends Tab {
+  protected override readonly slow = true;
   private readonly compare: Compare;
   private photograph: Pixels | null = null;
   private name = "";
+  private pace: number | null = null; // seconds of a network call on a window, as far as they are known
+  private asked = 0; // windows times steps of the translation that goes on
   private begun: { time: number; share: number } | null = null; // when the first windows were done
 
   /** @param drawing called with a file that is one */
@@ -22,7 +25,7 @@ export class Photographs extends Tab {
     private readonly own: boolean,
     private readonly drawing: (file: File) => void,
   ) {
-    super(root, model, ["solver", "calls", "seed", "device"]);
+    super(root, model, ["solver", "calls", "seed", "device"], "mean");
     this.compare = new Compare(this.element("compare"));
     this.element("again").addEventListener("click", () => void this.restore());
     this.element("stop").addEventListener("click", () => {
@@ -43,12 +46,15 @@ export class Photographs extends Tab {
     const newest = this.turn();
     this.open();
     this.warn("");
+    const large = await tooLarge(file, LARGEST);
+    if (!newest()) return;
+    if (large) return this.refuse(file, large);
     const image = await open(file);
     if (!newest()) return;
     if (!image) return this.warn(`${file.name} is not a picture that this browser can read, or is too large for it.`);
     if (image.width * image.height > LARGEST) {
       const [has, most] = [image.width * image.height, LARGEST].map((count) => (count / 1e6).toFixed(1));
-      return this.warn(`${file.name} has ${has} megapixels: this page restores up to ${most}, and bbdm restore any size.`);
+      return this.refuse(file, { has: has!, most: most! }); // of a format whose header was not read
     }
     this.stop();
     this.photograph = pixels(image);
@@ -62,9 +68,42 @@ export class Photographs extends Tab {
     await this.restore();
   }
 
+  private refuse(file: File, { has, most }: { has: string; most: string }): void {
+    const limit = `${file.name} has ${has} megapixels, and this page restores up to ${most}.`;
+    this.warn(`${limit} The command takes any size: bbdm restore ${file.name}`);
+  }
+
   /** Another result is to be had: it takes long, so it is not made without being asked for. */
   protected chosen(): void {
+    const seconds = this.expected();
+    if (this.photograph && !this.running && seconds !== null) this.say(`With these choices: about ${duration(seconds)}.`);
     this.element<HTMLButtonElement>("again").disabled = this.photograph === null || this.running > 0;
+  }
+
+  /** A first call was timed: what waits for it begins now. */
+  protected timed(seconds: number): void {
+    this.pace = seconds;
+    if (this.running) this.announce();
+  }
+
+  /** The windows of the photograph: one where it is no larger. */
+  private parts(): number {
+    const { height, width } = this.photograph!;
+    return Math.max(1, windowCount(this.settings!, height, width));
+  }
+
+  /** The seconds that the photograph will take; null where they are not known. */
+  private expected(): number | null {
+    if (this.pace === null || !this.photograph || !this.settings) return null;
+    return this.pace * this.parts() * this.options.table.timesteps.length;
+  }
+
+  /** Says what is made, and how long it will take. */
+  private announce(): void {
+    const { height, width } = this.photograph!;
+    const [count, seconds] = [this.parts(), this.expected()];
+    const time = seconds === null ? "" : `, about ${duration(seconds)}`;
+    this.say(`${this.name}: ${width} x ${height} pixels in ${count} ${count === 1 ? "window" : "windows"}${time}.`);
   }
 
   protected windows({ calls, done, total }: Answer<"windows">): void {
@@ -88,7 +127,10 @@ export class Photographs extends Tab {
     this.element("stop").hidden = true;
     this.busy(false);
     if (seconds === null) this.chosen(); // what failed or was stopped can be tried again
-    else this.say(`Done in ${duration(seconds)}.`);
+    else {
+      this.pace = seconds / this.asked;
+      this.say(`Done in ${duration(seconds)}.`);
+    }
   }
 
   private busy(busy: boolean): void {
@@ -98,14 +140,14 @@ export class Photographs extends Tab {
   private async restore(): Promise<void> {
     const { photograph } = this;
     if (!photograph) return;
-    const settings = await this.opened;
+    await this.opened;
     const { height, width } = photograph;
-    const count = Math.max(1, windowCount(settings, height, width));
     try {
       const seeds = this.options.seeds(1);
       this.begun = null;
       this.translate({ height, width, data: photograph.data.slice() }, seeds, true);
-      this.say(`${this.name}: ${width} x ${height} pixels in ${count} ${count === 1 ? "window" : "windows"}.`);
+      this.asked = this.parts() * this.options.table.timesteps.length;
+      this.announce();
       this.element<HTMLButtonElement>("save").disabled = this.element<HTMLButtonElement>("again").disabled = true;
       this.element("stop").hidden = false;
       this.busy(true);

@@ -9,12 +9,15 @@ export type Answer<Kind extends Reply["kind"]> = Reply & { kind: Kind };
 export abstract class Tab {
   protected settings: Settings | null = null;
   protected broken = false; // the export could not be fetched or started
+  protected readonly slow: boolean = false; // whether a translation takes so long that a call is timed before
   protected running = 0; // the number of the translation that goes on, or 0
   protected readonly options: Options;
   protected readonly opened: Promise<Settings>;
+  readonly started: Promise<void>; // the network is there
   protected readonly turn = turns(); // of files and addresses that are read
   private worker: Worker | null = null;
   private count = 0; // of translations
+  private hasStarted!: () => void;
   private hasOpened!: (settings: Settings) => void;
   private readonly bar: HTMLProgressElement;
 
@@ -22,14 +25,17 @@ export abstract class Tab {
    * @param root the tab's panel; the ids of what is in it begin with its own
    * @param model the address of its export
    * @param names the options that it offers
+   * @param preferred the solver that is the default where the export has a table of it; else the export's own is
    */
   constructor(
     protected readonly root: HTMLElement,
-    private readonly model: string,
+    readonly model: string,
     names: readonly Name[],
+    preferred?: string,
   ) {
     this.opened = new Promise((resolve) => (this.hasOpened = resolve));
-    this.options = new Options(this.element("advanced"), this.element("told"), names, () => this.chosen());
+    this.started = new Promise((resolve) => (this.hasStarted = resolve));
+    this.options = new Options(this.element("advanced"), this.element("told"), names, () => this.chosen(), preferred);
     this.bar = this.element("bar");
   }
 
@@ -44,6 +50,11 @@ export abstract class Tab {
     this.fetch();
   }
 
+  /** Downloads another export, so that it is there without a connection; the tab is open. */
+  keep(model: string): void {
+    this.send({ kind: "keep", model });
+  }
+
   /** A file is given to the tab. */
   abstract give(file: File): Promise<void>;
 
@@ -51,6 +62,9 @@ export abstract class Tab {
   protected abstract chosen(): void;
 
   protected abstract step(reply: Answer<"step">): void;
+
+  /** A network call on a window took so many seconds. */
+  protected abstract timed(seconds: number): void;
 
   protected abstract windows(reply: Answer<"windows">): void;
 
@@ -110,7 +124,7 @@ export abstract class Tab {
   private fetch(): void {
     this.say("Fetching the network.");
     this.show(undefined);
-    this.send({ kind: "open", model: this.model });
+    this.send({ kind: "open", model: this.model, timed: this.slow });
   }
 
   private end(seconds: number | null): void {
@@ -125,6 +139,7 @@ export abstract class Tab {
     if (reply.kind === "loading") this.loading(reply);
     if (reply.kind === "starting") this.starting(reply);
     if (reply.kind === "ready") this.ready(reply);
+    if (reply.kind === "timed") this.timed(reply.seconds);
     if (reply.kind === "refused") this.refused(reply);
     if (reply.kind === "windows") this.windows(reply);
     if (reply.kind === "step") this.step(reply);
@@ -157,6 +172,7 @@ export abstract class Tab {
     const processor = `the processor, with ${threads} ${threads === 1 ? "thread" : "threads"}`;
     this.root.querySelector(".computer")!.textContent = `Computed by ${device === "webgpu" ? "the graphics card" : processor}.`;
     this.say("Ready.");
+    this.hasStarted();
     if (!this.broken) return;
     this.broken = false;
     this.warn("");

@@ -24,7 +24,15 @@ function pause(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve));
 }
 
-async function open(model: string): Promise<void> {
+/** Downloads an export into the browser's cache, where there is one; without it, it is fetched when it is asked for. */
+async function keep(model: string): Promise<void> {
+  if (!("caches" in self)) return;
+  const folder = new URL(model);
+  const read = await readExport(folder);
+  await download(folder, read.settings, () => undefined);
+}
+
+async function open(model: string): Promise<Bridge> {
   const folder = new URL(model);
   const read = await readExport(folder);
   settings = read.settings;
@@ -32,7 +40,13 @@ async function open(model: string): Promise<void> {
   files = once(() =>
     download(folder, settings, (loaded, total, cached) => reply({ kind: "loading", loaded, total, cached })),
   );
-  await bridges.wasm();
+  return bridges.wasm();
+}
+
+/** Tells how long a call on a window takes. */
+async function time(bridge: Bridge): Promise<void> {
+  const seconds = await bridge.time();
+  if (seconds !== null) reply({ kind: "timed", seconds });
 }
 
 /** What is made at the first call and kept; after a failure, the next call makes it again. */
@@ -125,8 +139,16 @@ function text(error: unknown): string {
 self.addEventListener("message", ({ data }: MessageEvent<Request>) => {
   const id = data.kind === "translate" ? data.id : undefined;
   const failed = (error: unknown): void => reply({ kind: "failed", id, reason: text(error) });
+  if (data.kind === "keep") {
+    keep(data.model).catch(() => undefined); // what is missing is fetched when it is asked for
+    return;
+  }
   running = id;
-  if (data.kind === "open") open(data.model).catch(failed);
+  if (data.kind === "open") {
+    const opened = open(data.model);
+    opened.catch(failed);
+    if (data.timed) work = work.then(() => opened).then(time, () => undefined); // before translations that wait for it
+  }
   if (data.kind === "translate") {
     work = work.then(() => translate(data)).catch((error) => {
       if (id === running) failed(error); // not of one that was stopped

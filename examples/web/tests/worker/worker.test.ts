@@ -174,3 +174,26 @@ it("compares a refused WebGPU again at the next translation, and keeps the first
   translate(2, "webgpu");
   await until({ kind: "ready", device: "webgpu" });
 });
+
+it("times a call before the first translation, where that is asked for", async () => {
+  send({ kind: "open", model: "https://host/model/", timed: true });
+  translate(1);
+  await until({ kind: "done", id: 1 });
+  const [timed, done] = ["timed", "done"].map((kind) => replies.findIndex((each) => each.kind === kind));
+  expect(timed).toBeGreaterThan(-1);
+  expect(timed).toBeLessThan(done!);
+  expect(replies.find((each) => each.kind === "timed")!.seconds).toBeGreaterThan(0.005);
+});
+
+it("keeps another export where there is a cache, while a translation goes on", async () => {
+  open();
+  await until({ kind: "ready" });
+  send({ kind: "keep", model: "https://host/other/" });
+  await new Promise((resolve) => setTimeout(resolve));
+  expect(download).toHaveBeenCalledTimes(1);
+  vi.stubGlobal("self", { ...self, caches: {} });
+  translate(1);
+  send({ kind: "keep", model: "https://host/other/" });
+  await until({ kind: "done", id: 1 });
+  expect(download.mock.calls.map(([folder]) => folder.href)).toEqual(["https://host/model/", "https://host/other/"]);
+});
