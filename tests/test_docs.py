@@ -66,7 +66,7 @@ def flags(program: str) -> set[str]:
     text = io.StringIO()
     name, *command = program.split()
     run = partial(runpy.run_path, str(ROOT / name)) if name.endswith(".py") else partial(runpy.run_module, name)
-    argv = [name, *command, "-h"]
+    argv = [name, *command, "--help", "all"]
     with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(text), pytest.raises(SystemExit) as ended:
         run(run_name="__main__")
     assert not ended.value.code, program

@@ -30,6 +30,10 @@ INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
+SCREEN = 24  # lines of a terminal, in which the help of a first run fits
+FEW = 4  # choices, which a screen of help names
+ALL = "all"  # the word after --help that asks for all flags
+BY_FLAG = " by flag"  # ends the name of a position that was given by its flag
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
 imported: list[str] = []  # the words that named what this process imported so
 Self = TypeVar("Self", bound="Command")
@@ -41,11 +45,26 @@ RAISE = dis.opmap["RAISE_VARARGS"]  # the instruction of a raise statement
 SHARED_MEMORY_FULL = re.compile(r"shared memory.*No space left on device|Bus error.*shared memory")
 
 
+def most_like(word: str, known: Sequence[str]) -> str | None:
+    """What a word begins, or else what is most like it, of what is known; None if nothing is."""
+    from difflib import get_close_matches  # of errors alone
+
+    begun = [each for each in known if each.startswith(word)]
+    like = begun or get_close_matches(word, known, 1)
+    return like[0] if like else None
+
+
 class Parser(argparse.ArgumentParser):
-    """The flags of a command, whose docstring is the help; an error is one line."""
+    """The flags of a command, whose docstring is the help; an error is one line.
+
+    Attributes:
+        first: the parser whose help has the flags of a first run alone; None for a command without.
+    """
+
+    first: Parser | None = None
 
     def __init__(self, description: str | None, **settings: Any) -> None:
-        settings |= {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
+        settings |= {"formatter_class": Formatter, "allow_abbrev": False}
         super().__init__(description=description, **settings)
         self._negative_number_matcher = re.compile(r"-\.?\d")  # values such as -1024:3071:HU are no flags
 
@@ -53,26 +72,54 @@ class Parser(argparse.ArgumentParser):
         """Exit with status 2; of an unknown flag, name the one that it begins, or else is most like."""
         unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
         suggestion = ""
-        if unknown is not None and (flag := self._flag_like(unknown[1])):
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        if unknown is not None and (flag := most_like(unknown[1], flags)):
             suggestion = f"did you mean {flag}? "
         self.exit(2, f"error: {message}; {suggestion}--help lists the flags\n")
 
-    def _flag_like(self, word: str) -> str | None:
-        """The flag that a word begins, or else the one that is most like it, if any is."""
-        from difflib import get_close_matches  # of errors alone
+    def screen(self) -> str:
+        """The help that fits a screen: all flags where they do, else those of a first run."""
+        text = self.format_help()
+        if self.first is None or text.count("\n") <= SCREEN:
+            return text
+        text = self.first.format_help()
+        if text.count("\n") > SCREEN:
+            self.first.epilog = (self.first.epilog or "").rpartition("\n\n")[2]  # which says what shows the others
+            text = self.first.format_help()
+        return text
 
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        begun = [flag for flag in flags if flag.startswith(word)]
-        like = begun or get_close_matches(word, flags, 1)
-        return like[0] if like else None
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help of which most flags take one line."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 27, **settings})
 
 
-def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
+class Help(argparse.Action):
+    """Print the help, of all flags after the word ``all``, and exit."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Print and exit; ``values`` is the word after the flag, None if there is none."""
+        print(parser.format_help() if values == ALL else parser.screen(), end="")
+        parser.exit()
+
+
+def _brief(each: Field[Any]) -> dict[str, Any]:
+    """What is known of a field, with its shortest name beside its own, and the first clause of its help."""
+    about = each.metadata
+    short = [name for name in about["names"] if not name.startswith("--")][:1]
+    return {**about, "names": short, "help": about["help"].partition("; ")[0]}
+
+
+def _add(parser: Any, each: Field[Any], hint: Any, default: Any, brief: bool = False) -> None:
     """Add the flag, or the position, of a field: its names, type, choices and help, with the default.
 
-    A flag that is left out has no value. One that is on has a ``--no-FLAG`` too.
+    A flag that is left out has no value. One that is on has a ``--no-FLAG`` too. ``brief`` leaves out of the
+    help what a first run does not need.
     """
-    about, name, kind, off = each.metadata, each.name, without_none(hint), argparse.SUPPRESS
+    about = _brief(each) if brief else each.metadata
+    name, kind, off = each.name, without_none(hint), argparse.SUPPRESS
     usual = "" if any(default is unset for unset in (MISSING, None, False, ())) else f" (default: {default})"
     if kind is bool:
         parser.add_argument(*about["names"], f"--{name}", action="store_true", default=off, help=about["help"] + usual)
@@ -92,11 +139,15 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any) -> None:
         options["type"], several = parsed, False
     elif choices:
         options |= {"choices": choices, "type": type(next(iter(choices)))}
-        options["help"] += f": {', '.join(map(str, choices))}"
+        if not brief or len(choices) <= FEW:
+            options["help"] += f": {', '.join(map(str, choices))}"
     options |= {"nargs": "+"} if several else {}
     if about["position"]:
         left_out = {"nargs": "?", "default": default} if default is not MISSING and not several else {}
         parser.add_argument(name, metavar=about["metavar"] or name.upper(), **options, **left_out)
+        if about["names"]:
+            options["help"] = "the same"
+            parser.add_argument(*about["names"], dest=f"{name}{BY_FLAG}", metavar="PATH", default=off, **options)
         return
     metavar = about["metavar"] or METAVARS.get(kind, name.rpartition("_")[2].upper())
     options |= {"help": options["help"] + usual, "default": off, "required": default is MISSING, "metavar": metavar}
@@ -172,9 +223,12 @@ class Command:
             word = each.metadata["metavar"] or each.name.upper()
             usage.append(word if each.default is MISSING else f"[{word}]")
         summary, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
-        about = {"usage": " ".join([*usage, "[flags]"]), "epilog": more, "add_help": False}
         program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-        parser, early = Parser(summary, prog=program, **about), Parser(None, add_help=False)
+        about: dict[str, Any] = {"prog": program, "usage": " ".join([*usage, "[flags]"]), "add_help": False}
+        others = f"--help {ALL} lists all {len(known) - len(positions)} flags."
+        parser = Parser(summary, epilog=more, **about)
+        parser.first = Parser(summary, epilog=f"{more}\n\n{others}".lstrip(), **about)
+        early = Parser(None, add_help=False)
         for name in cls.DECIDING.split():
             _add(early, known[name], hints[name], None)
         defaults = cls.defaults(vars(early.parse_known_args(words)[0]))
@@ -182,7 +236,12 @@ class Command:
             group = parser.add_argument_group(title)
             for name in names:
                 _add(group, known[name], hints[name], defaults.get(name, known[name].default))
-        parser.add_argument_group("help").add_argument("-h", "--help", action="help", help="show this")
+        shown = parser.first.add_argument_group(MAIN)
+        for name in groups[MAIN]:
+            _add(shown, known[name], hints[name], defaults.get(name, known[name].default), brief=True)
+        off = argparse.SUPPRESS
+        about = {"action": Help, "nargs": "?", "dest": off, "default": off, "metavar": ALL}
+        parser.add_argument_group("help").add_argument("-h", "--help", help=f"show this; {ALL}: all flags", **about)
         return parser
 
     @classmethod
@@ -193,7 +252,14 @@ class Command:
             SystemExit: a word is no flag, or no value of its flag. One line says why.
             ValueError: a check of the dataclass fails.
         """
-        values = vars(cls.parser(words).parse_args([*words]))
+        parser = cls.parser(words)
+        values = vars(parser.parse_args([*words]))
+        for given in [name for name in values if name.endswith(BY_FLAG)]:
+            name = given.removesuffix(BY_FLAG)
+            field_ = flag_fields(cls)[name]
+            if values[name] != field_.default:
+                parser.error(f"{name.upper()} and {field_.metadata['names'][0]} are the same: give one")
+            values[name] = values.pop(given)
         return cls.of(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
     @classmethod

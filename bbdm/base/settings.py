@@ -6,7 +6,7 @@ Flags are made of them in :mod:`bbdm.base.scripts`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -48,9 +48,12 @@ def setting(
     return field(default=MISSING if default is ... else default, metadata=about)
 
 
-def position(help: str, default: Any = ..., **about: Any) -> Any:
-    """A field that a command takes by its position; of a tuple, one word or more. See :func:`setting`."""
-    return setting(default, help, position=True, **about)
+def position(help: str, default: Any = ..., names: Sequence[str] = (), **about: Any) -> Any:
+    """A field that a command takes by its position, or by flags of ``names``; of a tuple, one word or more.
+
+    Of one that must be given there are no such flags. See :func:`setting`.
+    """
+    return setting(default, help, *names, position=True, **about)
 
 
 def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:

@@ -6,7 +6,6 @@ the settings were checked.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,10 +95,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         return run(words[0], words[1:])
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary, *_) in COMMANDS.items())
-    about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help lists its flags."
+    about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help shows its flags."
     parser = scripts.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
-    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
-    text = "a module to import before the command, with a bridge, solver, network or metric of your own"
-    parser.add_argument(scripts.IMPORT, metavar="MODULE", help=f"{text}; may be repeated")
+    text = "import it first: a module with a bridge, solver or metric of yours"
+    parser.add_argument(scripts.IMPORT, metavar="MODULE", help=text)
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")
-    scripts.run(lambda: parser.parse_args(words))
+    if not words:
+        parser.print_help()
+        raise SystemExit(2)
+    if words[0].startswith("-"):
+        parser.parse_args(words)
+    meant = scripts.most_like(words[0], [*COMMANDS])
+    suggestion = "" if meant is None else f"did you mean {meant}? "
+    parser.exit(2, f"error: there is no command {words[0]!r}; {suggestion}bbdm --help lists the commands\n")

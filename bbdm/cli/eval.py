@@ -62,7 +62,7 @@ class Eval(GPUsCommand, TranslateConfig):
     TARGETS: ClassVar[bool] = True
     PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
     ENDING: ClassVar[str] = "-eval"
-    FIRST: ClassVar[str] = "metrics sweep solver steps num_samples image_size batch_size device overwrite"
+    FIRST: ClassVar[str] = "metrics sweep solver steps batch_size device overwrite"
 
     metrics: tuple[str, ...] | None = setting(
         None,

@@ -74,6 +74,8 @@ class Info(Command, FileConfig):
         ValueError: it is no checkpoint, or is damaged.
     """
 
+    FIRST: ClassVar[str] = "time_steps c_lambda vqgan_path config"
+
     file: Path = position("a file, a folder, or a name on the Hub")
 
     def run(self) -> None:

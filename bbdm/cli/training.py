@@ -35,7 +35,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
     image_size: Size | None = setting(None, "side, or HxW, that pictures are resized to", parse=read_size)
     cache_images: Path | None = setting(None, "folder of what is decoded and resized once", group="data")
     experiment: Path | None = setting(None, "folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset")
-    ckpt_path: Path | None = setting(None, "resume from this, not the newest; the same command resumes")
+    ckpt_path: Path | None = setting(None, "resume from this, not from the newest, as the same command resumes")
     overwrite: bool = setting(False, "delete later steps of the run, and begin anew")
     device: str | None = setting(None, "cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
     skip_bad: bool = setting(False, "the next pair takes the place of one that cannot be read", group="data")

@@ -128,7 +128,7 @@ class Demo(Translate):
     dataset: str = "edge2shoes"
     data_dir: str = str(demo.FOLDER)
     model: Path = demo.WEIGHTS
-    output_dir: Path = position("the folder of the results", Path("out/demo"))
+    output_dir: Path = position("the folder of the results", Path("out/demo"), names=("-o",))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,7 +101,7 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     ENDING: ClassVar[str] = ""  # of the name of the folder of results, where none is named
 
     model: Path = position("a file, or a name on the Hub", metavar="CHECKPOINT")
-    output_dir: Path | None = position("the folder of the results; a folder of out/ if left out", None)
+    output_dir: Path | None = position("the folder of the results; a folder of out/ if left out", None, names=("-o",))
     split: str = setting("val", "the part of the data set", group="data")
     conditions: dict[str, str] | None = setting(
         None,
@@ -122,7 +122,7 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         parse=lambda text: text if text in ("train", "fit", "keep") else read_size(text),
         group="data",
     )
-    batch_size: int = setting(64, "results in a batch, or windows in a network call", "-b", least=1)
+    batch_size: int = setting(64, "results in a batch, or windows in a call", "-b", least=1)
     num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
     seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
     maps: tuple[str, ...] = setting(

@@ -58,6 +58,23 @@ class Draw(Command, Numbers):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Write(Command):
+    folder: Path = position("where to write", Path("out"), names=("-o",))
+
+
+@pytest.mark.parametrize("words", [["there"], ["-o", "there"]])
+def test_a_position_that_may_be_left_out_may_have_a_flag(words: list[str]):
+    assert Write.parse(words) == Write(folder=Path("there"))
+    assert Write.parse([]) == Write(folder=Path("out"))
+
+
+def test_a_position_and_its_flag_exclude_each_other(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        Write.parse(["there", "-o", "here"])
+    assert capsys.readouterr().err.startswith("error: FOLDER and -o are the same: give one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Join(Command):
     files: tuple[Path, ...] = position("what to read", metavar="FILE")
     to: Path = setting(..., "where to write", "-o")
@@ -142,7 +159,7 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
 
     def text(*words: str) -> str:
         with pytest.raises(SystemExit, match="0"):
-            Draw.parse([*words, "--help"])
+            Draw.parse([*words, "--help", "all"])
         return capsys.readouterr().out
 
     shown = text()

@@ -32,6 +32,7 @@ from bbdm import (
     solvers,
 )
 from bbdm.base import scripts
+from bbdm.base.settings import flag_fields
 from bbdm.bridges import BRIDGES
 from bbdm.cli import train
 from bbdm.cli.files import Info
@@ -57,6 +58,29 @@ print(*(each for each in ("torch", "onnx", "onnxruntime", "gradio", "ray") if ea
 """
 
 
+@pytest.mark.parametrize("columns", ["80", "100"])
+def test_helps_fit_a_screen(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """That of a command says how all flags are listed, and this has each of its flags."""
+    monkeypatch.setenv("COLUMNS", columns)
+
+    def lines(*words: str) -> list[str]:
+        with pytest.raises(SystemExit, match="0"):
+            cli.main(words)
+        return capsys.readouterr().out.splitlines()
+
+    assert len(lines("--help")) <= 30
+    for name in cli.COMMANDS:
+        screen = lines(name, "--help")
+        everything = lines(name, "--help", "all")
+        assert len(screen) <= 24, name
+        words = " ".join(everything).split()
+        command = cli._imported(cli.COMMANDS[name][0])
+        assert {f"--{each}" for each, about in flag_fields(command).items() if not about.metadata["position"]} <= {
+            word.rstrip(",") for word in words
+        }
+        assert screen == everything or screen[-1].startswith("--help all lists all "), name
+
+
 def test_help_and_wrong_flags_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "\n"
@@ -66,8 +90,10 @@ def test_help_and_wrong_flags_import_nothing_heavy():
     ("words", "status", "message"),
     [
         (["--version"], 0, f"bbdm {__version__}\n"),
-        ([], 2, "error: the following arguments are required: COMMAND; --help lists the flags\n"),
-        (["trin"], 2, "error: argument COMMAND: invalid choice: 'trin' (choose from"),
+        ([], 2, "usage: bbdm [--import MODULE] COMMAND ..."),
+        (["trian"], 2, "error: there is no command 'trian'; did you mean train? bbdm --help lists the commands\n"),
+        (["xyz"], 2, "error: there is no command 'xyz'; bbdm --help lists the commands\n"),
+        (["--verson"], 2, "error: unrecognized arguments: --verson; did you mean --version?"),
         (["translate", "folder", "nowhere", "nothing.pt"], 1, "error: there is no checkpoint nothing.pt\n"),
     ],
 )
@@ -280,7 +306,7 @@ def test_a_task_as_a_command_is_a_file_and_a_row(world: Path, monkeypatch: pytes
     assert settings["train"]["power"] == 3
     assert load_checkpoint("out.pt").bridge.config()["kind"] == "brownian"
     with pytest.raises(SystemExit):
-        cli.main(["--import", "mine", "regress", "--help"])
+        cli.main(["--import", "mine", "regress", "--help", "all"])
     assert "of the error (default: 2.0)" in capsys.readouterr().out
 
 

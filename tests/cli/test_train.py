@@ -165,11 +165,11 @@ def test_a_screen_of_help_has_what_a_first_training_needs(monkeypatch: pytest.Mo
     with pytest.raises(SystemExit):
         train.Train.parse(["--help", "--preset", "demo"])
     lines = capsys.readouterr().out.splitlines()
-    screen = " ".join(lines[:24])
+    screen = " ".join(lines)
     first = "DATASET DATA_DIR OUTPUT_MODEL --preset --epochs --batch_size --image_size --crop --device --ckpt_path"
     assert all(word in screen for word in f"{first} --source_values --target_values --overwrite resumes".split())
     assert "(default: 50)" in screen  # of the preset
-    assert "training:" in lines[24:]
+    assert len(lines) <= 24
 
 
 def test_a_terminal_shows_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
