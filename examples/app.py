@@ -1,4 +1,4 @@
-"""`bbdm app` as a script: examples/app.py --help lists its flags."""
+"""`bbdm app` as a script: examples/app.py --help all lists its flags."""
 
 from bbdm.cli import run
 

@@ -1,4 +1,4 @@
-"""`bbdm convert-vqgan` as a script: examples/convert_vqgan.py --help lists its flags."""
+"""`bbdm convert-vqgan` as a script: examples/convert_vqgan.py --help all lists its flags."""
 
 from bbdm.cli import run
 

@@ -1,4 +1,4 @@
-"""`bbdm distill` as a script: examples/distill.py --help lists its flags."""
+"""`bbdm distill` as a script: examples/distill.py --help all lists its flags."""
 
 from bbdm.cli import run
 

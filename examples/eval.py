@@ -1,4 +1,4 @@
-"""`bbdm eval` as a script: examples/eval.py --help lists its flags."""
+"""`bbdm eval` as a script: examples/eval.py --help all lists its flags."""
 
 from bbdm.cli import run
 

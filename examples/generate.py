@@ -1,4 +1,4 @@
-"""`bbdm translate` as a script: examples/generate.py --help lists its flags."""
+"""`bbdm translate` as a script: examples/generate.py --help all lists its flags."""
 
 from bbdm.cli import run
 

@@ -1,4 +1,4 @@
-"""`bbdm serve` as a script: examples/serve.py --help lists its flags."""
+"""`bbdm serve` as a script: examples/serve.py --help all lists its flags."""
 
 from bbdm.cli import run
 

@@ -1,4 +1,4 @@
-"""`bbdm train` as a script: examples/train.py --help lists its flags."""
+"""`bbdm train` as a script: examples/train.py --help all lists its flags."""
 
 from bbdm.cli import run
 

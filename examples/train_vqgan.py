@@ -1,4 +1,4 @@
-"""`bbdm train-vqgan` as a script: examples/train_vqgan.py --help lists its flags."""
+"""`bbdm train-vqgan` as a script: examples/train_vqgan.py --help all lists its flags."""
 
 from bbdm.cli import run
 

@@ -1,4 +1,4 @@
-"""`bbdm translate-ray` as a script: examples/translate_ray.py --help lists its flags."""
+"""`bbdm translate-ray` as a script: examples/translate_ray.py --help all lists its flags."""
 
 from bbdm.cli import run
 

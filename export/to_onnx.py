@@ -1,4 +1,4 @@
-"""The command `bbdm export` as a script: python export/to_onnx.py --help lists its flags."""
+"""The command `bbdm export` as a script: python export/to_onnx.py --help all lists its flags."""
 
 from bbdm.cli import run
 

@@ -146,7 +146,7 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any, brief: bool = F
         left_out = {"nargs": "?", "default": default} if default is not MISSING and not several else {}
         parser.add_argument(name, metavar=about["metavar"] or name.upper(), **options, **left_out)
         if about["names"]:
-            options["help"] = "the same"
+            options["help"] = f"the same as {name.upper()}"
             parser.add_argument(*about["names"], dest=f"{name}{BY_FLAG}", metavar="PATH", default=off, **options)
         return
     metavar = about["metavar"] or METAVARS.get(kind, name.rpartition("_")[2].upper())
@@ -254,11 +254,12 @@ class Command:
         """
         parser = cls.parser(words)
         values = vars(parser.parse_args([*words]))
-        for given in [name for name in values if name.endswith(BY_FLAG)]:
+        given_by_flag = [name for name in values if name.endswith(BY_FLAG)]
+        for given in given_by_flag:
             name = given.removesuffix(BY_FLAG)
-            field_ = flag_fields(cls)[name]
-            if values[name] != field_.default:
-                parser.error(f"{name.upper()} and {field_.metadata['names'][0]} are the same: give one")
+            known = flag_fields(cls)[name]
+            if values[name] != known.default:
+                parser.error(f"{name.upper()} and {known.metadata['names'][0]} are the same: give one")
             values[name] = values.pop(given)
         return cls.of(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
