@@ -12,9 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
-from bbdm.base import manifest, optional, scripts
+from bbdm.base import manifest, optional, progress, scripts
 from bbdm.base.atomic import file_sha256
 from bbdm.base.settings import position, setting
 from bbdm.cli import GPUsCommand
@@ -203,7 +202,8 @@ class Miou(GPUsCommand, TranslateConfig):
         jobs, _, report = translator.run(self.solver, self.steps, self.folder)
         about = {"weights": file_sha256(self.deeplab), **vars(deeplab.config)}
         counts = torch.zeros(len(CITYSCAPES), len(CITYSCAPES), dtype=torch.int64)
-        for job in tqdm(jobs[processes.rank :: processes.count], unit="image", disable=not translator.verbose):
+        share = jobs[processes.rank :: processes.count]
+        for job in progress.counted(share, "segmenting", len(share), "results", translator.verbose):
             counts += counted(deeplab, about, job.path, label_path(rows[job.index]), processes.device)
         counts = sum(processes.gather(counts), torch.zeros_like(counts))
         if processes.first:

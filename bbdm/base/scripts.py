@@ -23,7 +23,7 @@ from inspect import get_annotations, getdoc
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
-from bbdm.base import optional
+from bbdm.base import optional, progress
 from bbdm.base.settings import check, choices_of, flag_fields, without_none
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
@@ -192,6 +192,16 @@ class Command:
         check(self)
         getattr(super(), "__post_init__", lambda: None)()  # of settings that a command is made of
 
+    @property
+    def opening(self) -> str:
+        """What the command does, in a line that it says before it runs; nothing by default."""
+        return ""
+
+    def announce(self) -> None:
+        """Say what the command does, at once: to import PyTorch and to read a network take seconds."""
+        if self.opening and not getattr(self, "quiet", False):
+            progress.say(self.opening)
+
     def run(self) -> Any:
         """Do what the command does."""
         raise NotImplementedError
@@ -265,8 +275,10 @@ class Command:
 
     @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:
-        """Parse words, those of this process if None, and run."""
-        cls.parse(sys.argv[1:] if words is None else words).run()
+        """Parse words, those of this process if None, say what is done, and do it."""
+        command = cls.parse(sys.argv[1:] if words is None else words)
+        command.announce()
+        command.run()
 
 
 def warn(message: str) -> None:

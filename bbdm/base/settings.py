@@ -12,6 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from bbdm.base.progress import Shown
+
 Settings = TypeVar("Settings")
 
 
@@ -100,16 +102,16 @@ def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings
 
 @dataclass(frozen=True, kw_only=True)
 class ShownConfig:
-    """Whether a command shows its progress."""
+    """Whether a command says what it does and how far it is, and how."""
 
     HEADING: ClassVar[str] = "run"
 
-    show_verbose: bool = setting(False, "show progress, as on a terminal")
-    quiet: bool = setting(False, "show no progress")
+    show_verbose: bool = setting(False, "show progress by a bar where there is no terminal too, not a line each minute")
+    quiet: bool = setting(False, "say neither what is done nor how far it is")
 
     @property
-    def shown(self) -> bool:
-        """Whether progress is shown: on a terminal unless it is to be quiet, elsewhere if asked to."""
+    def shown(self) -> Shown:
+        """Whether and how progress is shown: on a terminal by a bar, elsewhere by a line each minute."""
         if self.quiet or sys.stderr is None:  # which a service may start without
             return False
-        return self.show_verbose or sys.stderr.isatty()
+        return "bar" if self.show_verbose else True

@@ -6,6 +6,7 @@ the settings were checked.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class GPUsCommand(scripts.Command):
     def main(cls, words: Sequence[str] | None = None) -> None:
         """Parse words, and run: in a process for each GPU where that is asked for."""
         command = cls.parse(sys.argv[1:] if words is None else words)
+        if not (command.use_multi_gpus and "WORLD_SIZE" in os.environ):  # which the process before has said
+            command.announce()
         if command.use_multi_gpus:
             from bbdm.execution.processes import start_on_each_gpu
 
@@ -74,6 +77,7 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
         if not function:
             return _imported(path).main(words)
         settings = _imported(path).parse(words)
+        settings.announce()
         _imported(*function)(settings)
 
     scripts.run(run_command)

@@ -11,6 +11,7 @@ from bbdm.base.settings import from_values, position, setting
 from bbdm.cli.training import SHORT, TrainingCommand
 from bbdm.data.config import DataConfig
 from bbdm.data.rows import read_layout
+from bbdm.files.header import read_header
 from bbdm.training.config import DistillConfig
 from bbdm.translation.config import FileConfig
 
@@ -39,6 +40,13 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
     teacher: Path = position("a file that bbdm.load_checkpoint reads")
     output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
     dataset: str = setting("edge2shoes", "the layout of the data set", parse=read_layout)
+
+    @property
+    def opening(self) -> str:
+        """Which network, on what, and into how many calls."""
+        return (
+            f"distilling {read_header(self.teacher)} on {self.data_dir} into {self.output_model} of {self.calls} calls"
+        )
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""

@@ -23,6 +23,7 @@ from bbdm.defaults import Defaults
 from bbdm.evaluation.calibration import Bound, check_unseen
 from bbdm.evaluation.intervals import By, Intervals, check_risk, file_of
 from bbdm.evaluation.metrics import BONE, METRICS, LPIPSNet, Setup, defaults
+from bbdm.files.header import read_header
 from bbdm.translation.config import TranslateConfig
 
 if TYPE_CHECKING:
@@ -83,6 +84,15 @@ class Eval(GPUsCommand, TranslateConfig):
             raise ValueError("sweep names solvers and steps: leave out solver, steps and fast_sampling")
         if self.image_size in ("fit", "keep"):
             raise ValueError(f"scores need pictures of one size: image_size {self.image_size} is for bbdm translate")
+
+    @property
+    def opening(self) -> str:
+        """Of which network, on what, and by how many steps."""
+        network = read_header(self.model)
+        calls = network.calls(self.solver, self.steps)
+        if self.sweep:
+            calls = f", {' '.join(self.sweep)}"
+        return f"scoring {network} on {self.data_dir}{calls}"
 
     def run(self) -> None:
         """Make the results that are missing, score all, and print a table; of a sweep, draw a plot."""
@@ -223,6 +233,13 @@ class Calibrate(Command, TranslateConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_risk(self.alpha, self.delta, self.by, self.bound)
+
+    @property
+    def opening(self) -> str:
+        """Of which network, on what, and by how many steps."""
+        network = read_header(self.model)
+        calls = network.calls(self.solver, self.steps)
+        return f"calibrating intervals of {network} on {self.data_dir}, {self.num_samples} results of each{calls}"
 
     def run(self) -> None:
         """Calibrate, write the intervals, and print the share of values outside, lambda and the mean length.

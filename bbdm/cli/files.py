@@ -12,6 +12,7 @@ from bbdm.base.atomic import check_suffix
 from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
+from bbdm.files.header import read_header
 from bbdm.pictures.images import Size, read_size
 from bbdm.translation.config import FileConfig
 
@@ -78,6 +79,11 @@ class Info(Command, FileConfig):
 
     file: Path = position("a file, a folder, or a name on the Hub")
 
+    @property
+    def opening(self) -> str:
+        """Which file."""
+        return f"reading {self.file}"
+
     def run(self) -> None:
         """Print what it is, and its rows."""
         from bbdm.files.checkpoint import load_checkpoint
@@ -128,6 +134,7 @@ class Export(Command, FileConfig):
     device: str | None = setting(None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one")
     check: bool = setting(True, "compare graphs with PyTorch")
     overwrite: bool = setting(False, "replace FOLDER")
+    quiet: bool = setting(False, "print errors alone")
 
     def __post_init__(self) -> None:
         check(self)
@@ -144,6 +151,18 @@ class Export(Command, FileConfig):
             raise ValueError("quantize and calibrate need each other")
         if self.quantize and self.dtype == "fp16":
             raise ValueError("quantize leaves the rest in fp32, got dtype fp16")
+
+    @property
+    def opening(self) -> str:
+        """What is written, of which network, and where."""
+        kind = "ONNX graphs" if self.compiled is None else "a compiled network"
+        return f"writing {kind} of {read_header(self.checkpoint)} to {self.written_to}"
+
+    @property
+    def written_to(self) -> Path:
+        """The folder that is written."""
+        ending = "onnx" if self.compiled is None else "compiled"
+        return self.folder or Path("out") / f"{self.checkpoint.stem}-{ending}"
 
     def run(self, network: Network | None = None) -> None:
         """Write the folder.
@@ -164,17 +183,15 @@ class Export(Command, FileConfig):
         """Write the ONNX graphs."""
         from bbdm.onnx.exporter import export
 
-        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-onnx"
         sampler = self.build_sampler(self.checkpoint, network=network, solver=self.solver, steps=self.steps)
         dtype = "fp16" if self.dtype == "fp16" else "fp32"
-        export(sampler, folder, dtype, self.pipeline, self.calibrate, self.check, self.overwrite)
+        export(sampler, self.written_to, dtype, self.pipeline, self.calibrate, self.check, self.overwrite, self.quiet)
 
     def _write_compiled(self, network: Network | None, size: Size) -> None:
         """Write the network compiled for one picture of a size."""
         import torch
 
-        folder = self.folder or Path("out") / f"{self.checkpoint.stem}-compiled"
-        path = folder / "unet.pt2"
+        path = self.written_to / "unet.pt2"
         if path.exists() and not self.overwrite:
             raise ValueError(f"{path} exists: overwrite replaces it")
         device = self.device
@@ -182,7 +199,8 @@ class Export(Command, FileConfig):
             device = "cuda" if torch.cuda.is_available() else "cpu"
         sampler = self.build_sampler(self.checkpoint, network=network, device=device, dtype=self.dtype, compile=True)
         sampler.save_compiled(path, size)
-        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
+        if not self.quiet:
+            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +217,11 @@ class ConvertVQGAN(Command):
     output: Path = position("the converted VQGAN: .pt or .safetensors")
     in_channels: int | None = setting(None, "that its images must have; any if unset", "-c")
     assert_weights_mapping: bool = setting(False, "no effect: it is always checked")
+
+    @property
+    def opening(self) -> str:
+        """Which file becomes which."""
+        return f"converting {self.state_dict} to {self.output}"
 
     def run(self) -> None:
         """Convert; ValueError where weights are missing or left over, or images have other channels."""

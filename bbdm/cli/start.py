@@ -6,12 +6,14 @@ in the step that a run resumes from.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from bbdm.base import progress
 from bbdm.base.settings import setting
 from bbdm.cli.training import TrainingCommand, folder_of, report
 from bbdm.networks.config import LoRA
@@ -167,12 +169,14 @@ def find_step(values: Mapping[str, Any]) -> Path | None:
     """
     if values.get("ckpt_path") is not None:
         path = Path(values["ckpt_path"])
+        say_what_is_read(path, values)
         return path if is_own(path) else None
     if values.get("overwrite") or values.get("output_model") is None:
         return None
     folder = folder_of(values)
     if not folder.is_dir():  # so that torch is not imported
         return None
+    say_what_is_read(folder, values)
     from bbdm.files.weights import settings_of
     from bbdm.training.run import RunFolder
 
@@ -201,6 +205,17 @@ def find_base(init_from: Any, config: str | None) -> Path | None:
         return found
     file = repository.find_checkpoint(path)
     return file if is_own(file) else None
+
+
+def say_what_is_read(path: Any, values: Mapping[str, Any]) -> None:
+    """Say what a command reads before it knows all that it does, where PyTorch is imported for it first.
+
+    Args:
+        path: of what is read, or its name on the Hub; None for nothing.
+        values: the fields of a command by name, of which some may be missing.
+    """
+    if path is not None and "torch" not in sys.modules and not values.get("quiet"):
+        progress.say(f"reading {path}")
 
 
 def is_own(path: Path) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from bbdm.base.settings import from_values, setting
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
-from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder
+from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder, say_what_is_read
 from bbdm.cli.training import report
 from bbdm.data.config import Crops, DataConfig
 from bbdm.data.rows import UNPAIRED
@@ -152,6 +152,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         if values.get("dataset") == UNPAIRED:
             defaults |= UNPAIRED_SETTINGS
         step = find_step(values)
+        say_what_is_read(values.get("init_from"), values)
         if step is not None or find_base(values.get("init_from"), values.get("config")) is not None:
             defaults |= PRETRAINED_SETTINGS
         return defaults
@@ -172,6 +173,15 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
+
+    @property
+    def opening(self) -> str:
+        """On what, which network, and for how long."""
+        network = f"preset {self.preset}"
+        if self.is_pretrained:
+            network = f"the network of {self.name}"
+        length = f"{self.epochs} epochs" if self.max_steps is None else f"{self.max_steps} steps"
+        return f"training {self.output_model} on {self.data_dir}: {network}, {length}"
 
     def _take_codec(self) -> None:
         """Train in the latents of a pretrained network's autoencoder, where it has one, at their own scale.

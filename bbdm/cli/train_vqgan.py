@@ -36,6 +36,11 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
     image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
     channels: Literal[1, 3] = setting(3, "of its pictures; 1 for grey ones", group="data")
 
+    @property
+    def opening(self) -> str:
+        """On what, which network, and for how long."""
+        return f"training {self.output_model} on {self.data_dir}: autoencoder {self.preset}, {self.epochs} epochs"
+
     def read(self, path: Path) -> Any:
         """The content of a checkpoint of the run, which is an autoencoder."""
         from bbdm.files.checkpoint import load_vqgan_state

@@ -16,6 +16,7 @@ from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Command, StoppedError
 from bbdm.base.settings import flag_fields, position, setting
 from bbdm.cli import GPUsCommand
+from bbdm.files.header import read_header
 from bbdm.pictures import images
 from bbdm.translation.config import TranslateConfig
 
@@ -47,6 +48,18 @@ class Translate(GPUsCommand, TranslateConfig):
     """
 
     FIRST: ClassVar[str] = "solver steps num_samples seed image_size batch_size device overwrite"
+
+    @property
+    def opening(self) -> str:
+        """Of what, with which network and by how many steps, as far as its file says it at once."""
+        network = read_header(self.model)
+        calls = "" if self.with_ends else network.calls(self.solver, self.steps)  # which the intervals fix
+        return f"translating {self._sources} with {network}{calls}"
+
+    @property
+    def _sources(self) -> str:
+        """The data set in words."""
+        return self.data_dir
 
     def run(self) -> None:
         """Translate, print where the results are, and draw a grid of the first."""
@@ -130,6 +143,10 @@ class Demo(Translate):
     model: Path = demo.WEIGHTS
     output_dir: Path = position("the folder of the results", Path("out/demo"), names=("-o",))
 
+    @property
+    def _sources(self) -> str:
+        return "16 drawings"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Restore(Command, TranslateConfig):
@@ -165,6 +182,16 @@ class Restore(Command, TranslateConfig):
         super().__post_init__()
         if self.samples is None and (self.steps is not None or self.seed):
             raise ValueError("--steps and --seed are of random results: give --samples too")
+
+    @property
+    def opening(self) -> str:
+        """Which photographs, with which network, and by how many steps."""
+        network = read_header(self.model)
+        sources = str(self.photographs[0])
+        if len(self.photographs) > 1:
+            sources += f" and {len(self.photographs) - 1} more"
+        solver = "mean" if self.samples is None else self.solver
+        return f"restoring {sources} with {network}{network.calls(solver, self.steps)}"
 
     def run(self) -> None:
         """Restore, and print each result, what was there, and what is wrong with others.

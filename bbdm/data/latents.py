@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from bbdm.base.atomic import locked
+from bbdm.base.progress import Meter, Shown, counted
 from bbdm.codec import Codec, LatentStatistics
 from bbdm.data.cache import Cache, Tensors
 from bbdm.data.examples import Example, trimmed
@@ -35,7 +35,7 @@ class LatentDataset(Pairs):
         codec: encodes pictures as latents.
         folder: of the cache, made where it does not exist. An interrupted one is completed.
         flip: store the latents of mirrored pairs too, which differ from mirrored latents.
-        progress: show a progress bar.
+        progress: show how far it is, by a bar on a terminal, else by a line each minute.
 
     Attributes:
         dataset: the pairs of pictures.
@@ -49,7 +49,7 @@ class LatentDataset(Pairs):
         OSError: the disk is full.
     """
 
-    def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: bool = False) -> None:
+    def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: Shown = False) -> None:
         if dataset.spec.crop is not None or not dataset.paired:
             others = "crops" if dataset.paired else "the pairs of two sets"
             raise ValueError(f"{others} are others in each epoch, and a cache of latents would keep the first")
@@ -71,11 +71,10 @@ class LatentDataset(Pairs):
                 if not self._latents.path(key).exists():
                     missing.append(key)
                     examples += range(len(self))[start : start + BLOCK]
-            hidden = not progress or not missing
-            with tqdm(None, "latents", len(missing), unit="pair", unit_scale=BLOCK, disable=hidden) as bar:
+            with Meter("encoding", len(examples), "pairs", progress if missing else False) as meter:
                 for key, batch in zip(missing, batches.stored(examples), strict=True):
                     self._latents.write(key, self._encoded(batch, codec))
-                    bar.update()
+                    meter.advance(len(batch.source))
 
     def _encoded(self, batch: Example, codec: Codec) -> Tensors:
         """The latents of a batch, and its other tensors."""
@@ -114,7 +113,7 @@ class LatentDataset(Pairs):
         return Example(source, target, conditions, tensors.get("mask"))
 
 
-def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: bool = False) -> LatentStatistics:
+def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: Shown = False) -> LatentStatistics:
     """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is of latents."""
 
     def latents(side: torch.Tensor) -> torch.Tensor:
@@ -128,7 +127,7 @@ def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: bool = F
     def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         stored = Batches(dataset, PAIRS_IN_STATISTICS, CPU).stored()
         count = -(-len(dataset) // PAIRS_IN_STATISTICS)
-        for batch in tqdm(stored, "statistics", count, disable=not progress):
+        for batch in counted(stored, "statistics of latents", count, "batches", progress):
             source = latents(batch.source)
             target = latents(batch.target)
             if dataset.spec.direction == "both":  # either is encoded and decoded, by the same statistics

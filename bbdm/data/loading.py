@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset
-from tqdm.auto import tqdm
 
 from bbdm.base import sizes
+from bbdm.base.progress import Shown, counted
 from bbdm.data.examples import Example, collate
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError, Row, named, shown
@@ -140,14 +140,13 @@ def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
     raise BadPicturesError(reason)  # not from the error: its traceback would keep the workers alive
 
 
-def check_rows(pairs: Pairs, workers: int = 0, progress: bool = False) -> dict[int, str]:
+def check_rows(pairs: Pairs, workers: int = 0, progress: Shown = False) -> dict[int, str]:
     """Read all that rows have, as training does but whole: why rows cannot be read, by their indices."""
     indices: Any = range(len(pairs.rows))
     reason_of: Any = partial(_reason, pairs)
     loader = DataLoader(indices, None, num_workers=workers, collate_fn=reason_of)
-    hidden = not progress
-    bar = tqdm(with_short_errors(loader), "checking", len(indices), unit="pair", leave=False, disable=hidden)
-    return {index: reason for index, reason in enumerate(bar) if reason}
+    reasons = counted(with_short_errors(loader), "checking", len(indices), "pairs", progress)
+    return {index: reason for index, reason in enumerate(reasons) if reason}
 
 
 def _reason(pairs: Pairs, index: int) -> str:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
-from tqdm.auto import tqdm
 
 from bbdm.base import manifest
+from bbdm.base.progress import Shown, counted
 from bbdm.base.sizes import shown
 from bbdm.data.scaling import off_nodata
 from bbdm.data.trained import Trained
@@ -97,7 +97,7 @@ class Intervals:
         *,
         seed: int = 0,
         batch_size: int | None = None,
-        progress: bool = False,
+        progress: Shown = False,
         **options: Any,
     ) -> Intervals:
         """Intervals whose risk is at most ``alpha``, with a probability of 1 - ``delta`` over the pairs.
@@ -142,7 +142,7 @@ class Intervals:
         allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
         parts = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
         pictures: list[list[Measured]] = []
-        for count in tqdm(counts, "calibrating", unit="pair", disable=not progress):
+        for count in counted(counts, "calibrating", len(counts), "pairs", progress):
             pictures.append([*islice(parts, count)])
         losses = Losses.of([np.concatenate([part.excess for part in picture]) for picture in pictures])
         lambda_ = losses.least_lambda(allowed(alpha, delta, bound, losses.valued, losses.masked))

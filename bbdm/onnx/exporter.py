@@ -46,6 +46,7 @@ def export(
     calibrate: Path | None = None,
     check: bool = True,
     overwrite: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Write a folder of graphs, check it, and print what it holds.
 
@@ -57,6 +58,7 @@ def export(
         calibrate: a folder of sources, on which the network becomes one of int8.
         check: compare the graphs with PyTorch.
         overwrite: replace the folder where it is an export.
+        quiet: print nothing but errors.
 
     Raises:
         ValueError: PyTorch is too old, the folder exists, the network cannot be exported so, or the graphs
@@ -79,10 +81,14 @@ def export(
             onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
         (written / SETTINGS).write_text(json.dumps(settings(sampler, precision, written), indent=1) + "\n")
         if check:
-            compare(written, sampler, LIMITS.get(precision))
+            difference = compare(written, sampler, LIMITS.get(precision))
+            if not quiet:
+                print(f"largest difference from PyTorch: {difference:.1e}")
         if folder.exists():
             folder.rename(Path(temporary) / f"replaced-{secrets.token_hex(4)}")
         written.rename(folder)
+    if quiet:
+        return
     files = sorted(folder.iterdir())
     size = sum(path.stat().st_size for path in files)
     print(f"{folder}: {', '.join(path.name for path in files)}; {size / 1e6:.1f} MB")
@@ -268,8 +274,8 @@ def quantized(
 
 
 @torch.inference_mode()
-def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
-    """Print how far an export is from PyTorch in float32, relative to the largest value.
+def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> float:
+    """How far an export is from PyTorch in float32, relative to the largest value.
 
     Compared are the first estimate of one picture and of five, and the result: with a codec, which may choose
     another code, the image of PyTorch's latent.
@@ -307,7 +313,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> None:
             add(steps[-1].x, state)
         else:
             add(exported.backend.decode(state.contiguous().numpy()), codec.decode(state))
-    print(f"largest difference from PyTorch: {max(differences):.1e}")
     is_near = limit is None or all(difference <= limit for difference in differences)  # NaN is not
     if not is_near:
         raise ValueError(f"results differ by {max(differences):.1e} from PyTorch, more than {limit:.0e}")
+    return max(differences)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from bbdm.base import scripts
+from bbdm.base.progress import counted
 from bbdm.data.names import RowName
 from bbdm.data.rows import BadPicturesError
 from bbdm.sampling.sampler import BridgeSampler
@@ -117,7 +117,7 @@ def translate(config: TranslateRay) -> None:
         sources = [translator.dataset.rows[index]["source"] for index in indices.values()]
         rows = [{"name": name, "source": str(source)} for name, source in zip(indices, sources, strict=True)]
         done = outcomes((config, translator, lines.settings), rows, 1 if alone else config.batch_size)
-        for name, error in tqdm(done, total=len(rows), unit="image", disable=not translator.verbose):
+        for name, error in counted(done, "translating", len(rows), "pictures", translator.verbose):
             if error:
                 bad[indices[name]] = error
 

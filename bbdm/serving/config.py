@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 from bbdm.base import demo
 from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
+from bbdm.files.header import read_header
 from bbdm.translation.config import NetworkConfig, TranslateConfig
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ class Serve(Command, ShowConfig):
             raise ValueError(f"max_total_bytes must be at least max_bytes {self.max_bytes}, got {self.max_total_bytes}")
 
     @property
+    def opening(self) -> str:
+        """Which network, and that it takes a while."""
+        return f"starting a server of {read_header(self.model)}; its address follows when it answers"
+
+    @property
     def total_bytes(self) -> int:
         """The most bytes of the files of all requests that are not answered."""
         return AT_ONCE * self.max_bytes if self.max_total_bytes is None else self.max_total_bytes
@@ -110,6 +116,12 @@ class App(Command, ShowConfig):
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     max_steps: int = setting(200, "network calls for one result", least=1)
     max_pixels: int = setting(2**25, "of a picture, by its header", least=1)
+
+    @property
+    def opening(self) -> str:
+        """Which network, and that it takes a while."""
+        network = "the bundled networks" if self.model == demo.FOLDER else read_header(self.model)
+        return f"starting the app of {network}; its address follows when it answers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,3 +152,9 @@ class TranslateRay(Command, TranslateConfig):
         super().__post_init__()
         if self.compile and self.dtype is None:
             raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
+
+    @property
+    def opening(self) -> str:
+        """Of what, with which network and by how many steps."""
+        network = read_header(self.model)
+        return f"translating {self.data_dir} by Ray with {network}{network.calls(self.solver, self.steps)}"

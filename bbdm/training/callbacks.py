@@ -10,10 +10,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
-from bbdm.base import sizes
+from bbdm.base import progress, sizes
 from bbdm.base.atomic import write_atomically
 from bbdm.data.examples import collate
 from bbdm.execution.device import peak_memory
@@ -25,7 +23,6 @@ log = logging.getLogger(__name__)
 LOGGER = logging.getLogger("bbdm")
 PREVIEW_PAIRS = 8
 MEASURED = 5  # first steps of a run that is said to take so long
-REFRESHED = 1.0  # seconds between losses on the bar
 BY_STEP = {"epoch", "step", "loss", "learning_rate"}  # which TensorBoard has of each step
 LEFT_OUT = {"epoch", "step", "learning_rate"}  # on a terminal
 
@@ -109,17 +106,23 @@ class Previews(Callback):
 
 
 class Progress(Callback):
-    """Shows a run on standard error: what begins, a bar over the run, a line for each validation and file.
+    """Shows a run on standard error: what begins, how far it is, a line for each validation and file.
 
-    While it runs, it shows the library's log from the level INFO on, which has a line for each grid and each
-    checkpoint.
+    How far it is, with the loss, is a bar on a terminal and a line each minute elsewhere. While it runs, it
+    shows the library's log from the level INFO on, which has a line for each grid and each checkpoint.
+
+    Args:
+        shown: whether how far it is is shown; ``"bar"`` by a bar in any case.
     """
+
+    def __init__(self, shown: progress.Shown = True) -> None:
+        self._shown: progress.Shown = shown
 
     def begin(self, trainer: Any) -> None:
         """Show the device, the sizes of what is trained on what, and the step where it begins."""
         self._ends = ExitStack()
         self._ends.callback(LOGGER.setLevel, LOGGER.level)
-        self._ends.enter_context(logging_redirect_tqdm([LOGGER], tqdm))
+        self._ends.enter_context(progress.logged(LOGGER))
         LOGGER.setLevel(logging.INFO)
         train = trainer.train
         batch = trainer.config.batch_size
@@ -131,24 +134,15 @@ class Progress(Callback):
         LOGGER.info("%s steps, batch %s; files: %s", trainer.total, batch, trainer.folder)
         if trainer.resumed_from is not None:
             LOGGER.info("resumed from %s: step %s of %s", trainer.resumed_from, trainer.step, trainer.total)
-        bar = tqdm(
-            total=trainer.total,
-            initial=trainer.step,
-            unit=" pairs",
-            unit_scale=batch,
-            leave=False,
-            disable=None,  # in a file, lines are enough
-        )
-        self._bar = self._ends.enter_context(bar)
-        self._refreshed = 0.0
+        meter = progress.Meter("training", trainer.total, "steps", self._shown, trainer.step)
+        self._meter = self._ends.enter_context(meter)
 
     def after_step(self, trainer: Any, loss: torch.Tensor) -> None:
-        """Advance the bar; about once a second with the loss, for which a GPU is waited."""
-        if not self._bar.disable and time.monotonic() - self._refreshed > REFRESHED:
-            self._refreshed = time.monotonic()
+        """Count the step; where that is shown now, with the loss, for which a GPU is waited."""
+        if self._meter.due:
             epoch = (trainer.step - 1) // trainer.steps_per_epoch + 1
-            self._bar.set_description(f"epoch {epoch}, loss {float(loss):.4f}", refresh=False)
-        self._bar.update()
+            self._meter.note = f"epoch {epoch}, loss {float(loss):.4f}"
+        self._meter.reach(trainer.step)
 
     def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Show the metrics."""
@@ -156,7 +150,7 @@ class Progress(Callback):
         LOGGER.info("epoch %.4g, step %s of %s: %s", trainer.epochs, trainer.step, trainer.total, shown)
 
     def end(self, trainer: Any) -> None:
-        """Close the bar."""
+        """Take the bar away."""
         self._ends.close()
 
 
@@ -180,7 +174,7 @@ class Forecast(Callback):
         float(loss)  # waits for a GPU
         self._times.append(time.perf_counter())
         if len(self._times) > count:
-            tqdm.write(self._line(trainer))
+            progress.write(self._line(trainer))
 
     def _line(self, trainer: Any) -> str:
         """What was measured, in words."""

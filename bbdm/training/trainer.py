@@ -23,6 +23,7 @@ from PIL.Image import Image
 
 from bbdm.base import manifest
 from bbdm.base.atomic import locked
+from bbdm.base.progress import Shown
 from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
@@ -240,12 +241,11 @@ class Trainer:
         """
         self._reason = reason
 
-    def fit(self, progress: bool = False, stop: Callable[[], bool] = lambda: False, overwrite: bool = False) -> bool:
+    def fit(self, progress: Shown = False, stop: Callable[[], bool] = lambda: False, overwrite: bool = False) -> bool:
         """Train until ``config.epochs``, or ``config.max_steps``, are done.
 
         Args:
-            progress: show the run on standard error: a bar, and lines; see
-                :class:`~bbdm.training.callbacks.Progress`.
+            progress: show the run on standard error, see :class:`~bbdm.training.callbacks.Progress`.
             stop: called before each step, and in one process before each batch of validation; once True, the
                 run is saved and ends. Several processes do one more step, or on GPUs up to 10.
             overwrite: delete the later steps of a run in the folder, which is an error otherwise.
@@ -279,7 +279,7 @@ class Trainer:
                 raise self._stopped(f"{error}", "Make room on the disk") from error
             return True
 
-    def _begin(self, ends: ExitStack, progress: bool, overwrite: bool) -> None:
+    def _begin(self, ends: ExitStack, progress: Shown, overwrite: bool) -> None:
         """Look validation pairs over, lock and prepare the folder, and begin the callbacks."""
         first, *others = self.processes.gather({"step": self.step, **self.pairs})
         for rank, beginning in enumerate(others, 1):
@@ -303,7 +303,7 @@ class Trainer:
             if find_spec("tensorboard"):
                 self._own.append(TensorBoard())
             if progress:
-                self._own.append(Progress())
+                self._own.append(Progress(progress))
         for callback in (*self.callbacks, *self._own):
             callback.begin(self)
             ends.callback(callback.end, self)

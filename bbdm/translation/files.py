@@ -166,6 +166,12 @@ class Files:
             columns["mask"] = values_of(row, "mask")
         return provenance.columns_digest(columns)
 
+    def slices(self, index: int) -> int:
+        """The number of pictures that a source is translated as: its slices, where it is cut into them."""
+        if self._axis is None:
+            return 1
+        return self._heads(index)[0].sides[self._axis - 1]
+
     def size(self, index: int) -> tuple[int, int] | None:
         """About the (height, width) of a source; None of volumes."""
         if self.volumes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from bbdm.base import scripts
 from bbdm.base.machine import free_memory
+from bbdm.base.progress import Meter, Shown, write
 from bbdm.base.sizes import amount
 from bbdm.data.rows import shown
 from bbdm.execution.processes import Processes
@@ -84,14 +84,14 @@ class LargePictures:
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
         return sampler.window_grid(self._config, size, self._config.batch_size)
 
-    def translate(self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], verbose: bool) -> None:
+    def translate(self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], progress: Shown) -> None:
         """Make and write the result of a picture by windows.
 
         Args:
             sampler: what makes the results.
             job: a sample of the picture.
             about: the settings; states of others are not used.
-            verbose: show the network calls.
+            progress: show the network calls.
 
         Raises:
             InUseError: another process makes this result.
@@ -106,21 +106,22 @@ class LargePictures:
         strips = self._files.pairs.reader.strips(row)
         windows = self._windows_of(sampler, source, strips.shape[1:])
         about = {**about, "source": self._files.names[job.index]}
-        with scripts.termination() as asked, self._bar(job, verbose) as bar:
+        meter: Meter | None = None
+        with scripts.termination() as asked, ExitStack() as ends:
 
             def report(done: int, total: int) -> None:
                 if asked():
                     raise scripts.StoppedError(f"SIGTERM came while {job.path.name} was made", scripts.TERMINATED)
-                if bar.total is None:
-                    bar.total = total
-                    bar.initial = bar.n = done
-                bar.update(done - bar.n)
+                nonlocal meter
+                if meter is None:  # what was done before is known now
+                    meter = ends.enter_context(Meter(job.path.name, total, "calls", progress, done))
+                meter.reach(done)
 
             try:
                 picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
                 if self._first:
                     place = folder_of(job.path)
-                    print(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
+                    write(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
                 picture.run(job.path, about, derivation_of(about, job.seeds))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(*_kept(job.path)) from error
@@ -152,9 +153,6 @@ class LargePictures:
             if refused:
                 raise ValueError(f"{source} is larger than memory, and then {what}: give more --memory")
         return windows
-
-    def _bar(self, job: Job, verbose: bool) -> Any:
-        return tqdm(desc=job.path.name, unit="call", leave=False, disable=not verbose)
 
 
 def _kept(result: Path) -> list[str]:

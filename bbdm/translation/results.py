@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bbdm.base.progress import Meter
 from bbdm.data import rows
 from bbdm.sampling.base import Sampler
+from bbdm.sampling.loop import Step
 from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.record import Item
 
@@ -67,6 +69,27 @@ def check_paths(files: Files, paths: Sequence[Path]) -> None:
         if resolved in taken:
             raise ValueError(f"{path} would replace another picture: give another folder of results")
         taken.add(resolved)
+
+
+def counting_steps(meter: Meter, jobs: Sequence[Job], files: Files, steps: int) -> Callable[[Step], None]:
+    """A callback of a sampler's call, by which a meter counts the steps of results, as parts of them.
+
+    Args:
+        meter: what counts the results.
+        jobs: those of the call.
+        files: the pictures of the data set.
+        steps: the number for each result.
+    """
+    images = 0  # that a step is done for
+    for job in jobs:
+        images += files.slices(job.index) * len(job.seeds)
+    part = len(jobs) / (images * steps)
+
+    def count(step: Step) -> None:
+        meter.note = f"step {step.index + 1} of {steps}"
+        meter.advance(part * len(step.images))
+
+    return count
 
 
 def translated(

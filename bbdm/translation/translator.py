@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
+from bbdm.base.progress import Meter, counted
 from bbdm.base.seeds import seed_of
 from bbdm.data.loading import check_rows
 from bbdm.data.names import RowName
@@ -40,7 +40,7 @@ from bbdm.translation.config import TranslateConfig
 from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.large import LargePictures
 from bbdm.translation.record import Item, Lines, Record, derivation_of, describe
-from bbdm.translation.results import Job, check_paths, missing, paths_of, translated
+from bbdm.translation.results import Job, check_paths, counting_steps, missing, paths_of, translated
 from bbdm.translation.specs import Pictures, pictures_of
 
 # The names of sources, and arguments of Scores.update
@@ -229,19 +229,19 @@ class Translator:
         batches = [jobs[start : start + count] for start in range(0, len(jobs), count)]
         share = batches[self.processes.rank :: self.processes.count]
         self.processes.wait()  # until all have looked which results exist
-        with tqdm(total=sum(map(len, share)), unit="image", disable=not self.verbose) as bar:
+        with Meter("translating", sum(map(len, share)), "results", self.verbose) as meter:
             while share:
                 batch = share.pop(0)
                 try:
                     groups, large = self.large.split(sampler, batch)
                     for group in groups:
-                        self._group(sampler, group, lines, intervals, self._options(sampler, group, count, bar))
-                        bar.update(len(group))
+                        with meter.part(len(group)):
+                            self._group(sampler, group, lines, intervals, self._options(sampler, group, count, meter))
                     for job in large:
                         item = job.item(SAMPLE, self.files.content(job.index))
                         self.large.translate(sampler, job, {**lines.settings, "item": item}, self.verbose)
                         lines.add(job.path, item)
-                        bar.update(1)
+                        meter.advance()
                 except torch.OutOfMemoryError as error:
                     lower = f"lower --batch_size {self.config.batch_size} or --image_size {self._pictures.size}"
                     raise ValueError(f"the device is out of memory: {lower}") from error
@@ -252,7 +252,7 @@ class Translator:
                         share[:0] = [[job] for job in missing(batch)]
                         continue
                     self.bad[batch[0].index] = named(self.dataset.rows[batch[0].index], error)
-                    bar.update(1)
+                    meter.advance()
         self.processes.wait()
         for bad in self.processes.gather(self.bad):
             self.bad = {**self.bad, **bad}
@@ -264,21 +264,21 @@ class Translator:
             return 1
         return min(self.config.batch_size, max(1, len(jobs)))
 
-    def _options(self, sampler: BridgeSampler, group: Sequence[Job], pictures: int, bar: Any) -> dict[str, Any]:
+    def _options(self, sampler: BridgeSampler, group: Sequence[Job], pictures: int, meter: Meter) -> dict[str, Any]:
         """The options of a call.
 
         Args:
             sampler: the one that is called.
             group: the jobs of the call.
             pictures: the number of pictures that are read at once.
-            bar: shows the steps of what is translated by windows.
+            meter: counts the steps too.
         """
         windowed = sampler.window_grid(self.config) is not None
         several = self.files.volumes or windowed or self.config.maps  # slices, windows or samples of one picture
         count = self.config.batch_size if several else min(pictures, self.large.at_once(sampler, group[0]))
         options = {"batch_size": count, **self.config.call}
-        if self.verbose and windowed:
-            options["callback"] = lambda step: bar.set_postfix_str(f"step {step.index + 1}")
+        if self.verbose:
+            options["callback"] = counting_steps(meter, group, self.files, len(sampler.table))
         return options
 
     def _group(
@@ -432,7 +432,7 @@ class Translator:
         samples = self.config.num_samples
         count = 1 if self._pictures.size == "keep" else max(1, self.config.batch_size // samples)
         starts = range(0, len(jobs), count * samples)[self.processes.rank :: self.processes.count]
-        for start in tqdm(starts, unit="batch", disable=not self.verbose):
+        for start in counted(starts, "scoring", len(starts), "batches", self.verbose):
             names: list[str] = []
             results: list[torch.Tensor] = []
             targets: list[torch.Tensor] = []

@@ -94,7 +94,11 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         (["trian"], 2, "error: there is no command 'trian'; did you mean train? bbdm --help lists the commands\n"),
         (["xyz"], 2, "error: there is no command 'xyz'; bbdm --help lists the commands\n"),
         (["--verson"], 2, "error: unrecognized arguments: --verson; did you mean --version?"),
-        (["translate", "folder", "nowhere", "nothing.pt"], 1, "error: there is no checkpoint nothing.pt\n"),
+        (
+            ["translate", "folder", "nowhere", "nothing.pt"],
+            1,
+            "translating nowhere with nothing.pt\nerror: there is no checkpoint nothing.pt\n",
+        ),
     ],
 )
 def test_the_end_of_a_command(words: list[str], status: int, message: str, world: Path, monkeypatch: Any, capsys: Any):
@@ -106,6 +110,51 @@ def test_the_end_of_a_command(words: list[str], status: int, message: str, world
     assert (1 if isinstance(code, str) else code) == status
     printed = capsys.readouterr()
     assert (printed.out + printed.err + (f"{code}\n" if isinstance(code, str) else "")).startswith(message)
+
+
+OPENINGS = {  # of commands, with what they say before they import anything that takes seconds
+    "demo": "translating 16 drawings with openmoji64 (8.7 M parameters), 5 steps of sde-dpm2m",
+    "restore a.png b.png": "restoring a.png and 1 more with photographs (8.7 M parameters), 1 step of mean",
+    "train paired a,b o.pt --preset demo": "training o.pt on a,b: preset demo, 50 epochs",
+    "translate folder a c.pt": "translating a with c.pt",
+    "calibrate c.pt edge2shoes a": "calibrating intervals of c.pt on a, 16 results of each",
+    "eval edge2shoes a c.pt --sweep dpm2m:5": "scoring c.pt on a, dpm2m:5",
+    "distill c.pt a o.pt --calls 2": "distilling c.pt on a into o.pt of 2 calls",
+    "train-vqgan edge2shoes a o.pt": "training o.pt on a: autoencoder vq-f4, 50 epochs",
+    "info c.pt": "reading c.pt",
+    "export c.pt": "writing ONNX graphs of c.pt to out/c-onnx",
+    "app": "starting the app of the bundled networks; its address follows when it answers",
+    "serve c.pt": "starting a server of c.pt; its address follows when it answers",
+    "translate-ray a b c.pt": "translating a by Ray with c.pt",
+    "convert-vqgan a.ckpt o.pt": "converting a.ckpt to o.pt",
+}
+OPEN = """
+import sys
+from bbdm import cli
+from bbdm.base import scripts
+announce = scripts.Command.announce
+def announced(command):
+    announce(command)
+    raise SystemExit
+scripts.Command.announce = announced
+for line in sys.stdin.read().splitlines():
+    try:
+        cli.main(line.split())
+    except SystemExit as end:
+        assert not end.code, end.code
+print(*(each for each in ("torch", "onnx", "onnxruntime", "gradio", "ray") if each in sys.modules))
+"""
+
+
+def test_a_command_says_what_it_does_before_anything_heavy_is_imported(tmp_path: Path):
+    """Each of them, so that a line is there within a second; and none where it is to be quiet."""
+    assert {line.split()[0] for line in OPENINGS} == {*cli.COMMANDS}
+    quiet = ["demo --quiet", "train paired a,b o.pt --quiet", "export c.pt --quiet"]
+    about: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    about |= {"input": "\n".join([*OPENINGS, *quiet]), "capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", OPEN], **about)
+    assert done.stderr.replace("\\", "/").splitlines() == [*OPENINGS.values()]
+    assert done.stdout == "\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")

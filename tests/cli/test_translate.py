@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from bbdm import ABridge, BridgeSampler, VQGANCodec, cli, save_checkpoint, save_vqgan
+from bbdm.base import progress
 from bbdm.base.seeds import seed_of
 from bbdm.cli import eval as eval_script
 from bbdm.cli import train, translate
@@ -40,6 +41,18 @@ def run(*flags: str, output: str = "results") -> None:
 
 def made() -> list[str]:
     return sorted(path.name for path in Path("results").iterdir())
+
+
+def test_a_single_batch_shows_its_steps(capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    """Each is a third of the 3 results; of a log in which a minute passes whenever somebody looks."""
+    minutes = iter(range(1000))
+    monkeypatch.setattr(progress, "clock", lambda: 60.0 * next(minutes))
+    run("--quiet", output="quiet")
+    assert capsys.readouterr().err == ""
+    run()
+    lines = [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()]
+    steps = [f"translating: {step} of 3 results, step {step} of 3" for step in (1, 2, 3)]
+    assert lines == ["translating data with c.pt", *steps, "translating: 3 of 3 results"]
 
 
 def test_flags_of_the_public_code():

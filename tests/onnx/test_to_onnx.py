@@ -16,6 +16,7 @@ from torch import nn
 from torch.torch_version import TorchVersion
 
 from bbdm import ABridge, BridgeSampler, BrownianBridge, UNet, demo, save_checkpoint, wrap
+from bbdm.cli.files import Export
 from bbdm.codec import LatentStatistics, wrap_codec
 from bbdm.data.spec import Spec
 from bbdm.files.bridge_json import read_settings
@@ -226,6 +227,18 @@ def test_the_check_prints_a_difference_and_fails(
         with pytest.raises(ValueError, match=r"differ by .* from PyTorch, more than 1e-04"):
             export(tmp_path / "a.pt", tmp_path / "wrong", "--check", "--steps", "2")
     assert not (tmp_path / "wrong").exists()
+
+
+@needs_exporter
+def test_a_quiet_export_prints_nothing(file: Path, tmp_path: Path, capfd: Any):
+    """Of the command itself, by itself and by PyTorch's exporter."""
+    for flags in (["--quiet"], []):
+        Export.main([f"{file}", f"{tmp_path / 'onnx'}", "--overwrite", *flags])
+        printed = capfd.readouterr()
+        if flags:
+            assert printed.out + printed.err == ""
+    assert printed.err == f"writing ONNX graphs of {file} to {tmp_path / 'onnx'}\n"
+    assert "largest difference from PyTorch: " in printed.out
 
 
 def test_a_folder_is_not_replaced_unasked(file: Path, pixels: Any, tmp_path: Path):

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from bbdm import Callback
+from bbdm.base import progress
 from bbdm.base.scripts import StoppedError
 from bbdm.data.pairs import Pairs
 from bbdm.training import callbacks, optimization
@@ -176,7 +177,25 @@ def test_a_run_shows_what_it_trains_and_writes(
     assert re.findall(r"epoch (\d), step \d of 6: loss \S+, validation_loss \S+, images_per_se", shown) == ["2", "3"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make_trainer("bar", epochs=1).fit(progress=True)
-    assert re.search(r"\| +\d+/4 \[", capsys.readouterr().err)  # pairs
+    assert re.search(r"training: 0 of 2 steps +0%\|", capsys.readouterr().err)
+
+
+def test_the_log_of_a_cluster_has_the_loss_each_minute(
+    make_trainer: MakeTrainer, capsys: Any, monkeypatch: Any
+) -> None:
+    """Of 4 steps of 40 seconds: after the second, and the fourth."""
+    now = [0.0]
+
+    class Slow(Callback):
+        def after_step(self, trainer: Trainer, loss: torch.Tensor) -> None:
+            now[0] += 40
+
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    monkeypatch.setattr(progress, "clock", lambda: now[0])
+    make_trainer(callbacks=[Slow()]).fit(progress=True)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
+    assert re.fullmatch(r"training: 2 of 4 steps, epoch 1, loss \d\.\d{4}; about 80 s left", lines[0])
+    assert re.fullmatch(r"training: 4 of 4 steps, epoch 2, loss \d\.\d{4}; about 0 s left", lines[1])
 
 
 # In TensorBoard
