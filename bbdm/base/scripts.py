@@ -274,6 +274,37 @@ class Command:
         return cls.of(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
 
     @classmethod
+    @contextmanager
+    def naming_flags(cls) -> Iterator[None]:
+        """Within it, messages of errors call settings as a user types them: by their flags."""
+        try:
+            yield
+        except (ValueError, StoppedError) as error:
+            if len(error.args) == 1:
+                error.args = (cls.as_typed(f"{error}"),)
+            raise
+
+    @classmethod
+    def as_typed(cls, message: str) -> str:
+        """A message with flags in place of the names of fields.
+
+        These are taken for names where they have an underscore, or begin the message as what it is about.
+        """
+        known = flag_fields(cls)
+        compound = "|".join(name for name in known if "_" in name)
+        anywhere = rf"(?<![\w/.'\"=-])({compound})(?![\w/.(=])" if compound else "(?!)"
+        beginning = rf"^({'|'.join(known)})(?= (must|needs?|is|are|cannot|\d))"
+
+        def flag(match: re.Match[str]) -> str:
+            about = known[match[1]].metadata
+            if about["position"]:
+                return about["metavar"] or match[1].upper()
+            return f"--{match[1]}"
+
+        message = re.sub(anywhere, flag, message)
+        return re.sub(beginning, flag, message)
+
+    @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:
         """Parse words, those of this process if None, say what is done, and do it."""
         command = cls.parse(sys.argv[1:] if words is None else words)

@@ -74,11 +74,13 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
 
     def run_command() -> None:
         path, _, *function = COMMANDS[command]
-        if not function:
-            return _imported(path).main(words)
-        settings = _imported(path).parse(words)
-        settings.announce()
-        _imported(*function)(settings)
+        command_class = _imported(path)
+        with command_class.naming_flags():
+            if not function:
+                return command_class.main(words)
+            settings = command_class.parse(words)
+            settings.announce()
+            _imported(*function)(settings)
 
     scripts.run(run_command)
 

@@ -398,7 +398,8 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
             raise ValueError(f"the network has {fact}: {takes}, and the {kind} have {has}")
     strides = tuple(network_stride * stride for network_stride in network.strides)
     if any(side % multiple for side, multiple in zip(size, strides, strict=True)):
-        raise ValueError(f"image_size {train.image_size} is not a multiple of {strides}, strides of network and codec")
+        name = "image_size" if spec.crop is None else "crop"
+        raise ValueError(f"{name} {train.image_size} is not a multiple of {strides}, strides of network and codec")
     if isinstance(train, LatentDataset):
         _check_latents(train, config, codec)
 

@@ -119,7 +119,7 @@ def test_what_does_not_go_with_a_base_is_refused_by_name(world: Path) -> None:
     network.conv_out.bias.data += 1
     network.save_pretrained("pixels/unet")
     reason = (
-        f"the weights in {world}/pixels are not those that LoRA was trained beside: init_from must be {world}/pixels"
+        f"the weights in {world}/pixels are not those that LoRA was trained beside: --init_from must be {world}/pixels"
     )
     assert reason in refused(*run, "--lora", "2")
     shutil.rmtree("pixels")

@@ -186,7 +186,7 @@ def test_a_run_in_latents_resumes_with_their_autoencoder_alone(world: Path) -> N
     train("latents", "out.pt", "-e", "1")
     Path("latents/vae").rename("vae")
     shutil.rmtree("latents")
-    reason = "is of latents: give vqgan_path, the autoencoder that the run began with"
+    reason = "is of latents: give --vqgan_path, the autoencoder that the run began with"
     assert reason in refused("latents", "out.pt", "-e", "2")
     train("latents", "out.pt", "-e", "2", "--codec", "vae")
     assert Path("out.run/step_00000004.pt").exists()

@@ -301,7 +301,7 @@ class TestRuns:
         straight = bbdm.load_checkpoint("model.pt").unet
         back = ["--ckpt_path", "model.run/step_00000002.pt", "--experiment", "model.run"]
         assert re.search(
-            "a run of 3 steps already, .* at 2.*no ckpt_path.*overwrite.*experiment", last_line(*back), re.DOTALL
+            "a run of 3 steps already, .* at 2.*no --ckpt_path.*overwrite.*experiment", last_line(*back), re.DOTALL
         )
         assert same(fit("back.pt", *back, "--overwrite", "-e", "3", *COMMON), straight)
         other = ["--loss", "l1", "-e", "1"]

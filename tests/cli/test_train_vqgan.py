@@ -91,7 +91,7 @@ def test_a_vqgan_of_latent_diffusion_is_converted_or_refused(capsys: pytest.Capt
     torch.save({"state_dict": state}, "cut.ckpt")
     for words, message in (
         ("model.ckpt out.pth", r"ends in \.pt or \.safetensors, got .*out\.pth"),
-        ("model.ckpt out.pt -c 1", r"model\.ckpt is for images of 3 channels, got in_channels 1"),
+        ("model.ckpt out.pt -c 1", r"model\.ckpt is for images of 3 channels, got --in_channels 1"),
         ("cut.ckpt out.pt", r"missing: quant_conv\.bias"),
     ):
         with pytest.raises(SystemExit, match=message):

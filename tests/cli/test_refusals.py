@@ -1,0 +1,60 @@
+"""Refusals of wrong values name the flags that were typed."""
+
+from pathlib import Path
+
+import pytest
+
+from bbdm import cli
+from bbdm.base.scripts import StoppedError
+from bbdm.cli.train import Train
+
+TRAIN = ["train", "edge2shoes", "data", "o.pt", "--preset", "demo"]
+TRANSLATE = ["translate", "folder", "data/val", "c.pt", "results"]
+REFUSALS = {
+    "a crop that the network does not take": (
+        [*TRAIN, "-b", "2", "--crop", "12"],
+        "--crop 12 is not a multiple of (8, 8)",
+    ),
+    "more pairs in a batch than there are": ([*TRAIN, "-b", "1000"], "--batch_size must be at most the"),
+    "a preset of latents": ([*TRAIN[:-1], "lbbdm-f4"], "it needs --vqgan_path, the autoencoder"),
+    "cached latents without an autoencoder": (
+        [*TRAIN, "--cache_latents", "cache"],
+        "--cache_latents and --normalize_latents need --vqgan_path",
+    ),
+    "LoRA beside nothing": ([*TRAIN, "--lora", "4"], "--lora needs --init_from, a folder"),
+    "no steps": ([*TRANSLATE, "--solver", "dpm2m", "--steps", "0"], "--steps must be an integer in [1, 100]"),
+    "no results": ([*TRANSLATE, "--num_samples", "0"], "--num_samples must be at least 1, got 0"),
+    "windows that overlap by all": (
+        [*TRANSLATE, "--window", "16", "--overlap", "80"],
+        "--overlap must be above 0 and at most 0.9, got 80.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_refusal_names_the_flag(case: str, world: Path) -> None:
+    words, message = REFUSALS[case]
+    with pytest.raises(SystemExit) as refused:
+        cli.run(words[0], words[1:])
+    assert message in f"{refused.value}"
+
+
+def test_paths_values_and_words_are_no_flags() -> None:
+    """Only what names a setting is called by its flag; a position by its word in the usage."""
+    unchanged = [
+        "there is no /data/image_size/1.png",
+        "got image_size=3",
+        "validation is at the end of each epoch",
+        "the preset has no latents",
+        "give --image_size",
+    ]
+    for message in unchanged:
+        assert Train.as_typed(message) == message
+    assert Train.as_typed("output_model must not be a folder") == "OUTPUT_MODEL must not be a folder"
+
+
+def test_a_stopped_run_names_flags_too() -> None:
+    with pytest.raises(StoppedError, match="^the loss is not finite: lower --learning_rate$") as stopped:  # noqa: SIM117
+        with Train.naming_flags():
+            raise StoppedError("the loss is not finite: lower learning_rate", 3)
+    assert stopped.value.status == 3
