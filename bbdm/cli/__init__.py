@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # the class of each, its summary, and 
     "demo": ("bbdm.cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
     "restore": ("bbdm.cli.translate.Restore", "restore photographs of any size"),
     "train": ("bbdm.cli.train.Train", "train a bridge on pairs"),
+    "plot": ("bbdm.cli.plot.Plot", "draw the losses and grids of training runs"),
     "translate": ("bbdm.cli.translate.Translate", "translate pictures or a data set"),
     "calibrate": ("bbdm.cli.eval.Calibrate", "calibrate intervals of results"),
     "eval": ("bbdm.cli.eval.Eval", "score a network on a data set"),

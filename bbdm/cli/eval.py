@@ -50,9 +50,10 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
 class Eval(GPUsCommand, TranslateConfig):
     """Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
 
-    OUTPUT_DIR gets the results, settings.json and results.jsonl, which say what made them, and scores.json;
-    of volumes, with the scores of each. After an interruption, the same command resumes. With --sweep,
-    OUTPUT_DIR gets a folder for each solver and number of steps; sweep.json and a plot compare them.
+    OUTPUT_DIR gets the results, settings.json and results.jsonl, which say what made them, scores.json, of
+    volumes with the scores of each, and scores.png, their distribution. After an interruption, the same
+    command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number of steps; sweep.json
+    and a plot compare them, and the last lines say which is best.
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.
@@ -96,10 +97,11 @@ class Eval(GPUsCommand, TranslateConfig):
 
     def run(self) -> None:
         """Make the results that are missing, score all, and print a table; of a sweep, draw a plot."""
-        from bbdm.evaluation import scores
+        from bbdm.evaluation import reports
         from bbdm.translation.translator import Translator
 
-        optional.package("torchmetrics", "bbdm eval")  # before a network is loaded
+        for package in ("torchmetrics", "matplotlib"):  # before a network is loaded
+            optional.package(package, "bbdm eval")
         translator = Translator(self)
         first = translator.processes.first
         overlap = self._overlap(translator) if first else None
@@ -108,31 +110,34 @@ class Eval(GPUsCommand, TranslateConfig):
         else:
             report = self._evaluate(translator, self.solver, self.steps, self.folder, overlap)
             if first:
-                print(scores.table([report]), flush=True)
-                print(f"results and scores.json: {self.folder}")
+                print(reports.table([report]), flush=True)
+                print(f"results, scores.json and their plot: {self.folder}")
         translator.processes.leave()
 
     def _sweep(self, translator: Translator, words: Sequence[str], overlap: Overlap | None) -> None:
-        """Score each solver and number of steps, print a row for each, and draw a plot."""
-        from bbdm.evaluation import scores
+        """Score each solver and number of steps, print a row for each and the best ones, and draw a plot."""
+        from bbdm.evaluation import reports
 
         runs = read_sweep(words, translator.bridge, translator.checkpoint.defaults)
         first = translator.processes.first
         if first:
             remove_leftovers(self.folder)
-        reports: list[dict[str, Any]] = []
+        found: list[dict[str, Any]] = []
         for name, (solver, steps) in runs.items():
-            reports.append(self._evaluate(translator, solver, steps, self.folder / name, overlap))
+            found.append(self._evaluate(translator, solver, steps, self.folder / name, overlap))
             if not first:
                 continue
-            rows = scores.table(reports[-1:])
-            if len(reports) > 1:  # the heading stands already
+            rows = reports.table(found[-1:])
+            if len(found) > 1:  # the heading stands already
                 rows = rows.splitlines()[-1]
             print(rows, flush=True)
-            manifest.write(self.folder / "sweep.json", reports)
+            manifest.write(self.folder / "sweep.json", found)
         if first:
+            print("\n".join(reports.best(found)))
+            defaults = translator.checkpoint.defaults
+            print(f"without --solver: {defaults.chosen}:{len(defaults.table(translator.bridge))}")
             plot = self.folder / "quality_nfe.png"
-            scores.draw(reports, plot)
+            reports.draw_sweep(found, plot)
             print(f"to look at: {plot}")
 
     def _overlap(self, translator: Translator) -> Overlap | None:
@@ -154,6 +159,7 @@ class Eval(GPUsCommand, TranslateConfig):
         self, translator: Translator, solver: str | None, steps: int | None, folder: Path, overlap: Overlap | None
     ) -> dict[str, Any]:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
+        from bbdm.evaluation.reports import PLOT, draw_scores
         from bbdm.evaluation.scores import Scores
 
         processes = translator.processes
@@ -194,6 +200,7 @@ class Eval(GPUsCommand, TranslateConfig):
             about["masks"] = files.pairs.digest(["mask"])
         report = about | report
         manifest.write(folder / "scores.json", report)
+        draw_scores(report, scores.of_sources(), folder / PLOT)
         return report
 
 

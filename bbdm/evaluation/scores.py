@@ -1,7 +1,7 @@
 """Scores over a data set: metrics of pictures of any channels and values, within masks, of several processes.
 
-Pictures have their stored values, as in their files, and the size at which they were made. Reports of scores
-become a table and a plot.
+Pictures have their stored values, as in their files, and the size at which they were made.
+:mod:`bbdm.evaluation.reports` shows reports of scores.
 """
 
 from __future__ import annotations
@@ -9,19 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from bbdm.base.atomic import write_atomically
 from bbdm.evaluation.metrics import METRICS, Metric, Setup, as_unit
 from bbdm.execution.processes import Processes
 from bbdm.pictures.values import EIGHT_BIT
-
-Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
-ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
 
 
 class Compared(NamedTuple):
@@ -198,6 +192,10 @@ class Scores:
                 found[name] = metric.total(self._sums[name])
         return found
 
+    def of_sources(self) -> dict[str, list[float]]:
+        """The scores of all sources by the score's name, in no order; NaN where a source has none. Not FID."""
+        return {name: list(scores) for name, scores in self._scores.items()}
+
     def by_source(self) -> dict[str, dict[str, float]]:
         """The scores of each source, by the score's name and the source's; NaN where it has none. Not FID.
 
@@ -268,55 +266,3 @@ def _parts(metric: Metric, pictures: Compared, masked: bool) -> Iterator[Compare
         yield Compared(results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), inside)
     else:
         yield pictures
-
-
-def table(reports: Sequence[Report]) -> str:
-    """Markdown of the scores, a row for each report of the same metrics."""
-    names = [*reports[0]["scores"]]
-    rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
-    rows.append(["---"] * len(rows[0]))
-    for report in reports:
-        row = [f"{report[key]}" for key in ("solver", "nfe", "pictures")]
-        for name in names:
-            score = report["scores"][name]
-            row.append("-" if score is None else f"{score:{METRICS[name].form}}")
-        seconds = report["seconds_per_picture"]
-        row.append("unknown" if seconds is None else f"{seconds:.4f}")
-        rows.append(row)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def draw(reports: Sequence[Report], path: Path) -> None:
-    """Write a plot over network calls: a panel for each metric, and a line for each solver."""
-    from matplotlib.figure import Figure
-
-    names = [*reports[0]["scores"]]
-    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
-    calls = sorted({report["nfe"] for report in reports})
-    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-        for solver in dict.fromkeys(report["solver"] for report in reports):
-            points: list[tuple[int, float]] = []
-            for report in reports:
-                score = report["scores"][name]
-                if report["solver"] == solver and score is not None:
-                    points.append((report["nfe"], score))
-            points.sort()
-            panel.plot([nfe for nfe, _ in points], [score for _, score in points], marker="o", label=solver)
-        panel.set(xscale="log", xlabel="network calls", ylabel=title(name, reports[0]))
-        panel.set_xticks(calls, list(map(str, calls)), rotation=45)
-        panel.set_xticks([], minor=True)
-        panel.grid(alpha=0.3)
-    figure.axes[0].legend()
-    figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
-    write_atomically(path, partial(figure.savefig, format="png", dpi=120))
-
-
-def title(name: str, report: Report) -> str:
-    """A metric's name, its unit, and which way is better."""
-    metric = METRICS[name]
-    words = [name.upper() if name in ACRONYMS else name]
-    unit = report["settings"].get("target_values", {}).get("unit", "")
-    if metric.unit and unit:
-        words.append(unit)
-    words.append("↑" if metric.higher_is_better else "↓")
-    return " ".join(words)

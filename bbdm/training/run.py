@@ -20,6 +20,7 @@ from bbdm.data.provenance import Record
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.weights import Snapshot
+from bbdm.training.curves import METRICS, files_by_step
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class RunFolder:
         self.keep = keep
         self.read = read
         self.best = self.path / "best.pt"  # the weights with the lowest validation loss
-        self.metrics = self.path / "metrics.jsonl"
+        self.metrics = self.path / METRICS
         self.events = self.path / "tensorboard"
         self.record: str | None = None  # the identity of what the network has learned from, where that is known
 
@@ -48,16 +49,7 @@ class RunFolder:
 
     def checkpoints(self) -> dict[int, Path]:
         """The existing checkpoints by step, the newest first; some may be damaged. Others are not a run's."""
-        return self._by_step(".pt")
-
-    def _by_step(self, suffix: str) -> dict[int, Path]:
-        """The files ``step_N`` of a suffix by step, the newest first; others are not a run's."""
-        files: dict[int, Path] = {}
-        for path in self.path.glob(f"step_????????{suffix}"):
-            number = path.stem.removeprefix("step_")
-            if number.isdigit():
-                files[int(number)] = path
-        return dict(sorted(files.items(), reverse=True))
+        return files_by_step(self.path, ".pt")
 
     def how_to_resume(self) -> str:
         """Which step is saved, and from where the same command resumes."""
@@ -130,7 +122,7 @@ class RunFolder:
             shutil.rmtree(self.events, ignore_errors=True)
         remove_leftovers(self.path)
         self._cut_metrics(step)
-        for number, grid in self._by_step(".png").items():
+        for number, grid in files_by_step(self.path, ".png").items():
             if number > step:
                 grid.unlink()
         manifest.write(self.path / "config.json", config)

@@ -255,8 +255,15 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
     assert sorted(found) == sorted(path.name for path in Path("sweep").iterdir() if path.is_dir())
     assert json.loads(Path("sweep/dpm2m-2/scores.json").read_text()) == reports[1]
     assert min(Image.open("sweep/quality_nfe.png").size) > 200
+    assert min(Image.open("sweep/mean-1/scores.png").size) > 200
     rows = capsys.readouterr().out.splitlines()
     assert [row.count("|") for row in rows[:5]] == [7] * 5
+    highest = {name: max(reports, key=lambda report: report["scores"][name]) for name in ("psnr", "ssim")}
+    lines: list[str] = []
+    for name, form in (("psnr", ".2f"), ("ssim", ".4f")):
+        report = highest[name]
+        lines.append(f"best {name}: {report['solver']}:{report['nfe']}, {report['scores'][name]:{form}}")
+    assert rows[5:8] == [*lines, "without --solver: dpm2m:10"]
     count.clear()
     eval_script.main([*flags, "dpm2m:1,2", "mean:1"])  # the default by its number; all kept
     assert count == []

@@ -123,7 +123,7 @@ def test_what_does_not_go_with_a_base_is_refused_by_name(world: Path) -> None:
     )
     assert reason in refused(*run, "--lora", "2")
     shutil.rmtree("pixels")
-    reason = f"{world}/pixels, the network that it began with, is not here: name it as init_from"
+    reason = f"{world}/pixels, the network that it began with, is not here: name it as --init_from"
     assert reason in refused(*run, "--lora", "2")
     reason = "lora needs init_from, a folder with a network that diffusers saved"
     with pytest.raises(ValueError, match=f"{reason}; got None"):

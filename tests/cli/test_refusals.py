@@ -54,7 +54,7 @@ def test_paths_values_and_words_are_no_flags() -> None:
 
 
 def test_a_stopped_run_names_flags_too() -> None:
-    with pytest.raises(StoppedError, match="^the loss is not finite: lower --learning_rate$") as stopped:  # noqa: SIM117
+    with pytest.raises(StoppedError, match="lower --learning_rate") as stopped:  # noqa: SIM117
         with Train.naming_flags():
             raise StoppedError("the loss is not finite: lower learning_rate", 3)
     assert stopped.value.status == 3

@@ -14,8 +14,9 @@ from scipy.ndimage import gaussian_filter
 from scipy.stats import norm
 
 from bbdm.cli import eval as eval_script
+from bbdm.evaluation import reports
 from bbdm.evaluation.metrics import METRICS, Metric
-from bbdm.evaluation.scores import Scores, table
+from bbdm.evaluation.scores import Scores
 from bbdm.pictures.values import Values
 
 HU = Values(-1024, 3071, "HU", "int16")
@@ -260,7 +261,8 @@ def test_a_metric_of_ones_own(monkeypatch: pytest.MonkeyPatch):
         **{"solver": "dpm2m", "nfe": 5, "pictures": 3, "seconds_per_picture": 0.5},
         "settings": {"target_values": HU.config()},
     }
-    lines = table([report]).splitlines()
+    assert reports.best([report]) == ["best bias: dpm2m:5, 0.8123", "best mae: dpm2m:5, 63.274"]
+    lines = reports.table([report]).splitlines()
     assert lines[0] == "| solver | NFE | pictures | bias ↑ | MAE HU ↓ | dice ↑ | s / picture |"
     assert lines[2] == "| dpm2m | 5 | 3 | 0.8123 | 63.274 | - | 0.5000 |"
 

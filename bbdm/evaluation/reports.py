@@ -1,0 +1,146 @@
+"""Reports of scores: a table, the best solvers, and plots.
+
+Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bbdm.base import optional
+from bbdm.base.atomic import write_atomically
+from bbdm.evaluation.metrics import METRICS
+
+Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
+ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
+PANEL = (4.5, 3.6)  # inches of a panel: width, height
+PLOT = "scores.png"  # beside scores.json
+BINS = 20  # of a histogram
+
+
+def table(reports: Sequence[Report]) -> str:
+    """Markdown of the scores, a row for each report of the same metrics."""
+    names = [*reports[0]["scores"]]
+    rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
+    rows.append(["---"] * len(rows[0]))
+    for report in reports:
+        row = [f"{report[key]}" for key in ("solver", "nfe", "pictures")]
+        for name in names:
+            score = report["scores"][name]
+            row.append("-" if score is None else f"{score:{METRICS[name].form}}")
+        seconds = report["seconds_per_picture"]
+        row.append("unknown" if seconds is None else f"{seconds:.4f}")
+        rows.append(row)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def best(reports: Sequence[Report]) -> list[str]:
+    """A line for each metric that has scores: the solver with the best one, and its network calls.
+
+    Which way is better is that of :data:`bbdm.evaluation.metrics.METRICS`. Of equal scores, the first with the
+    fewest calls is the best.
+    """
+    lines: list[str] = []
+    for name in reports[0]["scores"]:
+        metric = METRICS[name]
+        sign = -1 if metric.higher_is_better else 1
+        order: list[tuple[float, int, int]] = []  # what is least of the best, with the report's index
+        for index, report in enumerate(reports):
+            score = report["scores"][name]
+            if score is not None:
+                order.append((sign * score, report["nfe"], index))
+        if order:
+            found = reports[min(order)[2]]
+            score = f"{found['scores'][name]:{metric.form}}"
+            lines.append(f"best {name}: {found['solver']}:{found['nfe']}, {score}")
+    return lines
+
+
+def title(name: str, report: Report) -> str:
+    """A metric's name, its unit, and which way is better."""
+    metric = METRICS[name]
+    words = [name.upper() if name in ACRONYMS else name]
+    unit = report["settings"].get("target_values", {}).get("unit", "")
+    if metric.unit and unit:
+        words.append(unit)
+    words.append("↑" if metric.higher_is_better else "↓")
+    return " ".join(words)
+
+
+def draw_sweep(reports: Sequence[Report], path: Path) -> None:
+    """Write a plot over network calls: a panel for each metric, and a line for each solver."""
+    names = [*reports[0]["scores"]]
+    figure, panels = _panels(len(names))
+    calls = sorted({report["nfe"] for report in reports})
+    for panel, name in zip(panels, names, strict=True):
+        for solver in dict.fromkeys(report["solver"] for report in reports):
+            points: list[tuple[int, float]] = []
+            for report in reports:
+                score = report["scores"][name]
+                if report["solver"] == solver and score is not None:
+                    points.append((report["nfe"], score))
+            points.sort()
+            panel.plot([nfe for nfe, _ in points], [score for _, score in points], marker="o", label=solver)
+        panel.set(xscale="log", xlabel="network calls", ylabel=title(name, reports[0]))
+        panel.set_xticks(calls, list(map(str, calls)), rotation=45)
+        panel.set_xticks([], minor=True)
+        panel.grid(alpha=0.3)
+    panels[0].legend()
+    figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
+    _write(figure, path)
+
+
+def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Path) -> bool:
+    """Write a plot of how the scores of a test set's sources are distributed, a panel for each metric.
+
+    Args:
+        report: says solver, calls and unit.
+        scores: those of each source, by the metric's name.
+        path: the PNG.
+
+    Returns:
+        Whether there was anything to draw: by FID alone, no source has a score.
+    """
+    finite: dict[str, list[float]] = {}
+    for name, values in scores.items():
+        known = [value for value in values if math.isfinite(value)]
+        if known:
+            finite[name] = known
+    if not finite:
+        return False
+    figure, panels = _panels(len(finite))
+    for panel, (name, values) in zip(panels, finite.items(), strict=True):
+        _draw_histogram(panel, values, title(name, report), METRICS[name].form)
+    figure.suptitle(f"{report['solver']}, network calls: {report['nfe']}", fontsize="medium")
+    _write(figure, path)
+    return True
+
+
+def _draw_histogram(panel: Any, values: Sequence[float], label: str, form: str) -> None:
+    """How many sources have which score, with the mean."""
+    mean = math.fsum(values) / len(values)
+    panel.hist(values, bins=min(BINS, max(5, len(values))), color="C0", alpha=0.7)
+    panel.axvline(mean, color="C3", label=f"mean {mean:{form}}")
+    panel.set(xlabel=label, ylabel=f"sources, of {len(values)}")
+    panel.yaxis.get_major_locator().set_params(integer=True)
+    panel.legend()
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure with panels side by side, at most four in a row."""
+    figures = optional.package("matplotlib.figure", "a plot")
+    columns = min(count, 4)
+    rows = math.ceil(count / columns)
+    figure = figures.Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for unused in panels[count:]:
+        unused.set_axis_off()
+    return figure, panels[:count]
+
+
+def _write(figure: Any, path: Path) -> None:
+    write_atomically(path, partial(figure.savefig, format="png", dpi=120))

@@ -1,0 +1,138 @@
+"""What a training run's folder shows: its metrics and grids, drawn in one picture. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from bbdm.base import manifest, optional
+from bbdm.base.atomic import write_atomically
+
+METRICS = "metrics.jsonl"  # a line for each validation
+LEFT_OUT = {"epoch", "step", "images_per_second"}  # which have no panel
+SHOWN = 4  # grids of a single run
+Curve = list[tuple[int, float]]  # optimizer steps, and what was measured after them
+
+
+class Run(NamedTuple):
+    """What is drawn of a training run."""
+
+    name: str  # the path of its folder
+    curves: dict[str, Curve]  # by the metric's name
+    grids: dict[int, Path]  # by step, ascending
+
+
+def files_by_step(folder: Path, suffix: str) -> dict[int, Path]:
+    """The files ``step_N`` of a suffix by step, the newest first; others are not a run's."""
+    files: dict[int, Path] = {}
+    for path in folder.glob(f"step_????????{suffix}"):
+        number = path.stem.removeprefix("step_")
+        if number.isdigit():
+            files[int(number)] = path
+    return dict(sorted(files.items(), reverse=True))
+
+
+def read_run(path: Path) -> Run:
+    """The metrics and grids of a run; a line that the run is writing is left out.
+
+    Args:
+        path: the run's folder, or the weights ``OUT.pt`` beside the folder ``OUT.run``.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it is no training run's, has no metrics yet, or they are damaged.
+    """
+    folder = path if path.is_dir() else path.with_suffix(".run")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder of a training run {path}")
+    file = folder / METRICS
+    if not file.is_file():
+        raise ValueError(f"{folder} has no {METRICS}: it is no folder of a training run")
+    curves: dict[str, Curve] = {}
+    with manifest.parsing(file, "repair or delete it"):
+        for line in file.read_text().splitlines(keepends=True):
+            if line.endswith("\n"):
+                _add(curves, json.loads(line))
+    if not curves:
+        raise ValueError(f"{file} has no metrics yet: the first are written after the first validation")
+    grids = dict(sorted(files_by_step(folder, ".png").items()))
+    return Run(folder.as_posix(), curves, grids)
+
+
+def _add(curves: dict[str, Curve], metrics: Mapping[str, Any]) -> None:
+    """Add the finite numbers of a line of metrics to the curves."""
+    for name, value in metrics.items():
+        if name not in LEFT_OUT and isinstance(value, int | float) and math.isfinite(value):
+            curves.setdefault(name, []).append((metrics["step"], value))
+
+
+def draw(runs: Sequence[Run], path: Path) -> None:
+    """Write a PNG: a panel for the losses and one for each other metric; below, grids of validation pairs.
+
+    Of a single run, up to four grids are shown, from the first to the last; of several, the last of each.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    figures = optional.package("matplotlib.figure", "bbdm plot")
+    names = dict.fromkeys(name for run in runs for name in run.curves)
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        kind = "loss" if name.endswith("loss") else name
+        panels.setdefault(kind, []).append(name)
+    grids = _shown_grids(runs)
+    heights = [3.6]
+    if grids:
+        heights.append(5.0)
+    width = max(4.5 * len(panels), 3.6 * len(grids))
+    figure = figures.Figure(figsize=(width, sum(heights)), layout="constrained")
+    rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for panel, (kind, members) in zip(rows[0].subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        _draw_curves(panel, runs, kind, members)
+    if grids:
+        for panel, (title, grid) in zip(rows[1].subplots(1, len(grids), squeeze=False)[0], grids, strict=True):
+            panel.imshow(Image.open(grid).convert("RGB"), interpolation="nearest")
+            panel.set_title(title, fontsize="small")
+            panel.set_axis_off()
+    write_atomically(path, partial(figure.savefig, format="png", dpi=120))
+
+
+def _shown_grids(runs: Sequence[Run]) -> list[tuple[str, Path]]:
+    """The grids that are shown, with their titles."""
+    if len(runs) > 1:
+        shown: list[tuple[str, Path]] = []
+        for run in runs:
+            if run.grids:
+                step = max(run.grids)
+                shown.append((f"{run.name}, step {step}", run.grids[step]))
+        return shown
+    steps = [*runs[0].grids]
+    if len(steps) > SHOWN:
+        last = len(steps) - 1
+        steps = [steps[round(place * last / (SHOWN - 1))] for place in range(SHOWN)]
+    return [(f"step {step}", runs[0].grids[step]) for step in steps]
+
+
+def _draw_curves(panel: Any, runs: Sequence[Run], kind: str, names: Sequence[str]) -> None:
+    """The metrics of a panel, each run in its colour and each metric in its style."""
+    styles = ("-", "--", ":", "-.")
+    values: list[float] = []
+    for number, run in enumerate(runs):
+        for place, name in enumerate(names):
+            curve = run.curves.get(name, [])
+            steps = [step for step, _ in curve]
+            values += [value for _, value in curve]
+            label = name if len(runs) == 1 else f"{run.name}, {name}"
+            style = styles[place % len(styles)]
+            panel.plot(steps, [value for _, value in curve], style, color=f"C{number}", marker=".", label=label)
+    if kind == "loss" and min(values) > 0:
+        panel.set_yscale("log")
+    panel.set(xlabel="optimizer steps", ylabel=kind)
+    panel.grid(alpha=0.3)
+    panel.legend(fontsize="small")

@@ -1,0 +1,77 @@
+"""`bbdm plot` as a user runs it, of folders as training writes them."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bbdm.cli import train
+from bbdm.cli.plot import Plot
+from tests.cli.conftest import SIZE
+
+SHADES = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (160, 160, 30), (30, 160, 160), (120, 30, 160)]
+
+
+def make_run(folder: Path, grids: int) -> Path:
+    """A run of validations at each 10 steps, each of whose grids has a colour of its own."""
+    folder.mkdir()
+    lines: list[str] = []
+    for index in range(6):
+        metrics = {"epoch": index, "step": 10 * index + 10, "loss": 1 / (index + 1), "validation_loss": "NaN"}
+        lines.append(json.dumps({**metrics, "images_per_second": 5.0, "learning_rate": 1e-4}) + "\n")
+    (folder / "metrics.jsonl").write_text("".join(lines) + '{"epoch": 7, "st')  # as it is being written
+    for index in range(grids):
+        Image.new("RGB", (60, 80), SHADES[index]).save(folder / f"step_{10 * index + 10:08d}.png")
+    return folder
+
+
+def shown(path: Path) -> list[int]:
+    """The numbers of the grids that a picture shows."""
+    pixels = np.asarray(Image.open(path).convert("RGB"), int)
+    return [index for index, shade in enumerate(SHADES) if ((pixels - shade) == 0).all(-1).sum() > 5000]
+
+
+def test_a_run_is_drawn_with_grids_from_the_first_to_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run = make_run(tmp_path / "a.run", 6)
+    output = tmp_path / "plots/a.png"
+    Plot.main([str(run), "-o", str(output)])
+    assert capsys.readouterr().out == f"to look at: {output}\n"
+    assert shown(output) == [0, 2, 3, 5]
+    Plot.main([str(run.with_suffix(".pt")), "-o", str(output)])  # the weights beside it
+    assert shown(output) == [0, 2, 3, 5]
+
+
+def test_several_runs_are_drawn_with_the_last_grid_of_each(tmp_path: Path):
+    runs = [make_run(tmp_path / f"{name}.run", count) for name, count in (("a", 2), ("b", 5), ("c", 0))]
+    Plot.main([*map(str, runs), "-o", str(tmp_path / "all.png")])
+    assert shown(tmp_path / "all.png") == [1, 4]
+
+
+@pytest.mark.usefixtures("world")
+def test_what_training_writes_is_drawn(tiny_demo: None):
+    flags = ["--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1", "--quiet"]
+    train.main(["edge2shoes", "data", "c.pt", *flags])
+    Plot.main(["c.run"])
+    assert min(Image.open("out/plot.png").size) > 500
+
+
+def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder of a training run .*nothing\.run"):
+        Plot.main([str(tmp_path / "nothing.run")])
+    with pytest.raises(ValueError, match=r"has no metrics.jsonl: it is no folder of a training run"):
+        Plot.main([str(tmp_path)])
+    run = make_run(tmp_path / "a.run", 0)
+    with pytest.raises(ValueError, match=r"output is a PNG, whose name ends in \.png, got a\.jpg"):
+        Plot.main([str(run), "-o", "a.jpg"])
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match="has no metrics yet: the first are written after the first validation"):
+        Plot.main([str(run)])
+    (run / "metrics.jsonl").write_text("damaged\n")
+    with pytest.raises(ValueError, match=r"cannot read .*metrics.jsonl: repair or delete it"):
+        Plot.main([str(run)])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ModuleNotFoundError, match=r"bbdm plot needs matplotlib, .*: pip install 'bbdm\[eval\]'"):
+        Plot.main([str(make_run(tmp_path / "b.run", 0))])

@@ -1,0 +1,46 @@
+"""Reports of scores: the best solvers, and plots as they come out."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bbdm.evaluation import reports
+
+
+def report(solver: str, nfe: int, **scores: float | None) -> dict[str, Any]:
+    return {"solver": solver, "nfe": nfe, "pictures": 3, "scores": scores, "settings": {}, "seconds_per_picture": 0.1}
+
+
+def test_the_best_solver_is_by_each_metrics_own_direction():
+    """PSNR the highest, MAE the lowest; of equal scores the fewest calls; none and infinity are known."""
+    sweep = [
+        report("dpm2m", 10, psnr=20.0, mae=816.0, ssim=0.9, dice=None),
+        report("sde-dpm2m", 5, psnr=22.0, mae=532.0, ssim=0.9, dice=None),
+        report("mean", 1, psnr=float("inf"), mae=600.0, ssim=None, dice=None),
+    ]
+    assert reports.best(sweep) == [
+        "best psnr: mean:1, inf",
+        "best mae: sde-dpm2m:5, 532",
+        "best ssim: sde-dpm2m:5, 0.9000",
+    ]
+
+
+def test_the_distribution_of_scores_has_a_panel_for_each_metric_that_has_some(tmp_path: Path):
+    of_sources = {"psnr": [20.0, 21.5, float("inf")], "mae": [3.0, float("nan")], "dice": [float("nan")]}
+    about = report("mean", 1, psnr=20.0, mae=3.0, dice=None)
+    assert reports.draw_scores(about, of_sources, tmp_path / "two.png")
+    assert reports.draw_scores(about, {"psnr": of_sources["psnr"]}, tmp_path / "one.png")
+    two, one = (Image.open(tmp_path / f"{name}.png").convert("RGB") for name in ("two", "one"))
+    assert (two.width, two.height) == (2 * one.width, one.height)
+    assert not reports.draw_scores(about, {"dice": of_sources["dice"]}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+    for half in (two.crop((0, 0, one.width, one.height)), two.crop((one.width, 0, two.width, two.height))):
+        assert has_colour(half, (214, 39, 40))  # the line of the mean
+
+
+def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> bool:
+    """Whether any pixel is near a colour."""
+    distances = np.abs(np.asarray(image, int) - np.array(colour)).max(-1)
+    return bool((distances < 8).any())
