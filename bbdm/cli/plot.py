@@ -33,6 +33,11 @@ class Plot(Command):
         if self.output.suffix != ".png":
             raise ValueError(f"output is a PNG, whose name ends in .png, got {self.output}")
 
+    @property
+    def opening(self) -> str:
+        """Which runs."""
+        return f"drawing {', '.join(map(str, self.runs))}"
+
     def run(self) -> None:
         """Draw, and print where the picture is."""
         from bbdm.training.curves import draw, read_run

@@ -41,8 +41,8 @@ def table(reports: Sequence[Report]) -> str:
 def best(reports: Sequence[Report]) -> list[str]:
     """A line for each metric that has scores: the solver with the best one, and its network calls.
 
-    Which way is better is that of :data:`bbdm.evaluation.metrics.METRICS`. Of equal scores, the first with the
-    fewest calls is the best.
+    Which way is better is that of :data:`bbdm.evaluation.metrics.METRICS`. Of equal scores, the first with
+    the fewest calls is the best.
     """
     lines: list[str] = []
     for name in reports[0]["scores"]:
@@ -100,7 +100,7 @@ def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Pat
     Args:
         report: says solver, calls and unit.
         scores: those of each source, by the metric's name.
-        path: the PNG.
+        path: the PNG file that is written.
 
     Returns:
         Whether there was anything to draw: by FID alone, no source has a score.

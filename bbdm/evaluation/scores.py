@@ -193,7 +193,7 @@ class Scores:
         return found
 
     def of_sources(self) -> dict[str, list[float]]:
-        """The scores of all sources by the score's name, in no order; NaN where a source has none. Not FID."""
+        """The scores of all sources by the score's name, in no order; NaN where one has none. Not FID."""
         return {name: list(scores) for name, scores in self._scores.items()}
 
     def by_source(self) -> dict[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""What a training run's folder shows: its metrics and grids, drawn in one picture. Nothing here needs torch."""
+"""What a training run's folder shows, its metrics and grids, in one picture. Nothing here needs torch."""
 
 from __future__ import annotations
 

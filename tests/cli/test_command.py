@@ -121,6 +121,7 @@ OPENINGS = {  # of commands, with what they say before they import anything that
     "eval edge2shoes a c.pt --sweep dpm2m:5": "scoring c.pt on a, dpm2m:5",
     "distill c.pt a o.pt --calls 2": "distilling c.pt on a into o.pt of 2 calls",
     "train-vqgan edge2shoes a o.pt": "training o.pt on a: autoencoder vq-f4, 50 epochs",
+    "plot a.run b.run": "drawing a.run, b.run",
     "info c.pt": "reading c.pt",
     "export c.pt": "writing ONNX graphs of c.pt to out/c-onnx",
     "app": "starting the app of the bundled networks; its address follows when it answers",
