@@ -88,6 +88,7 @@ class Info(Command, FileConfig):
         """Print what it is, and its rows."""
         from bbdm.files.checkpoint import load_checkpoint
         from bbdm.files.repository import find_checkpoint
+        from bbdm.files.runs import weights_in
         from bbdm.training.run import RunFolder
 
         title = f"{self.file}: a checkpoint"
@@ -95,6 +96,9 @@ class Info(Command, FileConfig):
         if saved:
             path = saved[0]
             title += f", {path.name} of a training run"
+            others = [each.name for each in weights_in(self.file) if each != path]
+            if others:
+                title += f"; {others[0]} has the weights of the best validation"
         else:
             path = find_checkpoint(self.file)
         checkpoint = load_checkpoint(path, **self.missing)

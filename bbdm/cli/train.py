@@ -88,6 +88,7 @@ PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's netwo
         "precision": "bf16",
     },
     "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "small": {**SMALL, **FEW_CALLS, "ema_decay": 0.999},
     "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
 }
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's

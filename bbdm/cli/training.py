@@ -13,6 +13,7 @@ from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.data.config import Crops, DatasetConfig
 from bbdm.data.spec import Spec
+from bbdm.files.runs import folder_beside
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import RunConfig
@@ -212,7 +213,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
 
 def folder_of(values: Mapping[str, Any]) -> Path:
     """The folder of the run of a :class:`TrainingCommand`, of its fields by name."""
-    return Path(values.get("experiment") or Path(values["output_model"]).with_suffix(".run"))
+    return Path(values.get("experiment") or folder_beside(Path(values["output_model"])))
 
 
 def report(team: Processes, line: str) -> None:

@@ -36,6 +36,18 @@ class NamedCells:
     cells: Mapping[RowName, Any]
 
 
+def picture_of(name: str, path: Path) -> NamedCells:
+    """A single file, by its name without suffix.
+
+    Raises:
+        ValueError: it is no picture, by its name.
+    """
+    if not formats.is_picture(path):
+        raise ValueError(f"{path} is neither a folder of pictures nor a picture: no format has its suffix")
+    row = RowName(formats.stem_of(path))
+    return NamedCells(name, path.parent, {row: cell_of(path, row)})
+
+
 def pictures_of(name: str, where: str) -> NamedCells:
     """The pictures of a folder, or of FOLDER/*ENDING, by their paths in it without suffix and ending.
 

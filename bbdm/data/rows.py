@@ -339,8 +339,10 @@ def _unpaired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence
 
 
 def _folder(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
-    """Pictures alone: SPLIT/* where there is train/ or val/, else *."""
+    """Pictures alone: SPLIT/* where there is train/ or val/, else *; or a single file."""
     root = Path(data_dir)
+    if root.is_file():
+        return matched([files.picture_of("source", root)], columns)
     if (root / "train").is_dir() or (root / "val").is_dir():
         root = root / split
     return matched([files.pictures_of("source", str(root))], columns)

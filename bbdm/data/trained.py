@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from bbdm.data.cells import ROLES
 from bbdm.data.provenance import Record, contents, counted, distinct_roles, first_names, groups, in_threads, pictures_of
 from bbdm.data.rows import Row
+from bbdm.files.runs import folder_beside
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
@@ -34,7 +35,7 @@ class Origin(NamedTuple):
     @property
     def folders(self) -> list[Path]:
         """Where its record may be: as the file says, moved with it, in OUT.run of OUT.pt, or beside it."""
-        folders = [self.path.with_suffix(".run"), self.path.parent]
+        folders = [folder_beside(self.path), self.path.parent]
         if self.run is not None:
             folders = [self.run, self.path.parent / self.run.name, *folders]
         return folders

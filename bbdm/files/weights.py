@@ -25,6 +25,7 @@ from safetensors import safe_open
 
 from bbdm.base.atomic import check_suffix, write_atomically
 from bbdm.files import inert
+from bbdm.files.runs import folder_beside, weights_in
 from bbdm.networks.base import state_hash
 
 FORMAT = "bbdm"  # of a checkpoint
@@ -115,12 +116,20 @@ def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder, and a {kind} is a file")
+        raise ValueError(f"{path} is a folder, and a {kind} is a file{_of_run(path)}")
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {kind} {path}")
+        raise FileNotFoundError(f"there is no {kind} {path}{_of_run(folder_beside(path))}")
     read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
     with readable(path, kind):
         yield read(path, format, kind)
+
+
+def _of_run(folder: Path) -> str:
+    """How an error about a missing file of weights goes on, where a training run has some in a folder."""
+    found = [str(path) for path in weights_in(folder)]
+    if not found:
+        return ""
+    return f": the training run in {folder} has {' and '.join(found)}, and the command that began it goes on with it"
 
 
 def _read_pt(path: Path, format: str, kind: str) -> Any:

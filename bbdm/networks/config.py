@@ -357,6 +357,14 @@ UNETS: dict[str, UNetConfig] = {
         strides=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
     ),
     "demo": _small(model_channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_resolutions=(2, 4), patch=2),
+    "small": _small(  # 1.2 M parameters, for half an hour on a laptop
+        model_channels=24,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(2, 4),
+        head_channels=24,
+        patch=2,
+    ),
     # what demo was before it was trained for few calls
     "demo-residual": _small(model_channels=32, channel_mult=(1, 2, 4, 4), attention_resolutions=(8,), head_channels=32),
 }

@@ -13,8 +13,8 @@ from PIL import Image
 
 from bbdm.base import manifest, optional
 from bbdm.base.atomic import write_atomically
+from bbdm.files.runs import METRICS, files_by_step, folder_beside
 
-METRICS = "metrics.jsonl"  # a line for each validation
 LEFT_OUT = {"epoch", "step", "images_per_second"}  # which have no panel
 SHOWN = 4  # grids of a single run
 Curve = list[tuple[int, float]]  # optimizer steps, and what was measured after them
@@ -28,16 +28,6 @@ class Run(NamedTuple):
     grids: dict[int, Path]  # by step, ascending
 
 
-def files_by_step(folder: Path, suffix: str) -> dict[int, Path]:
-    """The files ``step_N`` of a suffix by step, the newest first; others are not a run's."""
-    files: dict[int, Path] = {}
-    for path in folder.glob(f"step_????????{suffix}"):
-        number = path.stem.removeprefix("step_")
-        if number.isdigit():
-            files[int(number)] = path
-    return dict(sorted(files.items(), reverse=True))
-
-
 def read_run(path: Path) -> Run:
     """The metrics and grids of a run; a line that the run is writing is left out.
 
@@ -48,7 +38,7 @@ def read_run(path: Path) -> Run:
         FileNotFoundError: there is no such folder.
         ValueError: it is no training run's, has no metrics yet, or they are damaged.
     """
-    folder = path if path.is_dir() else path.with_suffix(".run")
+    folder = path if path.is_dir() else folder_beside(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder of a training run {path}")
     file = folder / METRICS

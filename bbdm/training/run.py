@@ -19,8 +19,8 @@ from bbdm.base.atomic import remove_leftovers, write_atomically
 from bbdm.data.provenance import Record
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
+from bbdm.files.runs import BEST, METRICS, files_by_step
 from bbdm.files.weights import Snapshot
-from bbdm.training.curves import METRICS, files_by_step
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class RunFolder:
         self.path = Path(path)
         self.keep = keep
         self.read = read
-        self.best = self.path / "best.pt"  # the weights with the lowest validation loss
+        self.best = self.path / BEST  # the weights with the lowest validation loss
         self.metrics = self.path / METRICS
         self.events = self.path / "tensorboard"
         self.record: str | None = None  # the identity of what the network has learned from, where that is known

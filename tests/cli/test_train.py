@@ -88,6 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # others are of docs/training.md and doc
     **dict.fromkeys(("dit-s", "dit-b", "dit-l"), DIT),
     "volume": {**FEW_CALLS, "channels": 1, "crop": Crops((64, 96, 96)), "batch_size": 2, "ema_decay": 0.999},
     "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
+    "small": {**SMALL, **FEW_CALLS, "ema_decay": 0.999},
     "demo-residual": {**SMALL, "bridge": "abridge", "objective": None, "density": "uniform", "ema_decay": 0.999},
 }
 

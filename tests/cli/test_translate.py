@@ -86,6 +86,13 @@ def description(path: str) -> str:
     return str(Image.open(path).info.get("Description", ""))
 
 
+def test_a_single_file_has_the_result_that_it_has_in_its_folder() -> None:
+    cli.run("translate", ["folder", "data/val", "c.pt", "all", "--image_size", "keep"])
+    cli.run("translate", ["folder", "data/val/05.png", "c.pt", "one", "--image_size", "keep"])
+    assert sorted(path.name for path in Path("one").glob("*.png")) == ["05.png", "grid.png"]
+    assert abs(pixels("one/05.png") - pixels("all/05.png")).max() <= 1  # batches of 3 and 1 agree to rounding
+
+
 def test_results_say_what_made_them_and_plain_files_do_not():
     """With the seed of each; of a map with those of its samples. The pixels are the same."""
     run("--seed", "5")

@@ -95,6 +95,7 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("paired", "x,y,z", "", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
     ("edges", ".", "", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
     *((name, "gone", "", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes")),
+    ("folder", "t.csv", "", "a,b", "t.csv is neither a folder of pictures nor a picture"),
     ("table", "gone.csv", "", "", "there is no file gone.csv"),
     ("hub", "gone.tar", "", "", "there is no file gone.tar"),
     ("paired", "x,y,sar=sar", X_Y, "", r"x/b\.png has no sar in sar: files are matched by name"),

@@ -32,7 +32,10 @@ def test_presets() -> None:
     with torch.device("meta"):
         for name, count in counts.items():
             assert sum(p.numel() for p in UNet.from_preset(name).parameters()) == count
-        dits, unets = {"dit-s": 33, "dit-b": 130, "dit-l": 458}, {"demo": 8.74, "demo-residual": 7.27, "volume": 17.2}
+        dits, unets = (
+            {"dit-s": 33, "dit-b": 130, "dit-l": 458},
+            {"demo": 8.74, "small": 1.2405, "demo-residual": 7.27, "volume": 17.2},
+        )
         for name, millions in (dits | unets).items():  # as the paper of DiT has it, and docs/training.md
             count = sum(p.numel() for p in (DiT if name in dits else UNet).from_preset(name).parameters())
             assert count / 1e6 == pytest.approx(millions, rel=0.02 if name in dits else 1e-3)
