@@ -194,6 +194,8 @@ class Eval(GPUsCommand, TranslateConfig):
             "source_in_training": None if overlap is None else [*overlap.sources],
             "training_unknown": None if overlap is None else [*overlap.unknown],
         }
+        if self.num_samples > 1:
+            about["coverage"] = [{"expected": wanted, "found": found} for wanted, found in scores.coverage()]
         if "dice" in metrics:
             about["dice_above"] = self.dice_above
         if files.pairs.rows[0].get("mask") is not None:

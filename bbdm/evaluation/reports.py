@@ -97,8 +97,10 @@ def draw_sweep(reports: Sequence[Report], path: Path) -> None:
 def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Path) -> bool:
     """Write a plot of how the scores of a test set's sources are distributed, a panel for each metric.
 
+    Of several results of each source, the last panel is their coverage.
+
     Args:
-        report: says solver, calls and unit.
+        report: says solver, calls and unit, and the coverage of several results.
         scores: those of each source, by the metric's name.
         path: the PNG file that is written.
 
@@ -110,14 +112,29 @@ def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Pat
         known = [value for value in values if math.isfinite(value)]
         if known:
             finite[name] = known
-    if not finite:
+    shares = report.get("coverage", [])
+    count = len(finite) + (1 if shares else 0)
+    if count == 0:
         return False
-    figure, panels = _panels(len(finite))
-    for panel, (name, values) in zip(panels, finite.items(), strict=True):
+    figure, panels = _panels(count)
+    for panel, (name, values) in zip(panels, finite.items(), strict=False):
         _draw_histogram(panel, values, title(name, report), METRICS[name].form)
+    if shares:
+        _draw_coverage(panels[-1], shares)
     figure.suptitle(f"{report['solver']}, network calls: {report['nfe']}", fontsize="medium")
     _write(figure, path)
     return True
+
+
+def _draw_coverage(panel: Any, shares: Sequence[Mapping[str, float]]) -> None:
+    """How often targets lie within intervals of results, against how often they should."""
+    panel.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="as it should be")
+    wanted = [share["expected"] for share in shares]
+    found = [share["found"] for share in shares]
+    panel.plot(wanted, found, color="C0", marker="o", label="found")
+    panel.set(xlabel="expected coverage of intervals", ylabel="share of targets within", xlim=(0, 1), ylim=(0, 1.02))
+    panel.grid(alpha=0.3)
+    panel.legend()
 
 
 def _draw_histogram(panel: Any, values: Sequence[float], label: str, form: str) -> None:

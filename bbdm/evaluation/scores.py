@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from bbdm.evaluation.coverage import coverage, expected
 from bbdm.evaluation.metrics import METRICS, Metric, Setup, as_unit
 from bbdm.execution.processes import Processes
 from bbdm.pictures.values import EIGHT_BIT
@@ -67,6 +68,7 @@ class Scores:
         self._scores: dict[str, list[float]] = {}
         self._sums: dict[str, torch.Tensor] = {}
         self._names: list[str | int] = []  # of the sources that have scores; of those without a name the number
+        self._coverage: list[list[float]] = []  # of each source, by the intervals of its results
         self._seen = 0  # sources, also those that are wholly masked
         for name in metrics:
             metric = METRICS[name]
@@ -127,6 +129,7 @@ class Scores:
                 continue
             of_sources = torch.cat(found).double().reshape(len(kept_names), -1)  # several: of results, or slices
             self._scores[name] += of_sources.nanmean(1).tolist()
+        self._coverage += coverage(*pictures).tolist()
         self._names += kept_names
 
     def _check_pictures(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None) -> None:
@@ -161,10 +164,11 @@ class Scores:
     def collect(self, processes: Processes) -> None:
         """Add the pictures of all other processes to the first's; every process calls it."""
         sums = {name: each.cpu() for name, each in self._sums.items()}
-        _, *others = processes.gather((self._names, self._seen, self._scores, sums))
+        _, *others = processes.gather((self._names, self._seen, self._scores, sums, self._coverage))
         if not processes.first:
             return
-        for names, seen, scores, sums in others:
+        for names, seen, scores, sums, shares in others:
+            self._coverage += shares
             for name in names:
                 self._names.append(self._seen + name if isinstance(name, int) else name)
             self._seen += seen
@@ -191,6 +195,17 @@ class Scores:
             else:
                 found[name] = metric.total(self._sums[name])
         return found
+
+    def coverage(self) -> list[tuple[float, float]]:
+        """Of each interval of results, the share of targets within that is expected, and the mean of sources.
+
+        Sources are counted alike; see :mod:`bbdm.evaluation.coverage`. Of one result there is no interval.
+        """
+        shares: list[tuple[float, float]] = []
+        for place, wanted in enumerate(expected(self._setup.samples)):
+            of_sources = [found[place] for found in self._coverage]
+            shares.append((wanted, _mean(of_sources)))
+        return shares
 
     def of_sources(self) -> dict[str, list[float]]:
         """The scores of all sources by the score's name, in no order; NaN where one has none. Not FID."""
