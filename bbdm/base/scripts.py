@@ -28,6 +28,7 @@ from bbdm.base.settings import check, choices_of, flag_fields, without_none
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
+READER_ENDED = 141  # and for SIGPIPE: who reads the output, such as head, has ended
 MAIN = "what is used most"  # the heading of the fields that the help shows first
 METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
 SCREEN = 24  # lines of a terminal, in which the help of a first run fits
@@ -394,6 +395,10 @@ def run(main: Callable[[], object]) -> None:
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)
         raise SystemExit(error.status) from error
+    except BrokenPipeError as error:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # where what is left is written as the process ends
+        raise SystemExit(READER_ENDED) from error
     except Exception as error:
         message = message_of(error)
         if message is None or os.environ.get(TRACEBACK, "0") not in ("", "0"):

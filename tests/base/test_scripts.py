@@ -1,5 +1,6 @@
 """A command is a dataclass, of which flags, positions, help and checks follow; and how commands end."""
 
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -261,3 +262,16 @@ def test_without_standard_streams(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(sys, name, None)
     assert not ShownConfig(show_verbose=True).shown
     scripts.run(lambda: sys.stdout.write(sys.stdin.read()) + sys.stderr.write("to nobody"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes end otherwise there")
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    """As of ``bbdm info FILE | head -1``."""
+    program = "from bbdm.base.scripts import run; run(lambda: [print(i, flush=True) for i in range(100_000)])"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait() == scripts.READER_ENDED
