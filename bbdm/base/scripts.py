@@ -200,8 +200,11 @@ class Command:
 
     def announce(self) -> None:
         """Say what the command does, at once: to import PyTorch and to read a network take seconds."""
-        if self.opening and not getattr(self, "quiet", False):
-            progress.say(self.opening)
+        if getattr(self, "quiet", False):
+            return
+        opening = self.opening
+        if opening:
+            progress.say(opening)
 
     def run(self) -> Any:
         """Do what the command does."""

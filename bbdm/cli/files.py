@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from bbdm import solvers
 from bbdm.base.atomic import check_suffix
+from bbdm.base.runs import BEST, files_by_step
 from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
@@ -88,17 +89,14 @@ class Info(Command, FileConfig):
         """Print what it is, and its rows."""
         from bbdm.files.checkpoint import load_checkpoint
         from bbdm.files.repository import find_checkpoint
-        from bbdm.files.runs import weights_in
-        from bbdm.training.run import RunFolder
 
         title = f"{self.file}: a checkpoint"
-        saved = list(RunFolder(self.file, keep=1).checkpoints().values())
+        saved = list(files_by_step(self.file, ".pt").values())
         if saved:
             path = saved[0]
             title += f", {path.name} of a training run"
-            others = [each.name for each in weights_in(self.file) if each != path]
-            if others:
-                title += f"; {others[0]} has the weights of the best validation"
+            if (self.file / BEST).is_file():
+                title += f"; {BEST} has the weights of the best validation"
         else:
             path = find_checkpoint(self.file)
         checkpoint = load_checkpoint(path, **self.missing)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from bbdm.base import progress
+from bbdm.base.runs import files_by_step
 from bbdm.base.settings import setting
 from bbdm.cli.training import TrainingCommand, folder_of, report
 from bbdm.networks.config import LoRA
@@ -178,9 +179,8 @@ def find_step(values: Mapping[str, Any]) -> Path | None:
         return None
     say_what_is_read(folder, values)
     from bbdm.files.weights import settings_of
-    from bbdm.training.run import RunFolder
 
-    for path in RunFolder(folder, keep=1).checkpoints().values():
+    for path in files_by_step(folder, ".pt").values():
         if settings_of(path):  # not of a damaged one
             return path if is_own(path) else None
     return None

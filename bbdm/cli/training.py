@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base import scripts
 from bbdm.base.atomic import check_suffix, remove_leftovers
+from bbdm.base.runs import folder_beside
 from bbdm.base.settings import ShownConfig, position, setting
 from bbdm.cli import GPUsCommand
 from bbdm.data.config import Crops, DatasetConfig
 from bbdm.data.spec import Spec
-from bbdm.files.runs import folder_beside
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS, ConditionsConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import RunConfig

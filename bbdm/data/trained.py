@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from bbdm.base.runs import folder_beside
 from bbdm.data.cells import ROLES
 from bbdm.data.provenance import Record, contents, counted, distinct_roles, first_names, groups, in_threads, pictures_of
 from bbdm.data.rows import Row
-from bbdm.files.runs import folder_beside
 
 if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs

@@ -27,6 +27,8 @@ def coverage(results: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor)
     Returns:
         (B, K) in [0, 1], in the order of :func:`expected`.
     """
+    if results.shape[1] < 2:
+        return targets.new_zeros(len(targets), 0, dtype=torch.float32)
     ordered = results.sort(1).values
     counts = inside.expand_as(targets).flatten(1)
     number = counts.sum(1)
@@ -36,6 +38,4 @@ def coverage(results: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor)
         high = ordered[:, -1 - k]
         within = ((low <= targets) & (targets <= high)).flatten(1) & counts
         shares.append(within.sum(1) / number)
-    if not shares:
-        return targets.new_zeros(len(targets), 0, dtype=torch.float32)
     return torch.stack(shares, 1)

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bbdm.base import optional
-from bbdm.base.atomic import write_atomically
+from bbdm.base import figures
 from bbdm.evaluation.metrics import METRICS
 
 Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
@@ -91,7 +89,7 @@ def draw_sweep(reports: Sequence[Report], path: Path) -> None:
         panel.grid(alpha=0.3)
     panels[0].legend()
     figure.suptitle(f"{reports[0]['pictures']} pictures", fontsize="medium")
-    _write(figure, path)
+    figures.write(figure, path)
 
 
 def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Path) -> bool:
@@ -122,7 +120,7 @@ def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Pat
     if shares:
         _draw_coverage(panels[-1], shares)
     figure.suptitle(f"{report['solver']}, network calls: {report['nfe']}", fontsize="medium")
-    _write(figure, path)
+    figures.write(figure, path)
     return True
 
 
@@ -149,15 +147,10 @@ def _draw_histogram(panel: Any, values: Sequence[float], label: str, form: str) 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
     """A figure with panels side by side, at most four in a row."""
-    figures = optional.package("matplotlib.figure", "a plot")
     columns = min(count, 4)
     rows = math.ceil(count / columns)
-    figure = figures.Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows), layout="constrained")
+    figure = figures.figure(PANEL[0] * columns, PANEL[1] * rows, "a plot")
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in panels[count:]:
         unused.set_axis_off()
     return figure, panels[:count]
-
-
-def _write(figure: Any, path: Path) -> None:
-    write_atomically(path, partial(figure.savefig, format="png", dpi=120))

@@ -17,8 +17,8 @@ from bbdm.defaults import Defaults
 from bbdm.files.repository import WEIGHTS
 
 LENGTH = 8  # bytes of the length of a .safetensors file's header
-LONGEST = 2**24  # bytes of a header that is read
-FORMAT = "bbdm"
+LONGEST = 100_000_000  # bytes of a header, as safetensors has it
+FORMAT = "bbdm"  # of a checkpoint
 
 
 @dataclass(frozen=True)

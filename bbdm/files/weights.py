@@ -24,11 +24,11 @@ import torch
 from safetensors import safe_open
 
 from bbdm.base.atomic import check_suffix, write_atomically
+from bbdm.base.runs import folder_beside, weights_in
 from bbdm.files import inert
-from bbdm.files.runs import folder_beside, weights_in
+from bbdm.files.header import FORMAT, read_header
 from bbdm.networks.base import state_hash
 
-FORMAT = "bbdm"  # of a checkpoint
 VQGAN_FORMAT = "bbdm vqgan"
 VERSION = 1  # of all formats
 DIGEST = "sha256"
@@ -90,8 +90,7 @@ def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {}
     try:
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                content = json.loads(file.metadata()[FORMAT])
+            content = read_header(path).settings
         else:
             content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
         return content if content["format"] == FORMAT else {}

@@ -49,28 +49,35 @@ STYLE = """
 UPLOAD = "/upload"  # the end of the path of Gradio's route that takes files
 VISITORS = 2  # who translate at once; others wait
 KEPT = 3600  # seconds that uploads and results stay on the disk
-BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, and the folder of examples to click
-    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", demo.DRAWINGS),
-    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files."),
+BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, whether there is a sheet, examples
+    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", True, demo.DRAWINGS),
+    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", False),
 )
 Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, mean or spread
 ended = threading.Event()  # of the app: translations that run end at their next step
 
 
 class Panel:
-    """A network on the page, with its name, what the page says of it, and a folder of drawings to click.
+    """A network on the page.
 
-    Of a bundled network without such a folder, no picture may be drawn.
+    Args:
+        config: the settings of the app, with the network's file.
+        name: what the page calls the network.
+        about: what the page says of the network.
+        drawn: whether there is a sheet to draw on.
+        examples: a folder of PNG files to click; None for none.
 
     Raises:
         ValueError: the model cannot be read, or a setting is not for it.
     """
 
-    def __init__(self, config: App, name: str, about: str = "", examples: Path | None = None) -> None:
+    def __init__(
+        self, config: App, name: str, about: str = "", drawn: bool = True, examples: Path | None = None
+    ) -> None:
         self.config = config
         self.name = name
         self.about = about
-        self.drawn = examples is not None or not about
+        self.drawn = drawn
         self.examples = sorted(examples.glob("*.png")) if examples else []
         self.sampler = config.open(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None

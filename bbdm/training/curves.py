@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 
-from bbdm.base import manifest, optional
-from bbdm.base.atomic import write_atomically
-from bbdm.files.runs import METRICS, files_by_step, folder_beside
+from bbdm.base import figures, manifest
+from bbdm.base.runs import METRICS, files_by_step, folder_beside
 
 LEFT_OUT = {"epoch", "step", "images_per_second"}  # which have no panel
 SHOWN = 4  # grids of a single run
@@ -70,7 +68,6 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
     """
-    figures = optional.package("matplotlib.figure", "bbdm plot")
     names = dict.fromkeys(name for run in runs for name in run.curves)
     panels: dict[str, list[str]] = {}
     for name in names:
@@ -81,7 +78,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     if grids:
         heights.append(5.0)
     width = max(4.5 * len(panels), 3.6 * len(grids))
-    figure = figures.Figure(figsize=(width, sum(heights)), layout="constrained")
+    figure = figures.figure(width, sum(heights), "bbdm plot")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for panel, (kind, members) in zip(rows[0].subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw_curves(panel, runs, kind, members)
@@ -90,7 +87,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
             panel.imshow(Image.open(grid).convert("RGB"), interpolation="nearest")
             panel.set_title(title, fontsize="small")
             panel.set_axis_off()
-    write_atomically(path, partial(figure.savefig, format="png", dpi=120))
+    figures.write(figure, path)
 
 
 def _shown_grids(runs: Sequence[Run]) -> list[tuple[str, Path]]:

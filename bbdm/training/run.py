@@ -16,10 +16,10 @@ from typing import Any
 
 from bbdm.base import manifest
 from bbdm.base.atomic import remove_leftovers, write_atomically
+from bbdm.base.runs import BEST, METRICS, files_by_step
 from bbdm.data.provenance import Record
 from bbdm.files import weights
 from bbdm.files.checkpoint import load_checkpoint
-from bbdm.files.runs import BEST, METRICS, files_by_step
 from bbdm.files.weights import Snapshot
 
 log = logging.getLogger(__name__)

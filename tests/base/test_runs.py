@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from bbdm import load_checkpoint, save_checkpoint
+from bbdm.base.runs import weights_in
 from bbdm.cli.files import Info
-from bbdm.files.runs import weights_in
 from tests.conftest import BRIDGE, tiny_unet
 
 BEST_AND_STEP = "the training run in {0} has {0}/best.pt and {0}/step_00000012.pt, and the command that began it"
