@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,7 +14,7 @@ from bbdm.base.atomic import remove_leftovers
 from bbdm.base.scripts import Command
 from bbdm.base.settings import setting
 from bbdm.bridges import Bridge
-from bbdm.cli import GPUsCommand
+from bbdm.cli.calibrated import CalibratedCommand
 from bbdm.data.cells import ROLES
 from bbdm.data.columns import GROUP
 from bbdm.data.provenance import same_rows
@@ -47,20 +48,21 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
 
 
 @dataclass(frozen=True, kw_only=True)
-class Eval(GPUsCommand, TranslateConfig):
+class Eval(CalibratedCommand):
     """Score a network on a data set: bbdm eval edge2shoes DATA MODEL OUTPUT_DIR [flags].
 
     OUTPUT_DIR gets the results, settings.json and results.jsonl, which say what made them, scores.json, of
     volumes with the scores of each, and scores.png, their distribution. After an interruption, the same
     command resumes. With --sweep, OUTPUT_DIR gets a folder for each solver and number of steps; sweep.json
-    and a plot compare them, and the last lines say which is best.
+    and a plot compare them, and the last lines say which is best. With --intervals, a file of bbdm calibrate,
+    the mean of the results is scored, and its error compared with the length of the intervals.
 
     Raises:
         ValueError: there is no such metric, or settings contradict each other.
     """
 
     HEADING: ClassVar[str] = "scores"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "intervals", "outside"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "outside"})
     TARGETS: ClassVar[bool] = True
     PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
     ENDING: ClassVar[str] = "-eval"
@@ -75,6 +77,10 @@ class Eval(GPUsCommand, TranslateConfig):
     dice_above: float = setting(BONE, "dice is of values above it")
     sweep: tuple[str, ...] | None = setting(None, "solvers and their numbers of steps, such as dpm2m:5,10,20 fast:199")
     lpips_net: LPIPSNet = setting("alex", "the network of LPIPS")
+    intervals: Path | None = setting(
+        None,
+        "the file of the intervals: scores the mean of the results, and its error against the length of the intervals",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,6 +89,8 @@ class Eval(GPUsCommand, TranslateConfig):
             raise ValueError(f"metrics must be fid, and num_samples 1, for the data set {UNPAIRED!r}, got {got}")
         if self.sweep and (self.solver or self.steps or self.fast_sampling):
             raise ValueError("sweep names solvers and steps: leave out solver, steps and fast_sampling")
+        if self.intervals and (self.sweep or self.dataset == UNPAIRED):
+            raise ValueError(f"--intervals are of pairs and of one solver: leave out --sweep and {UNPAIRED!r}")
         if self.image_size in ("fit", "keep"):
             raise ValueError(f"scores need pictures of one size: image_size {self.image_size} is for bbdm translate")
 
@@ -93,22 +101,30 @@ class Eval(GPUsCommand, TranslateConfig):
         calls = network.calls(self.solver, self.steps)
         if self.sweep:
             calls = f", {' '.join(self.sweep)}"
+        elif self.intervals:
+            calls = f", as {self.intervals} was calibrated"
         return f"scoring {network} on {self.data_dir}{calls}"
 
     def run(self) -> None:
         """Make the results that are missing, score all, and print a table; of a sweep, draw a plot."""
         from bbdm.evaluation import reports
+        from bbdm.evaluation.lengths import MAPS
         from bbdm.translation.translator import Translator
 
         for package in ("torchmetrics", "matplotlib"):  # before a network is loaded
             optional.package(package, "bbdm eval")
-        translator = Translator(self)
+        config = self
+        load = None
+        if self.intervals:
+            config = replace(self.as_calibrated(self.intervals), maps=MAPS)
+            load = partial(Intervals.load, self.intervals)
+        translator = Translator(config, load_intervals=load)
         first = translator.processes.first
         overlap = self._overlap(translator) if first else None
         if self.sweep:
             self._sweep(translator, self.sweep, overlap)
         else:
-            report = self._evaluate(translator, self.solver, self.steps, self.folder, overlap)
+            report = config._evaluate(translator, config.solver, config.steps, self.folder, overlap)
             if first:
                 print(reports.table([report]), flush=True)
                 print(f"results, scores.json and their plot: {self.folder}")
@@ -159,17 +175,20 @@ class Eval(GPUsCommand, TranslateConfig):
         self, translator: Translator, solver: str | None, steps: int | None, folder: Path, overlap: Overlap | None
     ) -> dict[str, Any]:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
+        from bbdm.evaluation.lengths import Lengths
         from bbdm.evaluation.reports import PLOT, draw_scores
         from bbdm.evaluation.scores import Scores
 
         processes = translator.processes
         files = translator.files
         values = translator.dataset.spec.target_values
-        metrics = self.metrics or defaults(Setup(values, files.channels, self.num_samples))
+        samples = 1 if self.intervals else self.num_samples  # the mean alone
+        lengths = Lengths(values)
+        metrics = self.metrics or defaults(Setup(values, files.channels, samples))
         with processes.first_before_others():  # the others find what it downloads
             scores = Scores(  # before the translation, since it may fail
                 metrics,
-                self.num_samples,
+                samples,
                 device=processes.device,
                 values=values,
                 channels=files.channels,
@@ -178,9 +197,12 @@ class Eval(GPUsCommand, TranslateConfig):
                 dice_above=self.dice_above,
             )
         jobs, _, report = translator.run(solver, steps, folder)
-        for names, pictures in translator.pictures(jobs):
-            scores.update(*pictures, names=names)
+        for names, (results, targets, masks) in translator.pictures(jobs):
+            scores.update(results[:, :samples], targets, masks, names)
+            if self.intervals:
+                lengths.update(results, targets, masks)
         scores.collect(processes)
+        lengths.collect(processes)
         if not processes.first:
             return {}
         by_patient: dict[str, Any] = {}
@@ -194,7 +216,9 @@ class Eval(GPUsCommand, TranslateConfig):
             "source_in_training": None if overlap is None else [*overlap.sources],
             "training_unknown": None if overlap is None else [*overlap.unknown],
         }
-        if self.num_samples > 1:
+        if self.intervals:
+            about["intervals"] = {"expected": 1 - Intervals.load(self.intervals, None).alpha, **lengths.compute()}
+        if samples > 1:
             about["coverage"] = [{"expected": wanted, "found": found} for wanted, found in scores.coverage()]
         if "dice" in metrics:
             about["dice_above"] = self.dice_above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -15,7 +15,7 @@ from bbdm.base import demo
 from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Command, StoppedError
 from bbdm.base.settings import flag_fields, position, setting
-from bbdm.cli import GPUsCommand
+from bbdm.cli.calibrated import CalibratedCommand
 from bbdm.files.header import read_header
 from bbdm.pictures import images
 from bbdm.translation.config import TranslateConfig
@@ -41,7 +41,7 @@ def draw_grid(files: Files, jobs: list[Job]) -> Image.Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translate(GPUsCommand, TranslateConfig):
+class Translate(CalibratedCommand):
     """Translate a data set: bbdm translate edge2shoes DATA CHECKPOINT OUTPUT_DIR [flags].
 
     `bbdm translate folder PICTURES CHECKPOINT` is for pictures alone.
@@ -105,29 +105,6 @@ class Translate(GPUsCommand, TranslateConfig):
         grid = RowName(name).below(self.folder, ".png")
         check_paths(translator.files, [grid])  # of the results the run checks it
         return grid
-
-    def as_calibrated(self, path: Path) -> Translate:
-        """The command with what a file of intervals fixes: solver, steps, samples, windows and guidance.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: a setting that was named, or is not the default, says otherwise.
-        """
-        from bbdm.evaluation.intervals import Intervals
-
-        intervals = Intervals.load(path, None)
-        fixed = {**intervals.fixed, "num_samples": intervals.samples}
-        usual = {each.name: each.default for each in fields(self)}
-        for name, value in fixed.items():
-            chosen = getattr(self, name)
-            is_chosen = name in self.named or chosen != usual[name]
-            if is_chosen and chosen != value:
-                raise ValueError(
-                    f"--{name} is {chosen}, and {path} was calibrated with {value}: leave it out, or calibrate again"
-                )
-        if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
-            fixed["image_size"] = self.usual_size
-        return replace(self, **fixed, intervals=path, fast_sampling=False)
 
 
 @dataclass(frozen=True, kw_only=True)

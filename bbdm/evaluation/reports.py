@@ -95,10 +95,10 @@ def draw_sweep(reports: Sequence[Report], path: Path) -> None:
 def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Path) -> bool:
     """Write a plot of how the scores of a test set's sources are distributed, a panel for each metric.
 
-    Of several results of each source, the last panel is their coverage.
+    Of several results of each source, the last panel is their coverage; of intervals, the error by length.
 
     Args:
-        report: says solver, calls and unit, and the coverage of several results.
+        report: says solver, calls and unit, the coverage of several results, and what is known of intervals.
         scores: those of each source, by the metric's name.
         path: the PNG file that is written.
 
@@ -111,7 +111,10 @@ def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Pat
         if known:
             finite[name] = known
     shares = report.get("coverage", [])
-    count = len(finite) + (1 if shares else 0)
+    intervals = report.get("intervals")
+    count = len(finite)
+    if shares or intervals:  # which are of the mean of several results
+        count += 1
     if count == 0:
         return False
     figure, panels = _panels(count)
@@ -119,6 +122,9 @@ def draw_scores(report: Report, scores: Mapping[str, Sequence[float]], path: Pat
         _draw_histogram(panel, values, title(name, report), METRICS[name].form)
     if shares:
         _draw_coverage(panels[-1], shares)
+    elif intervals:
+        unit = report["settings"].get("target_values", {}).get("unit", "")
+        _draw_lengths(panels[-1], intervals, f", {unit}" if unit else "")
     figure.suptitle(f"{report['solver']}, network calls: {report['nfe']}", fontsize="medium")
     figures.write(figure, path)
     return True
@@ -131,6 +137,20 @@ def _draw_coverage(panel: Any, shares: Sequence[Mapping[str, float]]) -> None:
     found = [share["found"] for share in shares]
     panel.plot(wanted, found, color="C0", marker="o", label="found")
     panel.set(xlabel="expected coverage of intervals", ylabel="share of targets within", xlim=(0, 1), ylim=(0, 1.02))
+    panel.grid(alpha=0.3)
+    panel.legend()
+
+
+def _draw_lengths(panel: Any, intervals: Mapping[str, Any], unit: str) -> None:
+    """The error against the length of intervals, and the error of targets that are anywhere within alike."""
+    parts = intervals["by_length"]
+    lengths = [part["length"] for part in parts]
+    panel.plot(lengths, [part["error"] for part in parts], color="C0", marker="o", label="found")
+    uniform = [length / 4 for length in lengths]  # of a uniform distribution around the middle
+    panel.plot(lengths, uniform, color="0.6", linestyle="--", label="targets anywhere within")
+    title = f"{100 * intervals['coverage']:.1f} % within, expected {100 * intervals['expected']:.3g} % or more"
+    panel.set_title(title, fontsize="medium")
+    panel.set(xlabel=f"length of intervals{unit}", ylabel=f"mean absolute error{unit}", ylim=(0, None))
     panel.grid(alpha=0.3)
     panel.legend()
 

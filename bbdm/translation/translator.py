@@ -389,11 +389,11 @@ class Translator:
         jobs = self._good(jobs)
         if record is None:
             return jobs, set(), {}
-        made = len(paths_of(self._good(todo)))
+        made = len(self._good(todo))
         report = {
             "solver": sampler.solver,
             "nfe": len(sampler.table),
-            "pictures": len(paths_of(jobs)),
+            "pictures": len(jobs),
             "seconds_per_picture": seconds / made if made else None,
             "settings": record.settings,
             "environment": {
@@ -427,9 +427,10 @@ class Translator:
     def pictures(self, jobs: Sequence[Job]) -> Iterator[Batch]:
         """The names of sources, and arguments of :meth:`bbdm.evaluation.scores.Scores.update`.
 
-        They are of this process's share of the results. Pictures that keep their size are batches of one.
+        They are of this process's share of the results. Pictures that keep their size are batches of one. The
+        maps of a source, in the order of the settings, stand in the place of its results.
         """
-        samples = self.config.num_samples
+        samples = 1 if self.config.maps else self.config.num_samples
         count = 1 if self._pictures.size == "keep" else max(1, self.config.batch_size // samples)
         starts = range(0, len(jobs), count * samples)[self.processes.rank :: self.processes.count]
         for start in counted(starts, "scoring", len(starts), "batches", self.verbose):
@@ -439,7 +440,7 @@ class Translator:
             masks: list[torch.Tensor] = []
             for first in range(start, min(start + count * samples, len(jobs)), samples):
                 same = jobs[first : first + samples]
-                found, target, mask = self.files.compared(same[0].index, [job.path for job in same])
+                found, target, mask = self.files.compared(same[0].index, paths_of(same))
                 names.append(self.files.names[same[0].index])
                 results.append(found)
                 targets.append(target)

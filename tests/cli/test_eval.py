@@ -330,6 +330,34 @@ def test_the_file_and_its_maps_have_the_intervals_of_the_library(
         translate.main([*MAPS, "--overwrite"])
 
 
+def test_errors_are_compared_with_the_length_of_intervals(four: Path):
+    """Scores are of the mean, and solver, steps and samples those of the calibration."""
+    calibrate()
+    words = ["edge2shoes", "data", "c.pt", "results", "--metrics", "mae", "--intervals", "c.intervals.json"]
+    eval_script.main(words)
+    report = json.loads(Path("results/scores.json").read_text())
+    errors: list[np.ndarray] = []
+    lengths: list[np.ndarray] = []
+    for name in (*NAMES, "07"):
+        mean, low, high = (pixels(f"results/{name}_{kind}.png").astype(float) for kind in ("mean", "low", "high"))
+        errors.append(abs(mean - sides(name)[1]))
+        lengths.append(high - low)
+    assert report["scores"]["mae"] == pytest.approx(np.mean(errors), rel=1e-5)
+    assert report["pictures"] == 4  # of three maps each
+    found = report["intervals"]
+    assert found["expected"] == 0.8
+    assert found["length"] == pytest.approx(np.mean(lengths))
+    assert found["coverage"] >= 0.8  # of the pairs that calibrated
+    for key, wanted in (("error", np.mean(errors)), ("length", np.mean(lengths)), ("coverage", found["coverage"])):
+        assert sum(part["share"] * part[key] for part in found["by_length"]) == pytest.approx(wanted)
+    with Image.open("results/scores.png") as plot:
+        assert plot.width > 1.5 * plot.height  # two panels
+    with pytest.raises(ValueError, match=r"--steps is 3, and c.intervals.json was calibrated with 2"):
+        eval_script.main([*words, "--steps", "3"])
+    with pytest.raises(ValueError, match=r"--intervals are of pairs and of one solver: leave out --sweep"):
+        eval_script.main([*words, "--sweep", "dpm2m"])
+
+
 def test_pairs_that_were_in_training_are_refused(four: Path):
     """By their content in the part train."""
     copied = four / "data" / "train" / "copy.png"
