@@ -34,6 +34,7 @@ from bbdm.pictures import images
 from bbdm.serving import uploads
 from bbdm.serving.config import App
 
+EXPECTED = "<br>expected: the mean of all results, which is nearest to the true one on average, without their grain"
 LEGEND = "<br>mean: their average; spread: white is a standard deviation of 128 levels of 255 or more, black none"
 SHOWN = 1600  # pixels along the longer side of what the page shows; the zip has all
 CANVAS = 512  # pixels along a side of a drawing
@@ -49,11 +50,12 @@ STYLE = """
 UPLOAD = "/upload"  # the end of the path of Gradio's route that takes files
 VISITORS = 2  # who translate at once; others wait
 KEPT = 3600  # seconds that uploads and results stay on the disk
-BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, name, what the page says, whether there is a sheet, examples
-    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, drawn in black lines on white.", True, demo.DRAWINGS),
-    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", False),
+BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, and the other arguments of a panel
+    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, in black lines on white.", True, demo.DRAWINGS, False),
+    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", False, None, True),
 )
-Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, mean or spread
+MEAN = {"solver": "mean", "steps": 1}  # options of a call that gives the expected picture
+Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, expected, mean or spread
 ended = threading.Event()  # of the app: translations that run end at their next step
 
 
@@ -66,18 +68,26 @@ class Panel:
         about: what the page says of the network.
         drawn: whether there is a sheet to draw on.
         examples: a folder of PNG files to click; None for none.
+        expected: whether the expected picture stands before random results, as `bbdm restore` gives it.
 
     Raises:
         ValueError: the model cannot be read, or a setting is not for it.
     """
 
     def __init__(
-        self, config: App, name: str, about: str = "", drawn: bool = True, examples: Path | None = None
+        self,
+        config: App,
+        name: str,
+        about: str = "",
+        drawn: bool = True,
+        examples: Path | None = None,
+        expected: bool = False,
     ) -> None:
         self.config = config
         self.name = name
         self.about = about
         self.drawn = drawn
+        self.expected = expected
         self.examples = sorted(examples.glob("*.png")) if examples else []
         self.sampler = config.open(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None
@@ -134,29 +144,38 @@ class Panel:
             seeds = resolve_seeds(seed, count * len(sources))
             batch_size = 1 if self.windowed else count
             total = len(seeds) // batch_size * steps
+            if self.expected:
+                total += len(sources)
             calls = 0  # of the network, for all sources
             results = Pictures()
             gallery: list[tuple[Image.Image, str]] = []
             for index, (name, source) in enumerate(sources.items()):
+                of_source = seeds[index * count : (index + 1) * count]
+                runs: list[tuple[list[str], list[int], dict[str, Any]]] = []
+                if self.expected:
+                    runs.append(([f"{name}_expected"], of_source[:1], options | MEAN))
+                for start in range(0, count, batch_size):
+                    batch = of_source[start : start + batch_size]
+                    runs.append(([f"{name}_{number}" for number in batch], batch, options))
                 outputs = Pictures()
-                for start in range(index * count, (index + 1) * count, batch_size):
-                    batch = seeds[start : start + batch_size]
+                for names, batch, chosen in runs:
                     last: Any = None
-                    for step in self.sampler.stream([source] * batch_size, batch, **options):
+                    for step in self.sampler.stream([source] * len(batch), batch, **chosen):
                         if ended.is_set():
                             raise ValueError("the app ends")
-                        progress((calls + step.index + 1, total), unit="network calls")
+                        calls += 1
+                        progress((calls, total), unit="network calls")
                         yield gr.skip()
                         last = step
-                    calls += steps
-                    for number, picture in zip(batch, last.preview(), strict=True):
-                        outputs[f"{name}_{number}"] = picture
+                    outputs |= zip(names, last.preview(), strict=True)
                 if maps:
-                    outputs = averages(name, [*outputs.values()]) | outputs
+                    outputs = with_averages(name, outputs, count)
                 results |= outputs
                 gallery += [captioned(name, source), *starmap(captioned, outputs.items())]
                 yield "", gallery, gr.skip()
             status = f"done, seeds {seeds[0]} to {seeds[-1]}"
+            if self.expected:
+                status += EXPECTED
             if maps:
                 status += LEGEND
             yield status, gallery, gr.DownloadButton(value=zipped(results), interactive=True)
@@ -237,10 +256,13 @@ class Panel:
                     gr.Markdown(f"`{sampler.bridge!r}`")
             with gr.Column():
                 status = gr.Markdown()
+                columns = 2 if self.windowed else 5  # a source, and its results
+                if self.expected:
+                    columns += 1
                 gallery = gr.Gallery(
                     show_label=False,
                     format="png",
-                    columns=2 if self.windowed else 5,  # a source, and its results
+                    columns=columns,
                     object_fit="contain",
                     elem_classes="results",
                 )
@@ -355,6 +377,13 @@ def averages(name: str, results: Sequence[Image.Image]) -> Pictures:
         f"{name}_mean": Image.fromarray(mean.astype(np.uint8)),
         f"{name}_spread": Image.fromarray(spread.astype(np.uint8)),
     }
+
+
+def with_averages(name: str, outputs: Pictures, count: int) -> Pictures:
+    """Pictures of a source, with mean and spread before the random ones, which are the last ``count``."""
+    ordered = [*outputs.items()]
+    random = dict(ordered[-count:])
+    return dict(ordered[:-count]) | averages(name, [*random.values()]) | random
 
 
 def zipped(results: Pictures) -> Path:

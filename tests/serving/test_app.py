@@ -89,6 +89,38 @@ def test_results_are_those_of_the_sampler(
         assert same(gallery[name[:-4]], output)
 
 
+@pytest.mark.parametrize("maps", [False, True])
+def test_a_restoration_begins_with_the_expected_picture(
+    maps: bool, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
+):
+    """As `bbdm restore` gives it, by one call; random results follow, of which alone averages are."""
+    pictures, calls = [noise(0), noise(1, 16, 8)], list[tuple[int, int]]()
+    of = Panel(App(model=checkpoint, device="cpu"), "tiny", expected=True)
+    status, gallery, files = run(
+        of,
+        progress=lambda call, unit: calls.append(call),
+        **{"files": saved(tmp_path, *pictures), "count": 2, "maps": maps},
+    )
+    assert status.startswith(
+        "done, seeds 5 to 8<br>expected: the mean of all results, which is nearest to the true one"
+    )
+    assert calls == [(i + 1, 8) for i in range(8)]
+    averages = ["0_mean", "0_spread"] if maps else []
+    assert [*gallery][: 4 + len(averages)] == ["0", "0_expected", *averages, "0_5", "0_6"]
+    for name, picture in zip(("0", "1"), pictures, strict=True):
+        (expected,) = sampler(picture, seed=0, solver="mean", steps=1)
+        assert same(gallery[f"{name}_expected"], expected)
+        assert same(files[f"{name}_expected.png"], expected)
+    if maps:
+        found = sampler.distribution(pictures[0], 2, [[5, 6]], solver="sde-dpm2m", steps=3)
+        assert same(files["0_mean.png"], found.mean[0])
+
+
+def test_the_tab_of_photographs_begins_with_the_expected_picture():
+    expecting = {name: rest[-1] for _, name, *rest in app.BUNDLED}
+    assert expecting == {"Drawings": False, "Photographs": True}
+
+
 @pytest.mark.parametrize(("count", "samples"), [(4, 4), (1, 2)])
 def test_mean_and_spread_of_each_source(
     count: int, samples: int, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
