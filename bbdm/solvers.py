@@ -347,7 +347,14 @@ def ancestral(bridge: Bridge, times: skips.Timesteps) -> StepTable:
     return table(bridge, times, rows(times))
 
 
-@register("mean", lambda bridge, steps: skips.uniform(bridge, 1 if steps is None else steps))
+def _top(bridge: Bridge, steps: int | None) -> skips.Timesteps:
+    """The bridge's top alone."""
+    if steps not in (None, 1):
+        raise ValueError(f"steps must be 1: solver 'mean' is one network call at the bridge's top, got {steps}")
+    return skips.uniform(bridge, 1)
+
+
+@register("mean", _top)
 def mean(bridge: Bridge, times: skips.Timesteps) -> StepTable:
     """One network call at the top, the mean of all results."""
     if len(times) > 1 or times[0] != bridge.top:

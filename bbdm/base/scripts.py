@@ -292,7 +292,8 @@ class Command:
     def as_typed(cls, message: str) -> str:
         """A message with flags in place of the names of fields.
 
-        These are taken for names where they have an underscore, or begin the message as what it is about.
+        These are taken for names where they have an underscore, stand alone in parentheses, or begin the
+        message as what it is about.
         """
         known = flag_fields(cls)
         compound = "|".join(name for name in known if "_" in name)
@@ -306,6 +307,7 @@ class Command:
             return f"--{match[1]}"
 
         message = re.sub(anywhere, flag, message)
+        message = re.sub(rf"(?<=\()({'|'.join(known)})(?=\))", flag, message)
         return re.sub(beginning, flag, message)
 
     @classmethod

@@ -37,7 +37,7 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
     for word in words:
         solver, colon, numbers = word.partition(":")
         if colon and not all(number.isdecimal() for number in numbers.split(",")):
-            raise ValueError(f"sweep is written as SOLVER:NFE,NFE, got {word!r}")
+            raise ValueError(f"--sweep is written as SOLVER:NFE,NFE, got {word!r}")
         steps: list[int | None] = [None]
         if colon:
             steps = [int(number) for number in numbers.split(",")]
@@ -88,7 +88,7 @@ class Eval(CalibratedCommand):
             got = f"{' '.join(self.metrics or ()) or None} and {self.num_samples}"
             raise ValueError(f"metrics must be fid, and num_samples 1, for the data set {UNPAIRED!r}, got {got}")
         if self.sweep and (self.solver or self.steps or self.fast_sampling):
-            raise ValueError("sweep names solvers and steps: leave out solver, steps and fast_sampling")
+            raise ValueError("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
         if self.intervals and (self.sweep or self.dataset == UNPAIRED):
             raise ValueError(f"--intervals are of pairs and of one solver: leave out --sweep and {UNPAIRED!r}")
         if self.image_size in ("fit", "keep"):
@@ -285,7 +285,7 @@ class Calibrate(Command, TranslateConfig):
 
         output = self.output or file_of(self.model)
         if output.exists() and not self.overwrite:
-            raise ValueError(f"{output} exists already: overwrite calibrates again, output gives another file")
+            raise ValueError(f"{output} exists already: --overwrite calibrates again, --output gives another file")
         translator = Translator(replace(self, output_dir=output.parent))
         pairs = translator.dataset.without(translator.bad)
         check_unseen(pairs, self._part_train())

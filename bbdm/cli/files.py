@@ -141,18 +141,18 @@ class Export(Command, FileConfig):
     def __post_init__(self) -> None:
         check(self)
         if self.compiled is not None:
-            taken = [name for name in GRAPHS if getattr(self, name) != getattr(Export, name)]
+            taken = [f"--{name}" for name in GRAPHS if getattr(self, name) != getattr(Export, name)]
             if taken:
-                raise ValueError(f"compiled writes the network alone, and takes no {', '.join(taken)}")
+                raise ValueError(f"--compiled writes the network alone, and takes no {', '.join(taken)}")
             return
         if self.device is not None:
-            raise ValueError("device is of compiled; graphs run anywhere")
+            raise ValueError("--device is of --compiled; graphs run anywhere")
         if self.dtype == "bf16":
-            raise ValueError("dtype bf16 is of compiled; graphs are in fp16 or fp32")
+            raise ValueError("--dtype bf16 is of --compiled; graphs are in fp16 or fp32")
         if (self.quantize is None) != (self.calibrate is None):
-            raise ValueError("quantize and calibrate need each other")
+            raise ValueError("--quantize and --calibrate need each other")
         if self.quantize and self.dtype == "fp16":
-            raise ValueError("quantize leaves the rest in fp32, got dtype fp16")
+            raise ValueError("--quantize leaves the rest in fp32, got --dtype fp16")
 
     @property
     def opening(self) -> str:
@@ -195,7 +195,7 @@ class Export(Command, FileConfig):
 
         path = self.written_to / "unet.pt2"
         if path.exists() and not self.overwrite:
-            raise ValueError(f"{path} exists: overwrite replaces it")
+            raise ValueError(f"{path} exists: --overwrite replaces it")
         device = self.device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -169,7 +169,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
-            raise ValueError(f"gradient_checkpointing is of the networks of this library, got preset {self.preset}")
+            raise ValueError(f"gradient_checkpointing is of the networks of this library, got --preset {self.preset}")
         if self.init_from and self.ckpt_path:
             raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
         if self.config and not self.init_from:
@@ -223,7 +223,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             if self.cache_latents or self.normalize_latents:
                 raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
             if self.preset.startswith("lbbdm"):
-                raise ValueError(f"preset {self.preset} is of latents: it needs vqgan_path, the autoencoder")
+                raise ValueError(f"--preset {self.preset} is of latents: it needs --vqgan_path, the autoencoder")
             return
         check_pictures(PRESETS[self.preset].axes, "vqgan_path")
         if self.channels:

@@ -16,13 +16,42 @@ REFUSALS = {
         "--crop 12 is not a multiple of (8, 8)",
     ),
     "more pairs in a batch than there are": ([*TRAIN, "-b", "1000"], "--batch_size must be at most the"),
-    "a preset of latents": ([*TRAIN[:-1], "lbbdm-f4"], "it needs --vqgan_path, the autoencoder"),
+    "a preset of latents": (
+        [*TRAIN[:-1], "lbbdm-f4"],
+        "--preset lbbdm-f4 is of latents: it needs --vqgan_path",
+    ),
     "cached latents without an autoencoder": (
         [*TRAIN, "--cache_latents", "cache"],
         "--cache_latents and --normalize_latents need --vqgan_path",
     ),
     "LoRA beside nothing": ([*TRAIN, "--lora", "4"], "--lora needs --init_from, a folder"),
     "no steps": ([*TRANSLATE, "--solver", "dpm2m", "--steps", "0"], "--steps must be an integer in [1, 100]"),
+    "the mean by several calls": (
+        [*TRANSLATE, "--solver", "mean", "--steps", "5"],
+        "--steps must be 1: solver 'mean' is one network call",
+    ),
+    "8 bits without pictures": (
+        ["export", "c.pt", "--quantize", "int8"],
+        "--quantize and --calibrate need each other",
+    ),
+    "8 bits beside halves": (
+        ["export", "c.pt", "--quantize", "int8", "--calibrate", "data", "--dtype", "fp16"],
+        "--quantize leaves the rest in fp32, got --dtype fp16",
+    ),
+    "a compiled network of a pipeline": (
+        ["export", "c.pt", "--compiled", "16", "--pipeline"],
+        "--compiled writes the network alone, and takes no --pipeline",
+    ),
+    "graphs in bfloat16": (["export", "c.pt", "--dtype", "bf16"], "--dtype bf16 is of --compiled"),
+    "graphs of a device": (["export", "c.pt", "--device", "cpu"], "--device is of --compiled"),
+    "a sweep of one solver": (
+        ["eval", "edge2shoes", "data", "c.pt", "r", "--sweep", "ddim", "--steps", "3"],
+        "--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling",
+    ),
+    "a start without a network": (
+        [*TRAIN, "--config", "sde-bbdm"],
+        "--config is of the network that --init_from names",
+    ),
     "no results": ([*TRANSLATE, "--num_samples", "0"], "--num_samples must be at least 1, got 0"),
     "windows that overlap by all": (
         [*TRANSLATE, "--window", "16", "--overlap", "80"],
@@ -47,9 +76,11 @@ def test_paths_values_and_words_are_no_flags() -> None:
         "validation is at the end of each epoch",
         "the preset has no latents",
         "give --image_size",
+        "a (bridge of two) crops",
     ]
     for message in unchanged:
         assert Train.as_typed(message) == message
+    assert Train.as_typed("use another folder (experiment)") == "use another folder (--experiment)"
     assert Train.as_typed("output_model must not be a folder") == "OUTPUT_MODEL must not be a folder"
 
 

@@ -119,7 +119,7 @@ def test_presets_are_the_published_ones_and_the_same_in_python(preset: str) -> N
         ({"vqgan_path": "v", "channels": 1}, "channels are of pictures .* vqgan_path"),
         ({"vqgan_path": "v", "slices": Slices("axial", 1)}, "neighbours of slices are of pictures"),
         ({"cache_latents": "a"}, "cache_latents and normalize_latents need vqgan_path"),
-        ({"preset": "lbbdm-f4"}, "preset lbbdm-f4 is of latents: it needs vqgan_path"),
+        ({"preset": "lbbdm-f4"}, "preset lbbdm-f4 is of latents: it needs --vqgan_path"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )

@@ -261,7 +261,7 @@ def test_a_folder_is_not_replaced_unasked(file: Path, pixels: Any, tmp_path: Pat
         (["--quantize", "int8"], "need each other"),
         (["--quantize", "int8", "--calibrate", "x", "--dtype", "fp16"], "leaves the rest in fp32"),
         (["--quantize", "int8", "--calibrate", "none"], "no folder"),
-        (["--dtype", "bf16"], "bf16 is of compiled"),
+        (["--dtype", "bf16"], "bf16 is of --compiled"),
     ],
 )
 def test_flags_that_are_refused(file: Path, tmp_path: Path, flags: list[str], message: str):
