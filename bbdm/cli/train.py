@@ -111,7 +111,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         "preset epochs batch_size image_size crop source_values target_values device ckpt_path overwrite"
     )
 
-    preset: str = setting("paper", "paper, demo, few, or others", choices=PRESETS)
+    preset: str = setting("paper", "paper, demo, small, few, or others", choices=PRESETS)
     time_steps: int | None = setting(
         None, "T of the bridge; 1000, of goub 100, if unset", "-t", "--t", "--num_steps", metavar="T"
     )

@@ -67,4 +67,7 @@ def pretrained(build: Callable[[], Any], url: str) -> Any:
                 torch.load(path, map_location="cpu", weights_only=True)
             return build()
     except OSError as error:
-        raise ValueError(f"weights cannot be downloaded ({error}): put the file of {url} at {path}") from error
+        raise ValueError(
+            f"weights cannot be downloaded ({error}): put the file of {url} at {path}, or take scores without "
+            "weights, psnr and ssim"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from bbdm.base.sizes import shown
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.examples import Example
@@ -399,9 +400,24 @@ def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Cod
     strides = tuple(network_stride * stride for network_stride in network.strides)
     if any(side % multiple for side, multiple in zip(size, strides, strict=True)):
         name = "image_size" if spec.crop is None else "crop"
-        raise ValueError(f"{name} {train.image_size} is not a multiple of {strides}, strides of network and codec")
+        raise ValueError(
+            f"{name} {train.image_size} is not a multiple of {strides}, strides of network and codec: "
+            f"take {_multiples_near(size, strides)}"
+        )
     if isinstance(train, LatentDataset):
         _check_latents(train, config, codec)
+
+
+def _multiples_near(size: Sequence[int], strides: Sequence[int]) -> str:
+    """The next sizes whose sides are multiples of strides, such as ``48 x 48 or 56 x 56``."""
+    smaller: list[int] = []
+    larger: list[int] = []
+    for side, multiple in zip(size, strides, strict=True):
+        smaller.append(side // multiple * multiple)
+        larger.append(-(-side // multiple) * multiple)
+    if 0 in smaller:
+        return shown(larger)
+    return f"{shown(smaller)} or {shown(larger)}"
 
 
 def _check_latents(train: LatentDataset, config: BridgeConfig, codec: Codec | None) -> None:

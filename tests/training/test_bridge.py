@@ -240,6 +240,8 @@ CODEC = wrap_codec(torch.nn.Conv2d(1, 1, 1), channels=1, stride=1, encode=lambda
         ({}, pictures(1, 1, 4, 8, 8), None, "the network has axes: 2, and the pairs have 3"),
         ({}, pictures(1, 1, 8, 9), None, "image_size (8, 9) is not a multiple of (2, 2), strides of network and codec"),
         ({"axes": 3}, pictures(1, 1, 3, 8, 8), None, "image_size (3, 8, 8) is not a multiple of (2, 2, 2)"),
+        ({}, pictures(1, 1, 8, 9), None, "strides of network and codec: take 8 x 8 or 8 x 10"),
+        ({}, pictures(1, 1, 1, 9), None, "strides of network and codec: take 2 x 10"),
         ({"axes": 3}, pictures(1, 1, 4, 8, 8), CODEC, "a codec is for pictures (B, C, H, W), and this network is of"),
         ({}, MappedDataset(pictures(), spec=Spec(direction="both")), None, "the class 'direction': False, and the"),
         (WAYS, pictures(), None, "both directions, the class 'direction': True, and the pairs have False"),
