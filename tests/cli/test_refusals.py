@@ -6,9 +6,11 @@ import pytest
 
 from bbdm import cli
 from bbdm.base.scripts import StoppedError
+from bbdm.cli.eval import Calibrate
 from bbdm.cli.train import Train
 
 TRAIN = ["train", "edge2shoes", "data", "o.pt", "--preset", "demo"]
+EVAL = ["eval", "edge2shoes", "data", "c.pt", "results", "--metrics", "psnr"]
 TRANSLATE = ["translate", "folder", "data/val", "c.pt", "results"]
 REFUSALS = {
     "a crop that the network does not take": (
@@ -24,6 +26,15 @@ REFUSALS = {
     "LoRA beside nothing": ([*TRAIN, "--lora", "4"], "--lora needs --init_from, a folder"),
     "no steps": ([*TRANSLATE, "--solver", "dpm2m", "--steps", "0"], "--steps must be an integer in [1, 100]"),
     "no results": ([*TRANSLATE, "--num_samples", "0"], "--num_samples must be at least 1, got 0"),
+    "a sweep of no steps": ([*EVAL, "--sweep", "dpm2m:0"], "--sweep cannot be dpm2m:0: steps must be an integer"),
+    "a sweep of no solver": ([*EVAL, "--sweep", "dpm3"], "--sweep cannot be dpm3: solver must be one of 'dpm2m'"),
+    "a sweep beside a solver": (
+        [*EVAL, "--sweep", "mean", "--solver", "mean"],
+        "--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling",
+    ),
+    "pictures without targets": (["eval", "folder", *EVAL[2:]], "no targets: --degrade makes sources of the pictures"),
+    "half of what quantizes": (["export", "c.pt", "--quantize", "int8"], "--quantize and --calibrate need each other"),
+    "a folder that is there": (["export", "c.pt", "data"], "data exists: --overwrite replaces an export"),
     "windows that overlap by all": (
         [*TRANSLATE, "--window", "16", "--overlap", "80"],
         "--overlap must be above 0 and at most 0.9, got 80.0",
@@ -47,9 +58,12 @@ def test_paths_values_and_words_are_no_flags() -> None:
         "validation is at the end of each epoch",
         "the preset has no latents",
         "give --image_size",
+        "there is no checkpoint: epochs of it are gone",
     ]
     for message in unchanged:
         assert Train.as_typed(message) == message
+    kept = "c.json exists already: --overwrite calibrates again, --output gives another file"
+    assert Calibrate.as_typed(kept.replace("--", "")) == kept
     assert Train.as_typed("output_model must not be a folder") == "OUTPUT_MODEL must not be a folder"
 
 
