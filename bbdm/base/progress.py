@@ -83,6 +83,7 @@ class Meter:
         self.done = float(done)
         self.note = ""
         self._first = done
+        self._whole: float | None = None  # what was done before a part that goes on
         self._began = clock()
         self._last = self._began  # when something was shown
         self._shown = bool(shown) and sys.stderr is not None
@@ -127,9 +128,16 @@ class Meter:
 
     @contextmanager
     def part(self, count: float) -> Iterator[None]:
-        """A context at whose end so much more is done, whatever was counted and noted in it."""
+        """A context at whose end so much more is done, whatever was counted and noted in it.
+
+        Within it, the bar moves, and the number is that of before: of a batch, no result is done yet.
+        """
         before = self.done
-        yield
+        self._whole = before
+        try:
+            yield
+        finally:
+            self._whole = None
         self.note = ""
         self.reach(before + count)
 
@@ -154,7 +162,8 @@ class Meter:
 
     def _text(self) -> str:
         """What is done, and how much."""
-        text = f"{self.what}: {int(self.done + 1e-6)} of {self.total} {self.unit}"
+        done = self.done if self._whole is None else self._whole
+        text = f"{self.what}: {int(done + 1e-6)} of {self.total} {self.unit}"
         return f"{text}, {self.note}" if self.note else text
 
     def _left(self) -> str:

@@ -292,13 +292,19 @@ class Command:
     def as_typed(cls, message: str) -> str:
         """A message with flags in place of the names of fields.
 
-        These are taken for names where they have an underscore, stand alone in parentheses, or begin the
-        message as what it is about.
+        These are taken for names where they have an underscore, stand alone in parentheses, begin the message
+        as what it is about, and where it says to leave them out, or what one would do.
         """
         known = flag_fields(cls)
+        if not known:
+            return message
+        one = rf"(?:{'|'.join(known)})\b"
+        several = rf"{one}(?:, {one})*(?: and {one})?"
         compound = "|".join(name for name in known if "_" in name)
         anywhere = rf"(?<![\w/.'\"=-])({compound})(?![\w/.(=])" if compound else "(?!)"
-        beginning = rf"^({'|'.join(known)})(?= (must|needs?|is|are|cannot|\d))"
+        beginning = rf"^{several}(?= (?:must|needs?|is|are|cannot|names|writes|\d))"
+        advice = rf"(?<=[:,] ){one}(?= (?:replaces|makes|calibrates|gives) )|(?<=leave out ){several}"
+        alone = rf"(?<=\(){one}(?=\))"
 
         def flag(match: re.Match[str]) -> str:
             about = known[match[1]].metadata
@@ -306,9 +312,11 @@ class Command:
                 return about["metavar"] or match[1].upper()
             return f"--{match[1]}"
 
-        message = re.sub(anywhere, flag, message)
-        message = re.sub(rf"(?<=\()({'|'.join(known)})(?=\))", flag, message)
-        return re.sub(beginning, flag, message)
+        def flags(match: re.Match[str]) -> str:
+            return re.sub(rf"\b({one})", flag, match[0])
+
+        message = re.sub(rf"{beginning}|{advice}|{alone}", flags, message)
+        return re.sub(anywhere, flag, message)
 
     @classmethod
     def main(cls, words: Sequence[str] | None = None) -> None:

@@ -42,8 +42,12 @@ def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict
         if colon:
             steps = [int(number) for number in numbers.split(",")]
         for nfe in steps:
-            chosen = defaults.over(solver, nfe)
-            runs[f"{solver}-{len(chosen.table(bridge))}"] = solver, chosen.steps
+            try:
+                chosen = defaults.over(solver, nfe)
+                calls = len(chosen.table(bridge))
+            except ValueError as error:  # which names the arguments solver and steps
+                raise ValueError(f"sweep cannot be {word}: {error}") from error
+            runs[f"{solver}-{calls}"] = solver, chosen.steps
     return runs
 
 

@@ -73,8 +73,10 @@ def read_header(path: Path) -> Header:
             header = json.loads(stream.read(length))
         settings = json.loads(header["__metadata__"][FORMAT])
         count = _parameters(header, "ema.") or _parameters(header, "weights.")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
         return unknown  # who reads the file says what is wrong
+    if not isinstance(settings, dict):
+        return unknown
     return Header(path, settings, count)
 
 

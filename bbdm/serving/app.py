@@ -316,16 +316,18 @@ class CheckedUploads:
             await send(message)
 
     def _reason(self, content: bytes) -> str | None:
-        """Why one of the files of Gradio's answer is refused, if one is; then all are deleted."""
-        paths = [Path(path) for path in json.loads(content)]
-        try:
-            for path in paths:
+        """Why a file of Gradio's answer is refused, the first such one; None if none is.
+
+        What is refused is deleted. The others stay: Gradio keeps equal files of all visitors as one.
+        """
+        reasons: list[str] = []
+        for path in map(Path, json.loads(content)):
+            try:
                 uploads.check_header(path, path.name, self.max_pixels)
-        except (ValueError, OSError) as error:
-            for path in paths:
+            except (ValueError, OSError) as error:
                 path.unlink(missing_ok=True)
-            return str(error)
-        return None
+                reasons.append(str(error))
+        return reasons[0] if reasons else None
 
 
 def shown(error: Exception) -> gr.Error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from colorsys import hsv_to_rgb
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from bbdm.base.runs import METRICS, files_by_step, folder_beside
 
 LEFT_OUT = {"epoch", "step", "images_per_second"}  # which have no panel
 SHOWN = 4  # grids of a single run
+COLOURS = 10  # that matplotlib's default has
+LEGEND_ROW = 0.22  # inches
+LEGEND_COLUMN = 3.0  # inches
 Curve = list[tuple[int, float]]  # optimizer steps, and what was measured after them
 
 
@@ -74,14 +78,21 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         kind = "loss" if name.endswith("loss") else name
         panels.setdefault(kind, []).append(name)
     grids = _shown_grids(runs)
+    width = max(4.5 * len(panels), 3.6 * len(grids))
+    columns = max(1, int(width / LEGEND_COLUMN))
     heights = [3.6]
+    if len(runs) > 1:
+        heights[0] += LEGEND_ROW * math.ceil(len(runs) / columns)
     if grids:
         heights.append(5.0)
-    width = max(4.5 * len(panels), 3.6 * len(grids))
     figure = figures.figure(width, sum(heights), "bbdm plot")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for panel, (kind, members) in zip(rows[0].subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         _draw_curves(panel, runs, kind, members)
+    if len(runs) > 1:
+        lines = rows[0].axes[0].lines[: len(runs)]  # of the first metric, one of each run
+        names_of_runs = [run.name for run in runs]
+        rows[0].legend(lines, names_of_runs, loc="outside lower center", ncols=columns, fontsize="small")
     if grids:
         for panel, (title, grid) in zip(rows[1].subplots(1, len(grids), squeeze=False)[0], grids, strict=True):
             panel.imshow(Image.open(grid).convert("RGB"), interpolation="nearest")
@@ -106,18 +117,25 @@ def _shown_grids(runs: Sequence[Run]) -> list[tuple[str, Path]]:
     return [(f"step {step}", runs[0].grids[step]) for step in steps]
 
 
+def _colour(number: int, count: int) -> Any:
+    """The colour of a run by its number among so many."""
+    if count <= COLOURS:
+        return f"C{number}"
+    return hsv_to_rgb(number / count, 0.9, 0.8)
+
+
 def _draw_curves(panel: Any, runs: Sequence[Run], kind: str, names: Sequence[str]) -> None:
     """The metrics of a panel, each run in its colour and each metric in its style."""
     styles = ("-", "--", ":", "-.")
     values: list[float] = []
-    for number, run in enumerate(runs):
-        for place, name in enumerate(names):
+    for place, name in enumerate(names):
+        style = styles[place % len(styles)]
+        for number, run in enumerate(runs):
             curve = run.curves.get(name, [])
             steps = [step for step, _ in curve]
             values += [value for _, value in curve]
-            label = name if len(runs) == 1 else f"{run.name}, {name}"
-            style = styles[place % len(styles)]
-            panel.plot(steps, [value for _, value in curve], style, color=f"C{number}", marker=".", label=label)
+            panel.plot(steps, [value for _, value in curve], style, color=_colour(number, len(runs)), marker=".")
+        panel.plot([], [], style, color="black" if len(runs) > 1 else "C0", label=name)
     if kind == "loss" and min(values) > 0:
         panel.set_yscale("log")
     panel.set(xlabel="optimizer steps", ylabel=kind)

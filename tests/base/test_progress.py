@@ -49,6 +49,15 @@ def test_parts_of_a_result_count_and_leave_whole_numbers(clock: list[float], cap
     ]
 
 
+def test_of_a_batch_no_result_is_done_before_its_last_step(clock: list[float], capsys: Any):
+    """Though half of the work is, by which the rest of the time is told."""
+    with Meter("translating", 6, "results", True) as meter, meter.part(6):
+        clock[0] = 60
+        meter.note = "step 30 of 60"
+        meter.advance(3)
+    assert capsys.readouterr().err == "translating: 0 of 6 results, step 30 of 60; about 60 s left\n"
+
+
 def test_quiet_work_and_short_work_say_nothing(clock: list[float], capsys: Any):
     assert [*counted("abc", "checking", 3, "pairs", True)] == [*"abc"]
     for _ in counted("abc", "checking", 3, "pairs", False):

@@ -50,6 +50,14 @@ def test_several_runs_are_drawn_with_the_last_grid_of_each(tmp_path: Path):
     assert shown(tmp_path / "all.png") == [1, 4]
 
 
+def test_curves_of_many_runs_keep_their_height(tmp_path: Path):
+    runs = [make_run(tmp_path / f"learning_rate_{number}.run", 0) for number in range(12)]
+    Plot.main([*map(str, runs), "-o", str(tmp_path / "all.png")])
+    pixels = np.asarray(Image.open(tmp_path / "all.png").convert("L"), int)
+    frames = (pixels < 80).sum(axis=0)  # of each column of pixels: a frame of a panel is a dark line
+    assert frames.max() > 300  # of a picture of 120 pixels an inch, whose panels are 3 inches high
+
+
 @pytest.mark.usefixtures("world")
 def test_what_training_writes_is_drawn(tiny_demo: None):
     flags = ["--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1", "--quiet"]

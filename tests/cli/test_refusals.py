@@ -6,9 +6,11 @@ import pytest
 
 from bbdm import cli
 from bbdm.base.scripts import StoppedError
+from bbdm.cli.eval import Calibrate
 from bbdm.cli.train import Train
 
 TRAIN = ["train", "edge2shoes", "data", "o.pt", "--preset", "demo"]
+EVAL = ["eval", "edge2shoes", "data", "c.pt", "results", "--metrics", "psnr"]
 TRANSLATE = ["translate", "folder", "data/val", "c.pt", "results"]
 REFUSALS = {
     "a crop that the network does not take": (
@@ -44,15 +46,19 @@ REFUSALS = {
     ),
     "graphs in bfloat16": (["export", "c.pt", "--dtype", "bf16"], "--dtype bf16 is of --compiled"),
     "graphs of a device": (["export", "c.pt", "--device", "cpu"], "--device is of --compiled"),
-    "a sweep of one solver": (
-        ["eval", "edge2shoes", "data", "c.pt", "r", "--sweep", "ddim", "--steps", "3"],
-        "--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling",
-    ),
     "a start without a network": (
         [*TRAIN, "--config", "sde-bbdm"],
         "--config is of the network that --init_from names",
     ),
     "no results": ([*TRANSLATE, "--num_samples", "0"], "--num_samples must be at least 1, got 0"),
+    "a sweep of no steps": ([*EVAL, "--sweep", "dpm2m:0"], "--sweep cannot be dpm2m:0: steps must be an integer"),
+    "a sweep of no solver": ([*EVAL, "--sweep", "dpm3"], "--sweep cannot be dpm3: solver must be one of 'dpm2m'"),
+    "a sweep beside a solver": (
+        [*EVAL, "--sweep", "mean", "--solver", "mean"],
+        "--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling",
+    ),
+    "pictures without targets": (["eval", "folder", *EVAL[2:]], "no targets: --degrade makes sources of the pictures"),
+    "a folder that is there": (["export", "c.pt", "data"], "data exists: --overwrite replaces an export"),
     "windows that overlap by all": (
         [*TRANSLATE, "--window", "16", "--overlap", "80"],
         "--overlap must be above 0 and at most 0.9, got 80.0",
@@ -77,10 +83,13 @@ def test_paths_values_and_words_are_no_flags() -> None:
         "the preset has no latents",
         "give --image_size",
         "a (bridge of two) crops",
+        "there is no checkpoint: epochs of it are gone",
     ]
     for message in unchanged:
         assert Train.as_typed(message) == message
     assert Train.as_typed("use another folder (experiment)") == "use another folder (--experiment)"
+    kept = "c.json exists already: --overwrite calibrates again, --output gives another file"
+    assert Calibrate.as_typed(kept.replace("--", "")) == kept
     assert Train.as_typed("output_model must not be a folder") == "OUTPUT_MODEL must not be a folder"
 
 

@@ -44,14 +44,14 @@ def made() -> list[str]:
 
 
 def test_a_single_batch_shows_its_steps(capsys: Any, monkeypatch: pytest.MonkeyPatch):
-    """Each is a third of the 3 results; of a log in which a minute passes whenever somebody looks."""
+    """None of its results is done before the last step; of a log in which a minute passes at each look."""
     minutes = iter(range(1000))
     monkeypatch.setattr(progress, "clock", lambda: 60.0 * next(minutes))
     run("--quiet", output="quiet")
     assert capsys.readouterr().err == ""
     run()
     lines = [line.partition(";")[0] for line in capsys.readouterr().err.splitlines()]
-    steps = [f"translating: {step} of 3 results, step {step} of 3" for step in (1, 2, 3)]
+    steps = [f"translating: 0 of 3 results, step {step} of 3" for step in (1, 2, 3)]
     assert lines == ["translating data with c.pt", *steps, "translating: 3 of 3 results"]
 
 

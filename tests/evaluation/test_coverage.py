@@ -30,6 +30,16 @@ def test_results_of_the_targets_own_distribution_cover_as_expected(samples: int)
     assert shares.tolist() == pytest.approx(expected(samples), abs=4 * 0.5 / 20_000**0.5)
 
 
+@pytest.mark.parametrize("samples", [2, 4, 9])
+def test_white_paper_and_few_levels_do_not_hide_how_far_results_spread(samples: int) -> None:
+    """Most values of a drawing are the same in all; what is left of the others has 4 levels."""
+    results, targets = drawn(samples)
+    results, targets = results.round().clamp(-3, 0), targets.round().clamp(-3, 0)
+    everywhere = torch.ones_like(targets, dtype=torch.bool)
+    shares = coverage(results, targets, everywhere).mean(0)
+    assert shares.tolist() == pytest.approx(expected(samples), abs=4 * 0.5 / 20_000**0.5)
+
+
 def test_results_that_spread_too_little_cover_less() -> None:
     results, targets = drawn(4, spread=0.5)
     everywhere = torch.ones_like(targets, dtype=torch.bool)
@@ -37,18 +47,18 @@ def test_results_that_spread_too_little_cover_less() -> None:
     assert (shares < torch.tensor(expected(4)) - 0.05).all()
 
 
-def test_only_pixels_inside_count_and_equal_values_are_within() -> None:
+def test_only_pixels_inside_count_and_equal_values_as_expected() -> None:
     results = torch.zeros(1, 4, 1, 2, 2)
     targets = torch.tensor([[[[0.0, 0.0], [5.0, 5.0]]]])
     everywhere = torch.ones(1, 1, 2, 2, dtype=torch.bool)
     upper = torch.tensor([[[[True, True], [False, False]]]])
-    assert coverage(results, targets, everywhere).tolist() == [[0.5, 0.5]]
-    assert coverage(results, targets, upper).tolist() == [[1.0, 1.0]]
+    assert coverage(results, targets, everywhere)[0].tolist() == pytest.approx([0.3, 0.1])
+    assert coverage(results, targets, upper)[0].tolist() == pytest.approx([0.6, 0.2])
 
 
 def test_sources_count_alike_in_any_number_of_batches() -> None:
     """Also where one has fewer pixels in its mask."""
-    results = torch.zeros(2, 4, 1, 2, 2)
+    results = torch.tensor([-2.0, -1.0, 1.0, 2.0]).reshape(1, 4, 1, 1, 1).expand(2, 4, 1, 2, 2)
     targets = torch.tensor([[[[0.0, 0.0], [0.0, 5.0]]], [[[5.0, 5.0], [0.0, 0.0]]]])
     masks = torch.tensor([[[[1, 1], [1, 1]]], [[[1, 0], [0, 0]]]])
     scores = Scores(["mae"], 4, values=Values(-10, 10, dtype="int16"), channels=1, masked=True)

@@ -40,6 +40,18 @@ def test_the_distribution_of_scores_has_a_panel_for_each_metric_that_has_some(tm
         assert has_colour(half, (214, 39, 40))  # the line of the mean
 
 
+def test_coverage_has_the_last_panel(tmp_path: Path):
+    shares = [{"expected": 0.6, "found": 0.5}, {"expected": 0.2, "found": 0.1}]
+    about = report("dpm2m", 5, psnr=20.0)
+    assert reports.draw_scores(about, {"psnr": [20.0, 21.0]}, tmp_path / "scores.png")
+    assert reports.draw_scores({**about, "coverage": shares}, {"psnr": [20.0, 21.0]}, tmp_path / "both.png")
+    assert reports.draw_scores({**about, "coverage": shares}, {}, tmp_path / "coverage.png")  # as beside FID
+    scores, both, coverage = (Image.open(tmp_path / f"{name}.png") for name in ("scores", "both", "coverage"))
+    assert both.size == (2 * scores.width, scores.height)
+    assert coverage.size == scores.size
+    assert has_colour(coverage.convert("RGB"), (31, 119, 180))  # the line of what was found
+
+
 def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> bool:
     """Whether any pixel is near a colour."""
     distances = np.abs(np.asarray(image, int) - np.array(colour)).max(-1)

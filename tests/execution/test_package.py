@@ -145,7 +145,7 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
             other.save_compiled(to, **{"size": (8, 8), **settings})
     with pytest.raises(ValueError, match=r"unet\.pt2 exists: --overwrite replaces it"):
         Export.main([str(package / "network.safetensors"), str(package), "--compiled", "8"])
-    with pytest.raises(ValueError, match="takes no steps, pipeline"):
+    with pytest.raises(ValueError, match="takes no --steps, --pipeline"):
         Export.main([str(package / "network.safetensors"), "--compiled", "8", "--pipeline", "--steps", "3"])
     assert list(tmp_path.iterdir()) == []
 
