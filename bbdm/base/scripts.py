@@ -186,6 +186,7 @@ class Command:
     DECIDING: ClassVar[str] = ""  # the field that decides defaults of others
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # in place of the fields' own
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # the fields that are no flags of this command
+    ENDS_BY_INTERRUPT: ClassVar[bool] = False  # whether Ctrl-C is its usual end, after which nothing is missing
 
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 

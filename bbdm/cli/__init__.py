@@ -81,7 +81,11 @@ def run(command: str, argv: Sequence[str] | None = None) -> None:
                 return command_class.main(words)
             settings = command_class.parse(words)
             settings.announce()
-            _imported(*function)(settings)
+            try:
+                _imported(*function)(settings)
+            except KeyboardInterrupt:
+                if not command_class.ENDS_BY_INTERRUPT:
+                    raise
 
     scripts.run(run_command)
 

@@ -114,13 +114,18 @@ def opened(path: str | os.PathLike[str], format: str, kind: str) -> Iterator[Any
         ValueError: the file is of another format or a newer version, or is damaged.
     """
     path = Path(path)
+    check_is_file(path, kind)
+    read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
+    with readable(path, kind):
+        yield read(path, format, kind)
+
+
+def check_is_file(path: Path, kind: str) -> None:
+    """Raise FileNotFoundError or ValueError unless there is a file; of ``kind``, such as "checkpoint"."""
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and a {kind} is a file{_of_run(path)}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no {kind} {path}{_of_run(folder_beside(path))}")
-    read = _read_safetensors if path.suffix == ".safetensors" else _read_pt
-    with readable(path, kind):
-        yield read(path, format, kind)
 
 
 def _of_run(folder: Path) -> str:

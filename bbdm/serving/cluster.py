@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import subprocess
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,11 +26,16 @@ from bbdm.base import scripts
 from bbdm.base.progress import counted
 from bbdm.data.names import RowName
 from bbdm.data.rows import BadPicturesError
+from bbdm.files.repository import find_checkpoint
+from bbdm.files.weights import check_is_file
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.serving.config import LOOPBACK, Serve, TranslateRay
 from bbdm.translation.record import Lines
 from bbdm.translation.results import Job, missing, paths_of
 from bbdm.translation.translator import Translator
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Driver = tuple[TranslateRay, Translator, Mapping[str, Any]]  # and the settings of its results
 
@@ -78,20 +86,73 @@ def daemons_in_a_session_of_their_own() -> Iterator[None]:
     if popen is None or os.name == "nt":
         yield
         return
-    services.ConsolePopen = partial(popen, start_new_session=True)
+
+    def start(command: Any, preexec_fn: Callable[[], None], **options: Any) -> subprocess.Popen[bytes]:
+        def before() -> None:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, Starting.SIGNALS)
+            preexec_fn()
+
+        process = popen(command, preexec_fn=before, start_new_session=True, **options)
+        Starting.sessions.append(process.pid)
+        return process
+
+    services.ConsolePopen = start
     try:
         yield
     finally:
         services.ConsolePopen = popen
 
 
+class Starting:
+    """The start of a server: SIGTERM and SIGINT end the process and all that Ray started, with the status 0.
+
+    Python's handlers do not run while Ray starts, and Ray's own handler of SIGTERM prints a stack. So a
+    thread waits for the signals, which are blocked elsewhere. It is a context, which :meth:`end` leaves
+    early. On systems without ``sigtimedwait``, signals are as they were.
+    """
+
+    SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGINT)
+    sessions: ClassVar[list[int]] = []  # process groups of Ray's daemons
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+
+    def __enter__(self) -> Self:
+        if hasattr(signal, "sigtimedwait"):
+            signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """From now on, signals go to the handlers of this process."""
+        if self._thread.is_alive():
+            self._ended.set()
+            self._thread.join()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, self.SIGNALS)
+
+    def _wait(self) -> None:
+        """End everything when a signal comes."""
+        while not self._ended.is_set():
+            if signal.sigtimedwait(self.SIGNALS, 0.1) is None:
+                continue
+            for session in self.sessions:
+                with suppress(ProcessLookupError):
+                    os.killpg(session, signal.SIGKILL)
+            os._exit(0)
+
+
 def serve(config: Serve) -> None:
     """Serve a network on this machine until a signal; see :func:`bbdm.serving.server.run`."""
+    check_is_file(find_checkpoint(config.model), "checkpoint")  # before Ray takes its time
     print("starting Ray on this machine, which may take a minute", flush=True)
-    with connected() as (machine,):
+    with Starting() as starting, connected() as (machine,):
         from bbdm.serving import server  # which imports Ray, after the environment says where it listens
 
-        server.run(config, machine)
+        server.run(config, machine, starting.end)
 
 
 def translate(config: TranslateRay) -> None:

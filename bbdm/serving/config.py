@@ -69,6 +69,7 @@ class Serve(Command, ShowConfig):
     """
 
     HEADING: ClassVar[str] = "server"
+    ENDS_BY_INTERRUPT: ClassVar[bool] = True
     FIRST: ClassVar[str] = "host port solver steps"
 
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
@@ -109,6 +110,7 @@ class App(Command, ShowConfig):
     """
 
     HEADING: ClassVar[str] = "app"
+    ENDS_BY_INTERRUPT: ClassVar[bool] = True
     FIRST: ClassVar[str] = "host port device solver steps max_steps max_pixels"
 
     model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)

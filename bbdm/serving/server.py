@@ -14,7 +14,7 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -311,10 +311,11 @@ def ready(config: Serve, port: int) -> str:
     )
 
 
-def run(config: Serve, machine: Mapping[str, float]) -> None:
+def run(config: Serve, machine: Mapping[str, float], started: Callable[[], None]) -> None:
     """Serve until SIGTERM or Ctrl-C; then accept nothing more, and answer what was accepted.
 
     Ray is connected to the machine. Lines say what is done until requests are accepted, and when they are.
+    Then ``started`` is called.
 
     Raises:
         OSError: the port cannot be listened on.
@@ -330,8 +331,9 @@ def run(config: Serve, machine: Mapping[str, float]) -> None:
         serve.start(proxy_location="HeadOnly", http_options={"host": config.host, "port": port})
         print(f"loading {config.model}", flush=True)
         front = serve.run(deployments, name="bbdm")
-        print(ready(config, port), flush=True)
         with suppress(KeyboardInterrupt):
+            started()
+            print(ready(config, port), flush=True)
             while not stopped():
                 time.sleep(0.1)
         front.close.remote().result()

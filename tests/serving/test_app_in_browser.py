@@ -194,8 +194,8 @@ def test_uploads_maps_a_zip_and_a_drawing(page: Visitor, sampler: BridgeSampler,
     assert [each for each in sent if not each.startswith((page.url, "data:", "blob:", "chrome"))] == []
 
 
-@pytest.mark.parametrize(("stop", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_errors_stop_and_an_end_that_leaves_no_files(stop: int, status: int, page: Visitor, tmp_path: Path):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_errors_stop_and_an_end_that_leaves_no_files(stop: int, page: Visitor, tmp_path: Path):
     """The end comes while a larger picture is translated by windows."""
     page.click("Translate")
     page.says("choose a picture")
@@ -213,5 +213,5 @@ def test_errors_stop_and_an_end_that_leaves_no_files(stop: int, status: int, pag
     page.click("Translate")
     page.until(page.running, "progress")
     page.process.send_signal(stop)
-    assert page.process.wait(60) == status
+    assert page.process.wait(60) == 0
     assert [path for path in page.files.rglob("*") if not path.is_dir()] == []  # Gradio makes a folder as it starts

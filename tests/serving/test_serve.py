@@ -92,6 +92,27 @@ def start(checkpoint: Path, tmp_path: Path) -> Iterator[Start]:
             server.stop()
 
 
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("seconds", [0.5, 2, 4, 8])  # of which Ray starts in the first ones, and then the network
+def test_a_signal_during_the_start_ends_it(stop: signal.Signals, seconds: float, checkpoint: Path, tmp_path: Path):
+    command = [sys.executable, "-m", "bbdm", "serve", str(checkpoint), "--port", "0"]
+    before = {process.pid for process in psutil.process_iter()}
+    with (tmp_path / "output").open("w") as output:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True)
+    said = tmp_path / "output"
+    wait_until(lambda: "starting Ray" in said.read_text(), "Ray's start")
+    time.sleep(seconds)
+    os.killpg(process.pid, stop)
+    assert process.wait(10) == 0
+    assert all(line.startswith(("starting ", "loading ", "serving ", "try ", "or by ")) for line in said.open())
+
+    def left() -> list[str]:
+        others = [each for each in psutil.process_iter(["cmdline"]) if each.pid not in before]
+        return [" ".join(each.info["cmdline"]) for each in others if "ray" in " ".join(each.info["cmdline"] or ())]
+
+    wait_until(lambda: left() == [], "the end of Ray's processes", 10)
+
+
 @pytest.mark.parametrize("batch", [1, 8])
 def test_clients_get_their_pictures(batch: int, start: Start, capsys: pytest.CaptureFixture[str]):
     """16 clients, with two kinds of requests, of the bundled network; times are printed."""

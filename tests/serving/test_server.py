@@ -18,7 +18,7 @@ import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from PIL import Image
 
-from bbdm import ABridge, BridgeSampler, cli, save_checkpoint
+from bbdm import ABridge, BridgeSampler, cli, demo, save_checkpoint
 from bbdm.serving.config import Serve
 from tests.conftest import SavePicture, noise, save_random_pairs, tiny_unet
 from tests.files.test_pretrained import save
@@ -26,7 +26,7 @@ from tests.serving.conftest import GOOD, HOSTILE, HOSTILE_NAMES, encoded, png_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of Ray, when it is imported
-    from bbdm.serving import server
+    from bbdm.serving import cluster, server
     from bbdm.serving.server import Query, decode, facts, translate_together
 
 FACTS = {"solver": "dpm2m", "steps": {"dpm2m": 10, "fast": 199, "mean": 1}, "max_steps": 20, "max_bytes": 4096}
@@ -397,4 +397,23 @@ def test_each_gpu_has_a_replica(machine: dict[str, float], outcome: Any):
 
 def test_a_port_that_is_taken_is_named_before_the_network_is_read():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
-        server.run(Serve(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0})
+        server.run(Serve(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0}, lambda: None)
+
+
+def test_a_missing_network_is_said_before_ray_starts(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(FileNotFoundError, match=r"there is no checkpoint missing\.pt"):
+        cluster.serve(Serve(model=Path("missing.pt")))
+    assert "Ray" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["app", "serve"])
+def test_an_interrupt_is_the_usual_end_of_what_serves(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bbdm.serving.app.build", interrupted)
+    monkeypatch.setattr("bbdm.serving.cluster.connected", interrupted)
+    cli.run(command, [str(demo.WEIGHTS)])
+    assert "interrupted" not in capsys.readouterr().err
