@@ -66,7 +66,7 @@ class Eval(CalibratedCommand):
     """
 
     HEADING: ClassVar[str] = "scores"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "outside"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "outside", "film"})
     TARGETS: ClassVar[bool] = True
     PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
     ENDING: ClassVar[str] = "-eval"
@@ -252,7 +252,7 @@ class Calibrate(Command, TranslateConfig):
 
     HEADING: ClassVar[str] = "intervals"
     HIDDEN: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "maps", "intervals", "memory", "outside", "plain_files"}
+        {"output_dir", "maps", "intervals", "memory", "outside", "plain_files", "film"}
     )
     TARGETS: ClassVar[bool] = True
     FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"

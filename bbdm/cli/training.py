@@ -144,7 +144,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             crops = Crops(learned.crop)
         shape: dict[str, Any] = {"size": size, "channels": channels, "axes": axes, "crops": crops}
         with team.first_before_others():  # the others find what the first caches
-            rows = read_rows(self.dataset, self.data_dir, "train")
+            rows = read_rows(self.dataset, self.data_dir, "train", axes)
             if known is not None:
                 usual = conditions if learned is None else learned.conditions
                 way = {DIRECTION: DIRECTIONS[0]} if known.two_way else {}
@@ -183,7 +183,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
 
         missing = "write {split} in the paths"
         try:
-            rows = read_rows(self.dataset, self.data_dir, "val")
+            rows = read_rows(self.dataset, self.data_dir, "val", train.spec.axes)
             validation = Pairs(rows, train.spec, self.cache_images, self.degrade, self.skip_bad)
             if not same_rows(validation.rows, train.rows):
                 return validation

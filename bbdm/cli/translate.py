@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from bbdm.base.atomic import write_atomically
 from bbdm.base.scripts import Command, StoppedError
 from bbdm.base.settings import flag_fields, position, setting
 from bbdm.cli.calibrated import CalibratedCommand
+from bbdm.data.rows import FRAMES
 from bbdm.files.header import read_header
 from bbdm.pictures import images
-from bbdm.translation.config import TranslateConfig
+from bbdm.translation.config import OF_SEQUENCES, TranslateConfig
 
 if TYPE_CHECKING:
     from bbdm.translation.files import Files
+    from bbdm.translation.films import Film
     from bbdm.translation.results import Job
     from bbdm.translation.translator import Translator
 
@@ -76,6 +79,7 @@ class Translate(CalibratedCommand):
             load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
         grid = self._grid(translator)
+        films = self._films(translator)
         began = time.perf_counter()
         jobs, existing, _ = translator.run(config.solver, config.steps, self.folder)
         if translator.processes.first:
@@ -84,12 +88,39 @@ class Translate(CalibratedCommand):
             if existing:
                 line += f", and {len(existing)} that were there"
             print(f"{line} ({seconds:.1f} s)")
+            self._write_films(translator, films, {path for job in jobs for path in job.paths.values()})
             small = translator.large.small(jobs)
             if small:
                 sheet = draw_grid(translator.files, small)
                 write_atomically(grid, lambda temporary: sheet.save(temporary, "png"))
                 print(f"to look at: {grid}")
         translator.processes.leave()
+
+    def _films(self, translator: Translator) -> list[Film]:
+        """The films of results, as far as all frames can be translated.
+
+        Raises:
+            ValueError: a film would replace a picture of the data set.
+        """
+        if self.dataset != FRAMES or self.film == "none":
+            return []
+        from bbdm.translation import films
+        from bbdm.translation.results import check_paths
+
+        planned = films.films_of(translator.files, translator.plan(self.folder), exact=self.film == "exact")
+        check_paths(translator.files, [film.path for film in planned])
+        return planned
+
+    def _write_films(self, translator: Translator, films: Sequence[Film], made: set[Path]) -> None:
+        """Write the films all of whose frames were made, and say where they are."""
+        whole = [film for film in films if made.issuperset(film.frames)]
+        if not whole:
+            return
+        from bbdm.translation.films import write
+
+        write(whole, translator.dataset.spec.target_values, translator.verbose)
+        for film in whole:
+            print(f"a film: {film.path}")
 
     def _grid(self, translator: Translator) -> Path:
         """The file of the grid: ``grid.png``, or another where a result has this name.
@@ -114,6 +145,8 @@ class Demo(Translate):
     OUTPUT_DIR, out/demo if left out, gets 16 results and grid.png: sources, results, and the artists'
     colours.
     """
+
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(OF_SEQUENCES)
 
     dataset: str = "edge2shoes"
     data_dir: str = str(demo.FOLDER)

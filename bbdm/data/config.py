@@ -76,6 +76,9 @@ class RowsConfig:
         "PLANE of the slices that volumes are read in; PLANE:N shows the network N slices on each side too",
         parse=Slices.read,
     )
+    neighbours: int | None = setting(
+        None, "frames on each side that the network sees too, of the data set 'frames'", least=0
+    )
     degrade: Degradation | None = setting(
         None,
         f"make the sources of the pictures of 'folder': {', '.join(DEGRADATIONS)}; @SEED decides what is drawn",
@@ -114,7 +117,7 @@ class RowsConfig:
         learned = learned or Spec()
         fields: dict[str, Any] = {"axes": 2, "conditions": {}, "crop": None, **further}
         fields |= self._ranges(learned)
-        fields |= self._plane(learned)
+        fields |= self._plane(learned) | self._neighbours(learned, is_new)
         heads = self._heads(rows, fields)
         if learned.target is None:
             fields |= self._of_files(heads, fields, is_new)
@@ -157,6 +160,16 @@ class RowsConfig:
             known = f"the network's neighbours, {learned.slices}:{learned.neighbours}"
             raise ValueError(f"--slices must have {known}, got {plane}:{neighbours}")
         return {}
+
+    def _neighbours(self, learned: Spec, is_new: bool) -> dict[str, Any]:
+        """The frames on each side: those that a network has learned, or of the flag."""
+        if self.neighbours is None or self.neighbours == learned.neighbours:
+            return {}
+        if self.slices is not None or learned.slices is not None:
+            raise ValueError("neighbours are of frames; of slices they are written as --slices PLANE:N")
+        if not is_new:
+            raise ValueError(f"neighbours must be those of the network, {learned.neighbours}, got {self.neighbours}")
+        return {"neighbours": self.neighbours}
 
     def _heads(self, rows: Sequence[Row], fields: Mapping[str, Any]) -> Mapping[str, Sequence[Header]]:
         """The headers of the first row that can be read; ValueError where its values need a range."""

@@ -24,6 +24,7 @@ from bbdm.data.degradations import Prepare
 from bbdm.data.kinds import kind_of
 from bbdm.data.rows import Row, check_grids, shown, values_of
 from bbdm.data.scaling import WHOLE, Column, in_unit_range, of_cells, off_nodata, resized_present
+from bbdm.data.sequences import frames_around
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import Geometry, Header, Picture, images
 from bbdm.pictures.formats import Window
@@ -201,6 +202,8 @@ class Reader:
             columns["source"], columns["target"] = columns["target"], columns["source"]
         if not columns["source"]:
             raise ValueError(f"{shown(row)} has no source")
+        if self.spec.neighbours and self.spec.slices is None:
+            columns["source"] = frames_around(columns["source"], self.spec.neighbours)
         return columns
 
     def heads(self, row: Row) -> dict[str, list[Header]]:

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from bbdm.base.registry import Registry
 from bbdm.data import columns as files
-from bbdm.data import tables
+from bbdm.data import sequences, tables
 from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
 from bbdm.data.columns import NamedCells
 from bbdm.data.names import RowName
@@ -30,6 +30,7 @@ Row = Mapping[str, Any]
 Layout = Callable[[str, str, Mapping[str, str]], Sequence[Row]]
 FURTHER = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
+FRAMES = "frames"  # the layout of sequences
 LOOKED_AT = 64  # rows, to find one that can be read
 Found = TypeVar("Found")
 
@@ -168,7 +169,7 @@ def first(rows: Iterable[Row], read: Callable[[Row], Found], count: int = LOOKED
     raise BadPicturesError(str(failed) if failed else "there are no rows")
 
 
-def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row]:
+def read_rows(dataset: str, data_dir: str, split: str = "train", axes: int = 2) -> Sequence[Row]:
     """The rows of a data set.
 
     Args:
@@ -177,6 +178,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
             column: from a folder of files by the sources' names, or a CSV of lines ``name,class``; of a
             table it names one of its columns.
         split: ``train``, ``val`` or ``test``.
+        axes: of a network; with 3, a row of the layout ``frames`` is a whole sequence (C, T, H, W).
 
     Returns:
         Mappings with a ``name``, a ``source``, a ``target`` where there is one, and the further columns.
@@ -194,6 +196,8 @@ def read_rows(dataset: str, data_dir: str, split: str = "train") -> Sequence[Row
         name, _, where = each.partition("=")
         columns[name] = where
     rows = DATASETS[dataset](folders, split, columns)
+    if dataset == FRAMES and axes == 3:
+        rows = sequences.as_volumes(rows)
     if isinstance(rows, list | tuple):  # others are read row by row
         _check_needed(rows)
     return rows
@@ -348,6 +352,14 @@ def _folder(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[R
     return matched([files.pictures_of("source", str(root))], columns)
 
 
+def _frames(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+    """SEQUENCES, or SOURCES,TARGETS: folders of films, of time-lapses and of folders of frames."""
+    folders = data_dir.split(",")
+    if len(folders) > 2 or not all(folders):
+        raise ValueError(f"data_dir of 'frames' must be a folder, or two, SOURCES,TARGETS; got {data_dir!r}")
+    return with_columns(sequences.rows_of(folders), columns)
+
+
 def _table(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
     """A CSV with the columns source, target and others, of paths relative to it; ``;`` is between several."""
     return matched(files.table_of(data_dir), columns)
@@ -380,6 +392,7 @@ for _name, _layout in {
     "paired": _paired,
     UNPAIRED: _unpaired,
     "folder": _folder,
+    FRAMES: _frames,
     "table": _table,
     "hub": tables.hub,
     "stream": tables.stream,

@@ -96,8 +96,8 @@ class Spec:
         crop: the size of crops; None for whole pictures.
         crops: of each picture in an epoch.
         slices: the plane of the slices that volumes are read in; None for other pictures.
-        neighbours: the slices on each side whose channels a source has besides its own, from low to high
-            indices. Beyond the first and the last slice, these are repeated.
+        neighbours: the slices, or the frames of a sequence, on each side whose channels a source has besides
+            its own, from low to high indices. Beyond the first and the last one, these are repeated.
         axes: the spatial axes of an example: 2, or 3 of volumes.
         direction: ``AtoB`` translates sources into targets, ``BtoA`` targets into sources. With ``both``,
             examples are of AtoB and have the class ``direction``, and training turns half of them.
@@ -140,8 +140,10 @@ class Spec:
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if not isinstance(self.target_values, Values):
             raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
-        if type(self.neighbours) is not int or self.neighbours < 0 or (self.neighbours and self.slices is None):
-            raise ValueError(f"neighbours must be a number, at least 0, and need slices; got {self.neighbours}")
+        if type(self.neighbours) is not int or self.neighbours < 0:
+            raise ValueError(f"neighbours must be a number, at least 0, got {self.neighbours}")
+        if self.neighbours and self.axes == 3:
+            raise ValueError(f"neighbours are of networks of 2 axes, and this one has 3; got {self.neighbours}")
         if self.axes == 3 and self.slices is not None:
             raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
         if self.crops < 1 or (self.crops > 1 and self.crop is None):
@@ -194,7 +196,9 @@ class Spec:
 
     @property
     def planes(self) -> int:
-        """The slices, or the pictures, whose channels a source has."""
+        """The slices of a volume whose channels a source has; 1 of other sources."""
+        if self.slices is None:
+            return 1
         return 1 + 2 * self.neighbours
 
     @property
@@ -236,13 +240,21 @@ class Spec:
         return indices.clip(0, count - 1).tolist()
 
     def endpoint(self, source_channels: int, channels: int) -> tuple[int, ...] | None:
-        """The channels of a source that lie in its own slice, where they are as many as the target's.
+        """The channels of a source in its own slice or frame, where they are as many as the target's.
 
         None without neighbours, or where they are not: the bridge then ends in the mean of all.
         """
-        if not self.neighbours or source_channels != self.planes * channels:
+        if not self.neighbours or source_channels != (1 + 2 * self.neighbours) * channels:
             return None
         return tuple(range(self.neighbours * channels, (self.neighbours + 1) * channels))
+
+    def own_frame(self, array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The channels of a source (C, H, W) that are of its own frame, without those of neighbours."""
+        if not self.neighbours or self.slices is not None:
+            return array
+        channels = len(array) // (1 + 2 * self.neighbours)
+        first = self.neighbours * channels
+        return array[first : first + channels]
 
     def is_flat(self, array: npt.NDArray[Any]) -> bool:
         """Whether values of a source are nearly constant within the range that was given for them."""

@@ -10,7 +10,7 @@ from bbdm.base import demo
 from bbdm.base.scripts import Command
 from bbdm.base.settings import position, setting
 from bbdm.files.header import read_header
-from bbdm.translation.config import NetworkConfig, TranslateConfig
+from bbdm.translation.config import OF_SEQUENCES, NetworkConfig, TranslateConfig
 
 if TYPE_CHECKING:
     from bbdm.sampling.sampler import BridgeSampler
@@ -139,7 +139,7 @@ class TranslateRay(Command, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "cluster"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals", "outside"})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals", "outside", *OF_SEQUENCES})
     FIRST: ClassVar[str] = (
         "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from bbdm.sampling.sampler import BridgeSampler
 
+OF_SEQUENCES = ("neighbours", "noise_by", "film")  # settings of the data set 'frames'
 MAPS = ("mean", "std", "low", "high")
 SizeSetting = Size | Literal["train", "fit", "keep"]
 
@@ -125,6 +126,14 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     batch_size: int = setting(64, "results in a batch, or windows in a call", "-b", least=1)
     num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
     seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
+    noise_by: Literal["sequence", "frame"] = setting(
+        "sequence", "of the data set 'frames': all frames of a sequence have one noise, or each its own"
+    )
+    film: Literal["view", "exact", "none"] = setting(
+        "view",
+        "of the data set 'frames': beside the frames, results of films are films, view: H.264, with small errors; "
+        "exact: FFV1 in .mkv, with none",
+    )
     maps: tuple[str, ...] = setting(
         (),
         "in place of the results, maps of them with commas: mean, std, and low, high, the ends of the intervals of "

@@ -243,12 +243,13 @@ class Files:
     def pictures(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
         """Source, results and target, if there is one, for a grid: their ranges as black to white.
 
-        Of slices, that in the middle is shown, and of a volume three planes.
+        Of slices, that in the middle is shown, of a volume three planes; of a frame no neighbours are.
         """
         spec = self.pairs.spec
         columns = self.pairs.reader.whole(self.pairs.rows[index])
         source = columns["source"]
-        shown_pictures = [self._shown(source.array, self.pairs.reader.values(spec.source_values, source.cells))]
+        values = self.pairs.reader.values(spec.source_values, source.cells)
+        shown_pictures = [self._shown(spec.own_frame(source.array), values)]
         for path in paths:
             shown_pictures.append(self._shown(np.asarray(pictures.read(path)), spec.target_values))
         if "target" in columns:

@@ -24,7 +24,6 @@ import torch
 from bbdm.base import machine
 from bbdm.base.atomic import check_folder, file_sha256
 from bbdm.base.progress import Meter, counted
-from bbdm.base.seeds import seed_of
 from bbdm.data.loading import check_rows
 from bbdm.data.names import RowName
 from bbdm.data.pairs import Pairs
@@ -41,6 +40,7 @@ from bbdm.translation.files import SAMPLE, Files
 from bbdm.translation.large import LargePictures
 from bbdm.translation.record import Item, Lines, Record, derivation_of, describe
 from bbdm.translation.results import Job, check_paths, counting_steps, missing, paths_of, translated
+from bbdm.translation.seeds import Seeds
 from bbdm.translation.specs import Pictures, pictures_of
 
 # The names of sources, and arguments of Scores.update
@@ -80,7 +80,6 @@ class Translator:
         self.config = config
         self._load_intervals = load_intervals
         self._independent = independent
-        self._by_name = independent or config.dataset == "folder"  # the rule of seeds
         self.processes = Processes.join(config.device)
         self.verbose = config.shown and self.processes.first
         check_folder(config.folder)
@@ -89,8 +88,10 @@ class Translator:
         self.checkpoint = load_checkpoint(self._model, **config.missing)
         self.bridge = self.checkpoint.bridge
         self.codec = self.checkpoint.build_codec()
+        axes = self.checkpoint.unet.config.axes
+        self._seeds = Seeds.of(config, axes, independent)
         if rows is None:
-            rows = read_rows(config.dataset, config.data_dir, config.split)
+            rows = read_rows(config.dataset, config.data_dir, config.split, axes)
         self._pictures = pictures_of(config, self.checkpoint, rows) if spec is None else Pictures(spec)
         self._missing = self._missing_conditions()
         self._files = files
@@ -189,7 +190,7 @@ class Translator:
     def _jobs(self, index: int, folder: Path) -> list[Job]:
         """The jobs of a source."""
         name = RowName(self.files.names[index])
-        seeds = self._seeds(index)
+        seeds = self._seeds(index, name, len(self.files.names))
         if self.config.maps:
             paths: dict[str, Path] = {}
             for kind in self.config.maps:
@@ -202,14 +203,6 @@ class Translator:
         for number, seed in enumerate(seeds):
             jobs.append(Job(index, (seed,), {SAMPLE: name.below(folder, f"_{number}{suffix}")}))
         return jobs
-
-    def _seeds(self, index: int) -> tuple[int, ...]:
-        """The seed of each sample of a source."""
-        first, count = self.config.seed, len(self.files.names)
-        samples = range(self.config.num_samples)
-        if self._by_name:  # whatever other sources there are
-            return tuple(seed_of(self.files.names[index], first + sample) for sample in samples)
-        return tuple(first + index + sample * count for sample in samples)
 
     def write_results(self, sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, intervals: Any = None) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
@@ -324,8 +317,8 @@ class Translator:
         settings |= self.dataset.settings()
         if config.outside is not None:
             settings["outside"] = config.outside
-        if self._by_name:
-            settings["seeds"] = "by name"
+        if self._seeds.by != "place":
+            settings["seeds"] = f"by {self._seeds.by}"
         if config.plain_files:
             settings["plain_files"] = True
         if self._files is not Files:

@@ -404,3 +404,7 @@ register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
+register(
+    "pyav",
+    Library(f"{__name__}.pyav", (".mp4", ".mov", ".mkv", ".webm", ".avi"), types=(), axes=(3,), results=".tif"),
+)
