@@ -18,7 +18,7 @@ from bbdm.cli.calibrated import CalibratedCommand
 from bbdm.data.cells import ROLES
 from bbdm.data.columns import GROUP
 from bbdm.data.provenance import same_rows
-from bbdm.data.rows import UNPAIRED, only_columns, read_rows
+from bbdm.data.rows import FRAMES, UNPAIRED, only_columns, read_rows
 from bbdm.data.trained import Overlap, Trained
 from bbdm.defaults import Defaults
 from bbdm.evaluation.calibration import Bound, check_unseen
@@ -179,6 +179,7 @@ class Eval(CalibratedCommand):
         self, translator: Translator, solver: str | None, steps: int | None, folder: Path, overlap: Overlap | None
     ) -> dict[str, Any]:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
+        from bbdm.evaluation.flicker import of_sequences
         from bbdm.evaluation.lengths import Lengths
         from bbdm.evaluation.reports import PLOT, draw_scores
         from bbdm.evaluation.scores import Scores
@@ -224,6 +225,8 @@ class Eval(CalibratedCommand):
             about["intervals"] = {"expected": 1 - Intervals.load(self.intervals, None).alpha, **lengths.compute()}
         if samples > 1:
             about["coverage"] = [{"expected": wanted, "found": found} for wanted, found in scores.coverage()]
+        if self.dataset == FRAMES:
+            about["flicker"] = of_sequences(files, jobs)
         if "dice" in metrics:
             about["dice_above"] = self.dice_above
         if files.pairs.rows[0].get("mask") is not None:

@@ -248,7 +248,7 @@ class Reader:
             array = np.asarray(picture)
             if picture.geometry.nodata is not None:
                 absent = absent | picture.absent()
-            if channels is not None and array.ndim == 3 and len(array) != channels and picture.photograph:
+            if channels is not None and len(array) != channels and picture.photograph:
                 array = images.recoloured(array, channels)
             opened.append(picture)
             arrays.append(array)

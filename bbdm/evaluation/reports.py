@@ -23,13 +23,19 @@ BINS = 20  # of a histogram
 def table(reports: Sequence[Report]) -> str:
     """Markdown of the scores, a row for each report of the same metrics."""
     names = [*reports[0]["scores"]]
-    rows = [["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names), "s / picture"]]
+    heading = ["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names)]
+    if "flicker" in reports[0]:
+        heading.append("flicker")
+    rows = [[*heading, "s / picture"]]
     rows.append(["---"] * len(rows[0]))
     for report in reports:
         row = [f"{report[key]}" for key in ("solver", "nfe", "pictures")]
         for name in names:
             score = report["scores"][name]
             row.append("-" if score is None else f"{score:{METRICS[name].form}}")
+        if "flicker" in report:
+            of_sequences = report["flicker"].values()
+            row.append(f"{sum(of_sequences) / len(of_sequences):.3f}" if of_sequences else "-")
         seconds = report["seconds_per_picture"]
         row.append("unknown" if seconds is None else f"{seconds:.4f}")
         rows.append(row)

@@ -119,7 +119,7 @@ class Scores:
         if not kept_names:
             return
         if self._setup.colour:
-            pictures = pictures._replace(results=_as_rgb(pictures.results), targets=_as_rgb(pictures.targets))
+            pictures = pictures._replace(results=_as_rgb(pictures.results, 2), targets=_as_rgb(pictures.targets, 1))
         pictures = Compared(*(each.to(self.device) for each in pictures))
         for name, (metric, needed) in self._rows.items():
             parts = _arguments(metric, self._setup, pictures, masks is not None)
@@ -232,9 +232,11 @@ def _mean(scores: Sequence[float]) -> float:
     return math.fsum(known) / len(known)
 
 
-def _as_rgb(pictures: torch.Tensor) -> torch.Tensor:
-    """(..., 3, H, W) of grey or RGB pictures."""
-    return pictures.expand(*pictures.shape[:-3], 3, *pictures.shape[-2:])
+def _as_rgb(pictures: torch.Tensor, axis: int) -> torch.Tensor:
+    """Grey or RGB pictures or volumes with three channels, which lie along an axis."""
+    shape = [*pictures.shape]
+    shape[axis] = 3
+    return pictures.expand(shape)
 
 
 def _check(name: str, metric: Metric, setup: Setup) -> None:

@@ -333,8 +333,9 @@ def pixels(image: Image.Image, channels: int | None = None) -> npt.NDArray[np.ui
 
 
 def recoloured(array: npt.NDArray[np.uint8], channels: int) -> npt.NDArray[np.uint8]:
-    """(channels, H, W) of (1 or 3, H, W): grey as colour, or colour as grey; see :func:`convert`."""
-    return pixels(image_of(array), channels).copy()
+    """(channels, *S) of (1 or 3, *S): grey as colour, or colour as grey; see :func:`convert`."""
+    flat = array.reshape(len(array), -1, array.shape[-1])
+    return pixels(image_of(flat), channels).copy().reshape(channels, *array.shape[1:])
 
 
 def to_array(image: Image.Image, channels: int = 3) -> npt.NDArray[np.float32]:

@@ -230,7 +230,7 @@ def _picture(picture: Picture, scale: Scale) -> Item:
     """
     spec = scale.spec
     array = np.asarray(picture)
-    recoloured = picture.photograph and array.ndim == 3 and {len(array), scale.channels} == {1, 3}
+    recoloured = picture.photograph and {len(array), scale.channels} == {1, 3}
     if recoloured and spec.source_values == EIGHT_BIT:
         array = images.recoloured(array, scale.channels)
     _check_picture(picture, array, scale)

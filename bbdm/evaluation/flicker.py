@@ -1,0 +1,124 @@
+"""Flicker: how much results of a sequence change from frame to frame where their targets do not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from bbdm.data.sequences import FrameCell, sequence_of
+
+if TYPE_CHECKING:
+    from bbdm.translation.files import Files
+    from bbdm.translation.results import Job
+
+LEVEL = 1.0  # a source that changes by less has not changed, in stored values
+Array = npt.NDArray[Any]
+
+
+class Frame(NamedTuple):
+    """What a frame is compared by."""
+
+    results: Array  # (S, C, H, W)
+    target: Array  # (C, H, W)
+    inside: Array  # (1, H, W), where pixels count
+
+
+def flicker(results: npt.ArrayLike, targets: npt.ArrayLike, inside: npt.ArrayLike | None = None) -> float:
+    """The mean of |(r_t+1 - r_t) - (x_t+1 - x_t)| of the results r and the targets x of a sequence.
+
+    Args:
+        results: (T, C, H, W) in stored values.
+        targets: of the same shape and unit.
+        inside: (T, 1, H, W), not 0 where pixels count; None where all do. A change counts where both of its
+            frames do.
+
+    Returns:
+        The flicker in the unit of the values; NaN of a single frame, or where no pixel counts twice.
+    """
+    r = np.asarray(results, np.float64)
+    x = np.asarray(targets, np.float64)
+    if r.ndim != 4 or r.shape != x.shape:
+        raise ValueError(f"results and targets must be (T, C, H, W), got {r.shape} and {x.shape}")
+    return _mean(np.abs(np.diff(r, axis=0) - np.diff(x, axis=0)), _twice(inside, r))
+
+
+def flicker_of_stills(results: npt.ArrayLike, sources: npt.ArrayLike, inside: npt.ArrayLike | None = None) -> float:
+    """The mean of |r_t+1 - r_t| where the source changes by less than a level: flicker without targets.
+
+    Args:
+        results: (T, C, H, W) in stored values.
+        sources: (T, K, H, W) in stored values, of which no channel may change by :data:`LEVEL`.
+        inside: as of :func:`flicker`.
+
+    Returns:
+        The flicker in the unit of the results; NaN where no pixel of the source stays.
+    """
+    r = np.asarray(results, np.float64)
+    y = np.asarray(sources, np.float64)
+    if r.ndim != 4 or y.ndim != 4 or r[:, 0].shape != y[:, 0].shape:
+        raise ValueError(f"results and sources must be (T, C, H, W) of one size, got {r.shape} and {y.shape}")
+    stays = (np.abs(np.diff(y, axis=0)) < LEVEL).all(1, keepdims=True)
+    return _mean(np.abs(np.diff(r, axis=0)), stays & _twice(inside, r))
+
+
+def _twice(inside: npt.ArrayLike | None, frames: Array) -> Array:
+    """(T - 1, 1, H, W), whether a pixel counts in a frame and in the next one."""
+    if inside is None:
+        return np.ones((len(frames) - 1, 1, *frames.shape[2:]), bool)
+    counts = np.asarray(inside) != 0
+    return counts[1:] & counts[:-1]
+
+
+def _mean(changes: Array, counted: Array) -> float:
+    """The mean of changes (T, C, H, W) where (T, 1, H, W) counts."""
+    chosen = changes[np.broadcast_to(counted, changes.shape)]
+    if not chosen.size:
+        return float("nan")
+    return float(chosen.mean())
+
+
+def of_sequences(files: Files, jobs: Sequence[Job]) -> Mapping[str, float]:
+    """The flicker of each sequence of a data set by its name, the mean of its samples; not of single frames.
+
+    Results are read from their files, two frames at a time. Frames that were left out count as cuts.
+
+    Args:
+        files: the pictures of a data set of sequences.
+        jobs: of all results, those of a frame one after the other.
+    """
+    changes: dict[str, list[float]] = {}
+    before: tuple[str, int, Frame] | None = None
+    for name, number, frame in _frames(files, jobs):
+        if before is not None and before[:2] == (name, number - 1):
+            _, _, earlier = before
+            targets = np.stack([earlier.target, frame.target])
+            inside = np.stack([earlier.inside, frame.inside])
+            for pair in zip(earlier.results, frame.results, strict=True):
+                changes.setdefault(name, []).append(flicker(np.stack(pair), targets, inside))
+        before = (name, number, frame)
+    return {name: float(np.nanmean(found)) for name, found in changes.items() if not np.isnan(found).all()}
+
+
+def _frames(files: Files, jobs: Sequence[Job]) -> Iterator[tuple[str, int, Frame]]:
+    """The sequence, the number and the pictures of each frame; of whole sequences, their planes."""
+    by_row: dict[int, list[Path]] = {}
+    for job in jobs:
+        by_row.setdefault(job.index, []).extend(job.paths.values())
+    for index, paths in by_row.items():
+        compared, of_target, of_mask = files.compared(index, paths)
+        results = compared.numpy()
+        target = of_target.numpy()
+        mask = np.ones((1, *target.shape[1:]), bool)
+        if of_mask is not None:
+            mask = of_mask.numpy()
+        name = files.names[index]
+        source = files.pairs.rows[index]["source"]
+        if isinstance(source, FrameCell):
+            yield sequence_of(name), source.index, Frame(results, target, mask)
+            continue
+        for number in range(target.shape[1]):
+            yield name, number, Frame(results[:, :, number], target[:, number], mask[:, number])
