@@ -72,6 +72,10 @@ class Cell(ABC):
     def __str__(self) -> str:
         """What messages call it."""
 
+    def part(self) -> str:
+        """Which part of its files it is, for digests of content; "" of all."""
+        return ""
+
     def result_suffix(self, channels: int, values: Values) -> str:
         """The suffix of a result of so many channels: that of its format, or of PNG or TIFF."""
         return formats.suffix_of_result(None, channels, values)

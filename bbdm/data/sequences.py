@@ -56,6 +56,10 @@ class MomentCell(Cell):
         """The file of all moments."""
         return self.file.files()
 
+    def part(self) -> str:
+        """The index of the moment."""
+        return str(self.index)
+
     def result_suffix(self, channels: int, values: Values) -> str:
         """The suffix of a result: of frames of a film, PNG's or TIFF's."""
         if self.header().photograph:
@@ -101,6 +105,10 @@ class FrameCell(Cell):
     def files(self) -> Sequence[Path]:
         """The file of the frame."""
         return self.cell.files()
+
+    def part(self) -> str:
+        """That of the frame's picture."""
+        return self.cell.part()
 
     def result_suffix(self, channels: int, values: Values) -> str:
         """The suffix of a result, of the frame's format where that holds it."""
@@ -188,9 +196,7 @@ def frames_around(cells: Sequence[Cell], count: int) -> list[Cell]:
     """
     frame = cells[0]
     if len(cells) > 1 or not isinstance(frame, FrameCell):
-        raise ValueError(
-            f"{frame} is no frame of a sequence, and neighbours are frames: read it by the layout 'frames'"
-        )
+        raise ValueError(f"{frame} is no frame of a sequence, and neighbours are those of the data set 'frames'")
     return frame.around(count)
 
 

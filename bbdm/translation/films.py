@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,7 @@ class Film:
     Args:
         path: of the film.
         source: the film that was translated.
-        frames: the files of its results, in order.
+        frames: the files of its results, in order; or the only one, of a whole sequence.
         exact: whether it keeps all values, and is not only for viewing.
     """
 
@@ -56,26 +57,37 @@ def films_of(files: Files, jobs: Sequence[Job], exact: bool) -> list[Film]:
         jobs: what was made of them.
         exact: whether films keep all values, and are not only for viewing.
     """
-    frames: dict[tuple[Path, str], dict[int, Path]] = {}
+    frames: dict[tuple[Path, Path], dict[int, Path]] = {}
     counts: dict[Path, int] = {}
     for job in jobs:
         cell = files.pairs.rows[job.index]["source"]
-        if not isinstance(cell, FrameCell) or not isinstance(cell.cell, MomentCell):
+        source = _film_of(cell)
+        if source is None:
             continue
-        source = cell.cell.file.path
-        if source.suffix.lower() not in pyav.DEMUXERS:
-            continue
-        counts[source] = len(cell.sequence)
-        name = files.names[job.index]
+        name = PurePath(files.names[job.index])
         for path in job.paths.values():
-            ending = path.name.removesuffix(path.suffix).removeprefix(Path(name).name)
-            film = path.parent.with_name(f"{path.parent.name}{ending}{_suffix(source, exact)}")
-            frames.setdefault((source, str(film)), {})[cell.index] = path
+            ending = path.name.removesuffix(path.suffix).removeprefix(name.name)
+            if isinstance(cell, FrameCell):
+                film = path.parent.with_name(f"{path.parent.name}{ending}{_suffix(source, exact)}")
+                counts[source] = len(cell.sequence)
+                frames.setdefault((film, source), {})[cell.index] = path
+            else:
+                film = path.with_name(f"{name.name}{ending}{_suffix(source, exact)}")
+                counts[source] = 1
+                frames.setdefault((film, source), {})[0] = path
     films: list[Film] = []
-    for (source, film), by_index in frames.items():
+    for (film, source), by_index in frames.items():
         if len(by_index) == counts[source]:
-            films.append(Film(Path(film), source, [by_index[index] for index in sorted(by_index)], exact))
+            films.append(Film(film, source, [by_index[index] for index in sorted(by_index)], exact))
     return films
+
+
+def _film_of(cell: Any) -> Path | None:
+    """The film that a frame, or a whole sequence, is of; None of other sequences."""
+    moment = cell.cell if isinstance(cell, FrameCell) else cell.frames[0]
+    if isinstance(moment, MomentCell) and moment.file.suffix in pyav.DEMUXERS:
+        return moment.file.path
+    return None
 
 
 def _suffix(source: Path, exact: bool) -> str:
@@ -101,12 +113,14 @@ def write(films: Sequence[Film], values: Values, progress: Shown) -> None:
         write_atomically(film.path, make)
 
 
-def _shown(frames: Sequence[Path], values: Values) -> Iterator[npt.NDArray[np.uint8]]:
-    """(H, W, 3) of each frame."""
-    for path in frames:
-        array = np.asarray(pictures.read(path))
-        if array.dtype != np.uint8:
-            array = images.pixels(images.from_array(values.scaled(np.nan_to_num(array))))
-        if len(array) == 1:
-            array = np.repeat(array, 3, axis=0)
-        yield np.moveaxis(array[:3], 0, -1)
+def _shown(files: Sequence[Path], values: Values) -> Iterator[npt.NDArray[np.uint8]]:
+    """(H, W, 3) of each frame of results, of which each file has one or all."""
+    for path in files:
+        result = np.asarray(pictures.read(path))
+        planes = [result] if result.ndim == 3 else np.moveaxis(result, 1, 0)
+        for plane in planes:
+            if plane.dtype == np.uint8:
+                pixels = plane[:3]
+            else:
+                pixels = images.pixels(images.from_array(values.scaled(np.nan_to_num(plane))))
+            yield np.moveaxis(np.broadcast_to(pixels, (3, *pixels.shape[1:])), 0, -1)
