@@ -261,6 +261,8 @@ class Spec:
         values = self.source
         if not isinstance(values, Values) or not array.size:
             return False
+        if values.mapping:
+            return bool(np.ptp(values.scaled(array, array.ndim - 1)) < 2 * CONTRAST)
         used = array.clip(np.min(values.low), np.max(values.high))
         return bool(np.ptp(used) < CONTRAST * np.subtract(values.high, values.low).min())
 

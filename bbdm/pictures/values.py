@@ -16,13 +16,17 @@ import numpy.typing as npt
 EXACT = 2**24  # integers up to here are exact in float32
 LARGEST_SAMPLE = 2**22  # values of which percentiles are taken; of larger pictures, an even share
 RESULT_TYPES = ("uint8", "int16", "uint16", "int32")  # of results without files: the first that holds the levels
-FORM = "values are written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH for percentiles"
+FORM = (
+    "values are written as LOW:HIGH, LOW:HIGH:UNIT, log:LOW:HIGH, sqrt:LOW:HIGH, asinh:LOW:HIGH:SOFT, or pLOW:HIGH "
+    "for percentiles"
+)
+MAPPINGS = ("", "log", "sqrt", "asinh")
 Level = float | tuple[float, ...]  # of all channels, or one for each
 
 
 @dataclass(frozen=True)
 class Values:
-    """A range of stored values: ``low`` becomes -1 and ``high`` 1, linearly, and back.
+    """A range of stored values: ``low`` becomes -1 and ``high`` 1, linearly or by a mapping, and back.
 
     Values outside the range are clipped to it.
 
@@ -31,16 +35,22 @@ class Values:
         high: the stored value of 1, or one for each channel.
         unit: of stored values, such as ``HU``; for messages, metrics and files.
         dtype: the NumPy type that results are stored in.
+        mapping: of the values v, whose results are scaled linearly: ``log``; ``sqrt``; ``asinh`` of v / soft;
+            or "" for the values themselves.
+        soft: the value below which ``asinh`` is nearly linear.
 
     Raises:
         ValueError: low is not below high, they are not finite or have other counts, or the type is not one of
-            real numbers; or an integer type has more levels in the range than float32 can tell apart.
+            real numbers; an integer type has more levels in the range than float32 can tell apart; or the
+            mapping is not one of these, or has no result at ``low``.
     """
 
     low: Level
     high: Level
     unit: str = ""
     dtype: str = "uint8"
+    mapping: str = ""
+    soft: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):
@@ -58,12 +68,24 @@ class Values:
             raise ValueError(f"values must have as many low as high levels, got {len(low)} and {len(high)}")
         if not (low < high).all():
             raise ValueError(f"values must have low below high, got {self}")
+        self._check_mapping(low.min())
         dtype = np.dtype(self.dtype)
         if dtype.kind not in "uif":
             raise ValueError(f"values must be stored as real numbers, got {dtype}")
         object.__setattr__(self, "dtype", dtype.name)
         if dtype.kind != "f":
             _check_integers(self, low, high)
+
+    def _check_mapping(self, low: float) -> None:
+        """Raise ValueError unless the mapping is known and has a result at the lowest value."""
+        if self.mapping not in MAPPINGS:
+            raise ValueError(f"mapping must be one of {', '.join(MAPPINGS[1:])}, got {self.mapping!r}")
+        if self.mapping == "log" and low <= 0:
+            raise ValueError(f"the logarithm needs values above 0, and the lowest is {low:g}")
+        if self.mapping == "sqrt" and low < 0:
+            raise ValueError(f"the square root needs values of at least 0, and the lowest is {low:g}")
+        if not (np.isfinite(self.soft) and self.soft > 0):
+            raise ValueError(f"soft must be above 0, got {self.soft}")
 
     @property
     def is_eight_bit(self) -> bool:
@@ -89,18 +111,18 @@ class Values:
         Raises:
             ValueError: there are ranges for another number of channels.
         """
-        low, half = _levels(self.low, self.high, axes)
+        low, half = _levels(self, axes)
         channels = array.shape[-1 - axes]
         if half.size > 1 and half.size != channels:
             raise ValueError(f"it has {channels} channels, and there are values of {half.size}")
         if isinstance(array, np.ndarray):
-            scaled = array.astype(np.float32) - low
+            scaled = self._mapped(array.astype(np.float32)) - low
         else:
             import torch
 
             low = torch.as_tensor(low, device=array.device)
             half = torch.as_tensor(half, device=array.device)
-            scaled = array.float() - low
+            scaled = self._mapped(array.float()) - low
         scaled /= half  # of tensors a tensor: CUDA multiplies by the reciprocal of a number
         scaled -= 1
         return scaled.clip(-1, 1)
@@ -116,8 +138,8 @@ class Values:
             ValueError: NaN is among the values, and the type is one of integers.
         """
         values = array if isinstance(array, np.ndarray) else array.detach().float().cpu().numpy()
-        low, half = _levels(self.low, self.high, axes)
-        numbers = (values.astype(np.float32).clip(-1, 1) + 1) * half + low
+        low, half = _levels(self, axes)
+        numbers = self._unmapped((values.astype(np.float32).clip(-1, 1) + 1) * half + low, axes)
         dtype = np.dtype(self.dtype)
         if dtype.kind == "f":
             return numbers.astype(dtype)
@@ -125,17 +147,54 @@ class Values:
             raise ValueError(f"NaN is among the values of a result, and {dtype} cannot hold it")
         return np.rint(numbers).astype(dtype)
 
+    def _mapped(self, array: Any) -> Any:
+        """The mapping of floats, an array or a tensor; values below the lowest become it first."""
+        if not self.mapping:
+            return array
+        library: Any = np
+        if not isinstance(array, np.ndarray):
+            import torch
+
+            library = torch
+        lowest = float(np.min(self.low))
+        array = library.clip(array, lowest, None)
+        if self.mapping == "asinh":
+            return library.arcsinh(array / self.soft)
+        return library.log(array) if self.mapping == "log" else library.sqrt(array)
+
+    def _unmapped(self, numbers: npt.NDArray[np.float32], axes: int) -> npt.NDArray[np.float32]:
+        """The inverse of the mapping, within the range."""
+        if not self.mapping:
+            return numbers
+        if self.mapping == "asinh":
+            numbers = np.sinh(numbers) * np.float32(self.soft)
+        elif self.mapping == "log":
+            numbers = np.exp(numbers)
+        else:
+            numbers = np.square(numbers)
+        low, high = (np.asarray(level, np.float32) for level in _in_shape(self.low, self.high, axes))
+        return numbers.clip(low, high)
+
     def config(self) -> dict[str, Any]:
-        """Plain values, of which :func:`from_config` makes these again."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Plain values, of which :func:`from_config` makes these again; a mapping where there is one."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        if self.mapping != "asinh":
+            del values["soft"]
+        if not self.mapping:
+            del values["mapping"]
+        return values
 
     def __str__(self) -> str:
         """What :func:`read_values` reads, without the type."""
         lows, highs = np.broadcast_arrays(np.atleast_1d(self.low), np.atleast_1d(self.high))
-        ranges = ",".join(f"{low:g}:{high:g}" for low, high in zip(lows, highs, strict=True))
+        text = ",".join(f"{low:g}:{high:g}" for low, high in zip(lows, highs, strict=True))
+        if self.mapping:
+            text = f"{self.mapping}:{text}"
+        if self.mapping == "asinh":
+            text = f"{text}:{self.soft:g}"
         if self.unit:
-            return f"{ranges}:{self.unit}"
-        return ranges
+            text = f"{text}:{self.unit}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -197,6 +256,8 @@ ValuesLike = AnyValues | str | tuple[float, float] | None
 def read_values(text: str) -> AnyValues:
     """Values from text: ``0:4095``, ``-1024:3071:HU``, ``0:3000,0:1`` for two channels, or ``p0.5:99.5``.
 
+    By a mapping, they are ``log:0.1:1e4``, ``sqrt:0:65535`` or ``asinh:-5:500:2``, with the softening value.
+
     Results have the type of the targets' files. Without files it is the first of uint8, int16, uint16, int32
     and float32 that holds the levels.
 
@@ -208,7 +269,7 @@ def read_values(text: str) -> AnyValues:
         if unit:
             raise ValueError(f"{FORM}, got {text!r}")
         return Percentiles(low, high)
-    ranges = [_range_of(part, text) for part in text.split(",")]
+    mapping, ranges, soft = _mapping_of(text)
     lows = tuple(low for low, _, _ in ranges)
     highs = tuple(high for _, high, _ in ranges)
     units = [unit for _, _, unit in ranges if unit]
@@ -218,8 +279,23 @@ def read_values(text: str) -> AnyValues:
             dtype = name
     unit = units[-1] if units else ""
     if len(ranges) == 1:
-        return Values(lows[0], highs[0], unit, dtype)
-    return Values(lows, highs, unit, dtype)
+        return Values(lows[0], highs[0], unit, dtype, mapping, soft)
+    return Values(lows, highs, unit, dtype, mapping, soft)
+
+
+def _mapping_of(text: str) -> tuple[str, list[tuple[float, float, str]], float]:
+    """The mapping of a text of values, its ranges with their units, and the softening value of asinh."""
+    mapping, mark, rest = text.partition(":")
+    if not mark or mapping not in MAPPINGS[1:]:
+        return "", [_range_of(part, text) for part in text.split(",")], 1.0
+    if mapping != "asinh":
+        return mapping, [_range_of(part, text) for part in rest.split(",")], 1.0
+    low, high, further = _range_of(rest, text)
+    softening, _, unit = further.partition(":")
+    try:
+        return mapping, [(low, high, unit)], float(softening)
+    except ValueError as error:
+        raise ValueError(f"{FORM}, got {text!r}") from error
 
 
 def _range_of(part: str, text: str) -> tuple[float, float, str]:
@@ -245,13 +321,21 @@ def _check_integers(values: Values, low: npt.NDArray[np.float64], high: npt.NDAr
 
 
 @lru_cache
-def _levels(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The low level and half the range: () of all channels, or (C, 1, ...) for so many axes of S."""
+def _levels(values: Values, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The low level and half the range, mapped: () of all channels, or (C, 1, ...) for so many axes of S."""
+    low, high = _in_shape(values.low, values.high, axes)
+    if values.mapping:
+        low, high = values._mapped(low), values._mapped(high)  # pyright: ignore[reportPrivateUsage]
+    return np.asarray(low, np.float32), np.asarray((high - low) / 2, np.float32)
+
+
+def _in_shape(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Two levels as () of all channels, or (C, 1, ...) for so many axes of S."""
     shape: tuple[int, ...] = ()
     if isinstance(low, tuple) or isinstance(high, tuple):
         shape = (-1, *[1] * axes)
     first, last = np.broadcast_arrays(np.reshape(low, shape), np.reshape(high, shape))
-    return np.asarray(first, np.float32), np.asarray((last - first) / 2, np.float32)
+    return np.asarray(first, np.float64), np.asarray(last, np.float64)
 
 
 def as_values(values: ValuesLike) -> Any:

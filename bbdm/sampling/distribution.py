@@ -61,11 +61,17 @@ class Distribution:
         """The standard deviation of the samples, with Bessel's correction, in the unit of the results.
 
         Of 8-bit pictures it is in levels of 255, rounded; of floats, in the unit of their range. Of pictures
-        with a stored value that says "none", which could be 0, it is float32 with NaN in its place.
+        with a stored value that says "none", which could be 0, it is float32 with NaN in its place. Where
+        values have a mapping, it is half the way from one deviation below the mean to one above.
         """
         spread = self.scaled_std
         low, high = (self.restored([np.full_like(each, end) for each in spread]) for end in (-1, 1))
-        found = _less(self.restored([each - 1 for each in spread]), low, high)
+        if self._sources.scale.spec.target_values.mapping:
+            above = [mean + each for mean, each in zip(self.scaled_mean, spread, strict=True)]
+            below = [mean - each for mean, each in zip(self.scaled_mean, spread, strict=True)]
+            found = _half_between(self.restored(below), self.restored(above))
+        else:
+            found = _less(self.restored([each - 1 for each in spread]), low, high)
         if not isinstance(found, list):
             return found
         return [self._with_nan(source, each, low[source]) for source, each in enumerate(found)]
@@ -75,14 +81,23 @@ class Distribution:
         if not isinstance(spread, Picture) or spread.nodata is None:
             return spread
         kind = self._sources.scale.spec
-        planes = [self.scaled_std[image] for image, owner in enumerate(self._sources.owners) if owner == source]
-        scaled = planes[0] if kind.slices is None else np.stack(planes, 1 + AXES[kind.slices])
+        scaled = self._of_source(source, self.scaled_std)
+        mean = self._of_source(source, self.scaled_mean)
         floats = replace(kind.target_values, dtype="float32")
         axes = scaled.ndim - 1
-        values = floats.stored(scaled - 1, axes) - floats.stored(np.full_like(scaled, -1), axes)
+        if floats.mapping:
+            values = (floats.stored(mean + scaled, axes) - floats.stored(mean - scaled, axes)) / 2
+        else:
+            values = floats.stored(scaled - 1, axes) - floats.stored(np.full_like(scaled, -1), axes)
         absent = low.absent()
         values[:, absent] = np.nan
         return Picture(values, replace(spread.geometry, nodata=np.nan), spread.unit, spread.name)
+
+    def _of_source(self, source: int, images: Sequence[Array]) -> Array:
+        """The images of a source as one array (C, *S): the slices of a volume follow each other."""
+        planes = [images[number] for number, owner in enumerate(self._sources.owners) if owner == source]
+        slices = self._sources.scale.spec.slices
+        return planes[0] if slices is None else np.stack(planes, 1 + AXES[slices])
 
     @property
     def samples(self) -> list[Any]:
@@ -147,6 +162,19 @@ def _less(value: Any, low: Any, high: Any) -> Any:
         difference = np.where(low == high, low, value - low)
         return Picture(difference, value.geometry, value.unit, value.name)
     return value - low
+
+
+def _half_between(low: Any, high: Any) -> Any:
+    """Half the way between results, in their types; a pixel without a value stays so."""
+    if isinstance(high, list):
+        return [_half_between(*each) for each in zip(low, high, strict=True)]
+    if not isinstance(high, Picture):
+        return (high - low) / 2
+    half = (np.asarray(high, np.float64) - np.asarray(low)) / 2
+    if high.dtype.kind != "f":
+        half = np.rint(half)
+    half = np.where(high.absent(), np.asarray(high), half)
+    return Picture(half.astype(high.dtype), high.geometry, high.unit, high.name)
 
 
 def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:

@@ -216,7 +216,7 @@ def test_values_of_text_and_of_plain_values(text: str, wanted: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: read_values("4095"), "written as LOW:HIGH, LOW:HIGH:UNIT or pLOW:HIGH"),
+        (lambda: read_values("4095"), "written as LOW:HIGH, LOW:HIGH:UNIT, log:LOW:HIGH, .* or pLOW:HIGH"),
         (lambda: read_values("p5"), "written as LOW:HIGH"),
         (lambda: read_values("5:5"), "must have low below high, got 5:5"),
         (lambda: read_values("0:inf"), "high must be finite"),
