@@ -237,14 +237,14 @@ class Panel:
                         show_label=False,
                     )
                     drawing.convert_and_format_image = read_drawing  # Gradio's own takes any format and size
+                with gr.Row():  # above what may stay as it is, so that small screens show it
+                    start = gr.Button("Translate", variant="primary", min_width=120)
+                    stop = gr.Button("Stop", min_width=80)
                 examples = self._examples()
                 count = gr.Number(1 if self.windowed else 4, label="Results", precision=0, minimum=1, maximum=RESULTS)
                 maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results, of 2 at least.")
                 ways = ["AtoB", "BtoA"] if sampler.direction else []
                 direction = gr.Radio(ways, value=sampler.direction, label="Direction", visible=bool(ways))
-                with gr.Row():
-                    start = gr.Button("Translate", variant="primary", min_width=120)
-                    stop = gr.Button("Stop", min_width=80)
                 with gr.Accordion("Advanced", open=False):
                     offered = solvers.choices(sampler.bridge, sampler.calls, len(sampler.table))
                     solver = gr.Dropdown([*dict.fromkeys([sampler.solver, *offered])], label="Solver")

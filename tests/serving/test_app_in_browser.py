@@ -69,6 +69,10 @@ class Visitor:
     def click(self, text: str) -> None:
         self.until(lambda: self.button(text), text).click()
 
+    def open(self, tab: str) -> None:
+        """Open a tab."""
+        self.until(lambda: next((each for each in self.all("button[role=tab]") if each.text == tab), None), tab).click()
+
     def upload(self, *paths: Path) -> None:
         """Give files to the tab of pictures, in place of those that are there."""
         for each in self.all("button[aria-label='Clear']"):
@@ -135,6 +139,25 @@ def test_an_example_its_four_results_and_a_picture_that_is_too_large(tmp_path: P
         field.send_keys(str(large))
         page.says("the picture large.png may have at most 33554432 pixels")
         assert time.monotonic() - began < 10
+    finally:
+        page.driver.quit()
+        page.process.terminate()
+        page.process.wait()
+
+
+def test_the_button_is_seen_without_scrolling(tmp_path: Path):
+    """In each tab of the bundled networks, in a window as tall as a screen of 1280 x 800 leaves it."""
+    page = Visitor(tmp_path)
+    try:
+        window = {"width": 1280, "height": 660, "deviceScaleFactor": 1, "mobile": False}
+        page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", window)
+        page.until(lambda: page.all(".gallery-item"), "the examples")
+        for tab in ("Pictures", "Drawing", "Photographs"):
+            page.open(tab)
+            if tab == "Drawing":
+                page.until(lambda: page.all("canvas"), "the canvas")
+            button = page.until(lambda: page.button("Translate"), "the button")
+            assert button.rect["y"] + button.rect["height"] < window["height"], tab
     finally:
         page.driver.quit()
         page.process.terminate()
