@@ -66,15 +66,17 @@ def pictures_of(name: str, where: str) -> NamedCells:
         below = path.relative_to(folder)
         full = below.with_name(formats.stem_of(path)).as_posix()
         is_hidden = any(part.startswith(".") for part in below.parts)
-        if is_hidden or not full.endswith(ending) or not formats.is_picture(path):
+        if is_hidden or not full.endswith(ending) or formats.is_film(path) or not formats.is_picture(path):
             continue
         row = RowName(full.removesuffix(ending))
         if row in cells:
             raise ValueError(f"{cells[row]} and {path} have the same name: rename or remove one")
         cells[row] = cell_of(path, row)
     if not cells:
-        suffixes = ", ".join(sorted(formats.SUFFIXES))
-        raise ValueError(f"there are no pictures in {where} (looked for {suffixes})")
+        suffixes = ", ".join(sorted(suffix for suffix in formats.SUFFIXES if not formats.is_film(Path(f"a{suffix}"))))
+        raise ValueError(
+            f"there are no pictures in {where} (looked for {suffixes}); films are of the data set 'frames'"
+        )
     return NamedCells(name, folder, dict(sorted(cells.items())))
 
 

@@ -15,7 +15,7 @@ from bbdm import pictures
 from bbdm.base.atomic import write_atomically
 from bbdm.base.progress import Shown, counted
 from bbdm.data.sequences import FrameCell, MomentCell
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
 from bbdm.pictures.formats import pyav
 from bbdm.pictures.values import Values
 from bbdm.translation.files import Files
@@ -85,7 +85,7 @@ def films_of(files: Files, jobs: Sequence[Job], exact: bool) -> list[Film]:
 def _film_of(cell: Any) -> Path | None:
     """The film that a frame, or a whole sequence, is of; None of other sequences."""
     moment = cell.cell if isinstance(cell, FrameCell) else cell.frames[0]
-    if isinstance(moment, MomentCell) and moment.file.suffix in pyav.DEMUXERS:
+    if isinstance(moment, MomentCell) and formats.is_film(moment.file.path):
         return moment.file.path
     return None
 

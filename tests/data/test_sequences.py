@@ -133,3 +133,9 @@ def test_whole_sequences_are_volumes_of_which_windows_are_read(tmp_path: Path, m
     Image.fromarray(FRAMES[0, :8]).save(tmp_path / "D/walk/3.png")
     with pytest.raises(ValueError, match=r"3\.png is \(3, 8, 16\) of uint8, and .*0\.png \(3, 16, 16\)"):
         volume.read()
+
+
+def test_a_film_beside_pictures_is_no_picture_of_a_folder(tmp_path: Path):
+    save_frames(tmp_path / "D", 2)
+    write_film(tmp_path / "D/clip.mp4", FRAMES[:2])
+    assert [row["name"] for row in read_rows("folder", str(tmp_path / "D"))] == ["0", "1"]

@@ -26,6 +26,21 @@ def test_frames_are_those_of_pyav_in_any_order(suffix: str, tmp_path: Path):
         assert (np.moveaxis(np.asarray(window), 0, -1)[0] == frames[index, 2:9]).all()
 
 
+def test_a_film_that_a_telephone_turned_is_upright(tmp_path: Path):
+    path = tmp_path / "a.mp4"
+    with av.open(str(path), "w") as output:
+        video = output.add_stream("libx264", rate=12)
+        video.height, video.width = 16, 24
+        video.pix_fmt = "yuv444p"
+        video.set_display_rotation(90)
+        for frame in moving(3, 16, 24):
+            output.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(video.encode(None))
+    assert header(path).shape == (3, 3, 24, 16)
+    upright = np.rot90(decoded(path), 1, axes=(1, 2))
+    assert (np.moveaxis(np.asarray(read(path)), 0, -1) == upright).all()
+
+
 def test_a_film_that_changes_is_read_anew(tmp_path: Path):
     path = write_film(tmp_path / "a.mp4", moving(3))
     before = np.asarray(read(path))

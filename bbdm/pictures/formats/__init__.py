@@ -56,6 +56,7 @@ class Library:
             files.
         is_folder: whether a folder is one picture of it; None where folders are none.
         results: the suffix of results of its pictures; "" for that of the picture.
+        films: whether its files are films, which only the layout of sequences takes for pictures.
 
     Raises:
         ValueError: a suffix has no dot at its start, or capital letters.
@@ -73,6 +74,7 @@ class Library:
     claims: Callable[[Path], bool] | None = None
     is_folder: Callable[[Path], bool] | None = None
     results: str = ""
+    films: bool = False
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -172,6 +174,11 @@ def _suffix_like(source: Path) -> str:
 def is_photograph(path: str | os.PathLike[str]) -> bool:
     """Whether the format of a file's suffix is one of photographs: PNG, JPEG, WebP or BMP."""
     return any(LIBRARIES[name].photographs for name in SUFFIXES.get(suffix_of(path), ()))
+
+
+def is_film(path: Path) -> bool:
+    """Whether it has the suffix of a film."""
+    return any(LIBRARIES[name].films for name in SUFFIXES.get(suffix_of(path), ()))
 
 
 def is_picture(path: Path) -> bool:
@@ -406,5 +413,7 @@ register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, res
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
 register(
     "pyav",
-    Library(f"{__name__}.pyav", (".mp4", ".mov", ".mkv", ".webm", ".avi"), types=(), axes=(3,), results=".tif"),
+    Library(
+        f"{__name__}.pyav", (".mp4", ".mov", ".mkv", ".webm", ".avi"), types=(), axes=(3,), results=".tif", films=True
+    ),
 )

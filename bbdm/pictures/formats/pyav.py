@@ -33,7 +33,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Film:
-    """A film that is open: the times of its frames, and their pixels.
+    """A film that is open: the times of its frames, and their pixels, upright.
 
     Args:
         path: of the file.
@@ -60,7 +60,14 @@ class Film:
             raise ValueError("its stream of video has no frames")
         self.times: list[int] = times
         self.time_base: Fraction = self._stream.time_base
-        self.size = (self._stream.codec_context.height, self._stream.codec_context.width)
+        self._container.seek(times[0], stream=self._stream)
+        first = next(self._container.decode(self._stream), None)
+        if first is None:
+            raise ValueError("its first frame cannot be decoded")
+        self._turns = round(first.rotation / 90) % 4  # by 90 degrees, as a telephone says
+        self.size = (first.height, first.width)
+        if self._turns % 2:
+            self.size = (first.width, first.height)
         self.rate: Fraction | None = self._stream.average_rate
         self._lock = threading.Lock()
         self._index_of = {time: index for index, time in enumerate(times)}
@@ -96,7 +103,7 @@ class Film:
                 index = self._index_of.get(frame.pts, index)
             self._next = index + 1
             if index > last - KEPT:
-                self._kept[index] = frame.to_ndarray(format="rgb24")
+                self._kept[index] = np.rot90(frame.to_ndarray(format="rgb24"), self._turns)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             if index >= last:
