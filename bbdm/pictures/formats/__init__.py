@@ -4,6 +4,11 @@
     read(header, window) -> NDArray         (C, *W) of a window, a slice for each of the axes S
     write(path, picture) -> None            with what the format holds of geometry, derivation and unit
 
+A format of chunks may have two more, for pictures that are larger than memory:
+
+    chunks(header) -> Chunks                which of its chunks are stored
+    create(path, picture, fill) -> Canvas   ``write(window, values)`` writes parts, ``finish()`` the rest
+
 Which files are pictures, and which module reads and writes them, is said by the rows of :data:`LIBRARIES`. A
 module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading raises
 ValueError where a file is damaged, or has what is not read. Axes and types are checked here and by
@@ -23,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.registry import Registry
 from bbdm.base.scripts import warn
-from bbdm.pictures.formats.detection import has_place, is_dicom
+from bbdm.pictures.formats.detection import has_place, is_dicom, is_ome_zarr
 from bbdm.pictures.values import Values
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
@@ -56,6 +62,8 @@ class Library:
             files.
         is_folder: whether a folder is one picture of it; None where folders are none.
         results: the suffix of results of its pictures; "" for that of the picture.
+        is_tree: whether the folders below a folder that is one picture belong to it, and no other picture is
+            looked for there.
 
     Raises:
         ValueError: a suffix has no dot at its start, or capital letters.
@@ -73,6 +81,7 @@ class Library:
     claims: Callable[[Path], bool] | None = None
     is_folder: Callable[[Path], bool] | None = None
     results: str = ""
+    is_tree: bool = False
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -88,6 +97,40 @@ class Library:
     def holds(self, dtype: str, channels: int) -> bool:
         """Whether it writes values of a type in so many channels."""
         return dtype in self.types_of(channels) and (self.channels is None or channels in self.channels)
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Which chunks of a picture (C, *S) are stored, of any of its channels.
+
+    Args:
+        lengths: of a chunk along each axis of S.
+        stored: whether the chunk of an index is stored, with an axis for each of S.
+        fill: the value of all pixels in a chunk that is not.
+    """
+
+    lengths: tuple[int, ...]
+    stored: npt.NDArray[np.bool_]
+    fill: float
+
+    def _touched(self, window: Window) -> npt.NDArray[np.bool_]:
+        """``stored`` of the chunks that a window touches."""
+        parts: list[slice] = []
+        for side, length in zip(window, self.lengths, strict=True):
+            parts.append(slice(side.start // length, -(-side.stop // length)))
+        return self.stored[tuple(parts)]
+
+    def holds(self, window: Window) -> bool:
+        """Whether one of the chunks that a window touches is stored."""
+        return bool(self._touched(window).any())
+
+    def mask(self, window: Window) -> npt.NDArray[np.bool_]:
+        """(*W), whether the chunk of a pixel of a window is stored."""
+        mask = self._touched(window)
+        for axis, (side, length) in enumerate(zip(window, self.lengths, strict=True)):
+            numbers = np.arange(side.start, side.stop) // length - side.start // length
+            mask = mask.take(numbers, axis)
+        return mask
 
 
 LIBRARIES: Registry[Library] = Registry("format")
@@ -132,9 +175,9 @@ def suffix_of(path: str | os.PathLike[str]) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """The name without its suffix; of a folder that is a picture, its name."""
+    """The name without its suffix; of a folder that is a picture of a format without suffixes, its name."""
     if path.is_dir():
-        return path.name
+        return path.name.removesuffix(_suffix_of_folder(path))
     suffix = suffix_of(path)
     if not suffix:
         return path.stem
@@ -156,7 +199,8 @@ def _suffix_like(source: Path) -> str:
     """The suffix of results in the format of their source; "" of photographs, and of what is only read."""
     if source.is_dir():
         name = _reader_of_folder(source)
-        return "" if name is None else LIBRARIES[name].results
+        own = _suffix_of_folder(source).lower()
+        return "" if name is None else own or LIBRARIES[name].results
     suffix = suffix_of(source)
     if not suffix:
         return ""
@@ -166,6 +210,15 @@ def _suffix_like(source: Path) -> str:
     if library.types and not library.results:
         return suffix
     return library.results
+
+
+def _suffix_of_folder(folder: Path) -> str:
+    """The end of a folder's name that is a suffix of the format that it has; "" without one."""
+    name = _reader_of_folder(folder)
+    suffix = suffix_of(folder)
+    if name is None or suffix not in LIBRARIES[name].suffixes:
+        return ""
+    return folder.name[-len(suffix) :]
 
 
 @lru_cache
@@ -184,13 +237,19 @@ def is_picture(path: Path) -> bool:
     return bool(suffix_of(path)) and (path.is_file() or path.is_symlink())
 
 
+def is_tree(folder: Path) -> bool:
+    """Whether a folder is one picture with all folders below it, whose files have their places by name."""
+    name = _reader_of_folder(folder)
+    return name is not None and LIBRARIES[name].is_tree
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """All files below a folder, whatever they are; a folder that is one picture in place of its files.
 
     Links to folders are followed. Links to files that are not there are among the files.
     """
     found: list[Path] = []
-    for parent, files in _folders(folder):
+    for parent, files in _folders(folder, lambda below: below != folder and is_tree(below)):
         if parent != folder and _reader_of_folder(parent) is not None:
             found.append(parent)
         else:
@@ -234,7 +293,10 @@ def reader_of(path: Path) -> str:
         return name
     if path.name.lower() in SUFFIXES:
         raise UnknownFormatError(ONLY_A_SUFFIX)
-    raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
+    suffixes = ", ".join(SUFFIXES)
+    if path.is_dir() and suffix_of(path):
+        raise UnknownFormatError("it is a folder, and no picture of OME-Zarr: it has no multiscales")
+    raise UnknownFormatError(f"its name has none of {suffixes}, and it is no folder of DICOM")
 
 
 def writer(path: Path, picture: Any) -> Any:
@@ -258,6 +320,8 @@ def writer(path: Path, picture: Any) -> Any:
     same = [name for name in names if LIBRARIES[name].format == geometry.format]
     name = same[0] if geometry.format and same else names[-1]
     library = LIBRARIES[name]
+    if path.is_dir() and _reader_of_folder(path) != name:
+        raise ValueError("it is a folder of something else: delete it, or give another name")
     if not library.types:
         raise ValueError(f"{suffix} is only read")
     if picture.ndim - 1 not in library.axes or 0 in picture.shape:
@@ -302,8 +366,11 @@ def _reader_of_folder(path: Path) -> str | None:
     return None
 
 
-def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and each one below it with its files; a link to a folder above itself is not followed."""
+def _folders(folder: Path, is_end: Callable[[Path], bool] = lambda folder: False) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and each one below it with its files; none below one that is an end.
+
+    A link to a folder above itself is not followed.
+    """
     waiting: list[tuple[Path, frozenset[str]]] = [(folder, frozenset())]
     while waiting:
         parent, above = waiting.pop()
@@ -317,9 +384,11 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             warn(f"the folder {parent} may not be read, so what is in it is left out: see its permissions")
             continue
         files: list[Path] = []
+        ends = is_end(parent)
         for entry in found:
             if entry.is_dir():
-                waiting.append((parent / entry.name, above | {real}))
+                if not ends:
+                    waiting.append((parent / entry.name, above | {real}))
             elif entry.is_file() or entry.is_symlink():
                 files.append(parent / entry.name)
         yield parent, files
@@ -402,5 +471,17 @@ register(
 )
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
+register(
+    "omezarr",
+    Library(
+        f"{__name__}.ome_zarr",
+        (".ome.zarr", ".zarr"),
+        (*REAL, "float16"),
+        format="ome-zarr",
+        is_folder=is_ome_zarr,
+        results=".ome.zarr",
+        is_tree=True,
+    ),
+)
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
