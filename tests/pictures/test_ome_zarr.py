@@ -22,6 +22,8 @@ from tests.pictures.formats import numbers
 if sys.version_info < (3, 11):
     pytest.skip("zarr 3 is of Python 3.11", allow_module_level=True)
 
+import itertools
+
 import ome_zarr.io
 import ome_zarr.reader
 import zarr
@@ -82,11 +84,11 @@ def test_it_is_valid_and_other_readers_read_the_same(version: str, case: str, tm
     if case == "sequence":
         first = first[:, :, 0].swapaxes(0, 1)
     assert (first.reshape(shape) == array).all()
-    for finer, coarser in zip(levels, levels[1:], strict=False):
+    for finer, coarser in itertools.pairwise(levels):
         padded = np.pad(finer, [(0, 0)] * (finer.ndim - 2) + [(0, side % 2) for side in finer.shape[-2:]], mode="edge")
         quarters = [padded[..., row::2, column::2].astype(float) for row in (0, 1) for column in (0, 1)]
         assert (np.rint(sum(quarters) / 4) == coarser).all()
-    transformations = [dict((each["type"], each[each["type"]]) for each in level) for level in _transformations(path)]
+    transformations = [{each["type"]: each[each["type"]] for each in level} for level in _transformations(path)]
     if affine is not None:
         assert transformations[1]["scale"][-2:] == [0.5, 1.0]
         assert transformations[1]["translation"][-2:] == [4.125, 3.25]  # half a pixel further
