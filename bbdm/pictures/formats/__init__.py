@@ -124,13 +124,15 @@ class Chunks:
         """Whether one of the chunks that a window touches is stored."""
         return bool(self._touched(window).any())
 
-    def mask(self, window: Window) -> npt.NDArray[np.bool_]:
-        """(*W), whether the chunk of a pixel of a window is stored."""
-        mask = self._touched(window)
-        for axis, (side, length) in enumerate(zip(window, self.lengths, strict=True)):
-            numbers = np.arange(side.start, side.stop) // length - side.start // length
-            mask = mask.take(numbers, axis)
-        return mask
+    def stored_in(self, window: Window) -> Iterator[Window]:
+        """The parts of a window that lie in one stored chunk each."""
+        touched = self._touched(window)
+        for index in np.argwhere(touched).tolist():
+            part: list[slice] = []
+            for number, side, length in zip(index, window, self.lengths, strict=True):
+                start = (side.start // length + number) * length
+                part.append(slice(max(start, side.start), min(start + length, side.stop)))
+            yield tuple(part)
 
 
 LIBRARIES: Registry[Library] = Registry("format")
@@ -270,6 +272,15 @@ def module(name: str) -> Any:
     if isinstance(found, str):
         return import_module(found)
     return found
+
+
+def missing_chunks(header: Any) -> Chunks | None:
+    """The chunks of a picture of which some are not stored; None of other pictures."""
+    chunks = getattr(module(header.reader), "chunks", None)
+    if chunks is None:
+        return None
+    found = chunks(header)
+    return None if found.stored.all() else found
 
 
 def reader_of(path: Path) -> str:

@@ -153,13 +153,13 @@ def write(path: Path, picture: Picture) -> None:
     canvas.finish()
 
 
-def create(path: Path, picture: Picture, fill: float = 0) -> Canvas:
+def create(path: Path, picture: Picture, fill: float | None = None) -> Canvas:
     """A picture of no chunks yet.
 
     Args:
         path: of its folder, which is made.
         picture: whose shape, type, geometry and unit are written, and no values.
-        fill: the value of chunks that are never written, where the geometry has no nodata.
+        fill: the value of chunks that are never written; None for the geometry's nodata, or 0.
     """
     return Canvas(path, picture, fill)
 
@@ -167,7 +167,7 @@ def create(path: Path, picture: Picture, fill: float = 0) -> Canvas:
 class Canvas:
     """A picture of OME-Zarr that is written part by part; see :func:`create`."""
 
-    def __init__(self, path: Path, picture: Picture, fill: float) -> None:
+    def __init__(self, path: Path, picture: Picture, fill: float | None) -> None:
         geometry = picture.geometry
         kept = geometry.kept if geometry.format == NAME else {}
         self._path = path
@@ -180,7 +180,9 @@ class Canvas:
         depth = kept.get("depth", "z") if picture.ndim == 4 else ""
         self._units = _units(picture, kept, depth)
         self._layout = Layout(tuple(self._units), depth)
-        self._fill = fill if geometry.nodata is None else geometry.nodata
+        if fill is None:
+            fill = geometry.nodata or 0
+        self._fill = fill
         self._chunk = tuple(min(side, LONGEST_CHUNK) for side in kept.get("chunk", (CHUNK, CHUNK)))
         self._group = zarr.create_group(str(path), zarr_format=self._zarr_format)
         self._levels: list[Any] = []
