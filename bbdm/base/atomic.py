@@ -26,6 +26,25 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes; of a folder, of the names and the bytes of all files in it."""
+    if not path.is_dir():
+        return file_sha256(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        if file.is_file():
+            digest.update(f"{file.relative_to(path).as_posix()}\n{file_sha256(file)}\n".encode())
+    return digest.hexdigest()
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def stamp(path: Path) -> str:
     """Path, size and time of a file, which change with its content."""
     about = path.stat()
@@ -130,8 +149,8 @@ def _is_older(path: Path, age: float) -> bool:
 def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     """Call ``write`` on a file of the same name in a temporary folder, flush it, and move it to ``path``.
 
-    Further files that it writes beside that one are moved before it. An OSError names the file, also that of
-    a full disk.
+    It may be a folder, which takes the place of one that is there. Further files that are written beside it
+    are moved before it. An OSError names the file, also that of a full disk.
     """
     path = path.resolve()
     make_folder(path.parent)
@@ -141,10 +160,15 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     try:
         write(folder / path.name)
         for written in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
-            written.chmod(mode)
-            with written.open("rb+") as file:
-                os.fsync(file.fileno())
-            written.replace(path.with_name(written.name))
+            target = path.with_name(written.name)
+            for file in [written, *written.rglob("*")]:
+                if file.is_file():
+                    file.chmod(mode)
+                    with file.open("rb+") as opened:
+                        os.fsync(opened.fileno())
+            if written.is_dir() and target.is_dir():
+                target.replace(folder / temporary_name(target.name))  # and away with the temporary folder
+            written.replace(target)
     except OSError as error:
         if error.filename is not None:
             raise

@@ -26,6 +26,7 @@ EXTRAS = {
     "medical": ("SimpleITK", "nibabel", "nrrd", "pydicom"),
     "geo": ("rasterio",),
     "film": ("av",),
+    "zarr": ("zarr",),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name

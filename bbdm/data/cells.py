@@ -22,9 +22,9 @@ from PIL import Image
 from bbdm import pictures
 from bbdm.base.atomic import stamp
 from bbdm.pictures import Geometry, Header, Picture, formats, images
-from bbdm.pictures.formats import Window
 from bbdm.pictures.picture import NOWHERE, OF_PHOTOGRAPH
 from bbdm.pictures.values import Values
+from bbdm.pictures.windows import Window
 
 ROLES = ("source", "target")  # the columns that have values of their own
 HEADERS = 4096  # that are kept in memory

@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from bbdm.base import manifest
-from bbdm.base.atomic import file_sha256, remove_leftovers, stamp
-from bbdm.data.cells import ROLES, BytesCell, Cell, cell_of
+from bbdm.base.atomic import content_sha256, file_sha256, remove_leftovers, stamp
+from bbdm.data.cells import ROLES, BytesCell, Cell, FolderCell, cell_of
 from bbdm.data.columns import GROUP
 from bbdm.data.rows import Row, UnpairedRows, files_of_value, values_of
 from bbdm.data.tables import ItemRows, StreamedRows, TableRows
-from bbdm.pictures import images
+from bbdm.pictures import formats, images
 
 Digests = Mapping[str, Sequence[str]]  # SHA-256 of the pictures of rows, by name
 SHOWN = 3  # names in a message
@@ -76,6 +76,8 @@ def value_digest(value: Any) -> str:
     part = cell.part()
     if part:
         return digest_of([*(_stamped_digest(path, stamp(path)) for path in cell.files()), part])
+    if isinstance(cell, FolderCell) and formats.is_tree(cell.path):
+        return content_sha256(cell.path)
     files = [_file_digest(path) for path in cell.files()]
     if len(files) == 1:
         return files[0]

@@ -26,10 +26,10 @@ from bbdm.data.rows import Row, check_grids, shown, values_of
 from bbdm.data.scaling import WHOLE, Column, in_unit_range, of_cells, off_nodata, resized_present
 from bbdm.data.sequences import frames_around
 from bbdm.data.spec import AXES, Spec
-from bbdm.pictures import Geometry, Header, Picture, images
-from bbdm.pictures.formats import Window
+from bbdm.pictures import Geometry, Header, Picture, formats, images
 from bbdm.pictures.picture import OF_PHOTOGRAPH
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, scaled_present
+from bbdm.pictures.windows import Chunks, Window
 
 KEPT = 6  # decoded pictures in memory
 HEADERS = 4096  # that are kept
@@ -39,7 +39,7 @@ Array = npt.NDArray[Any]
 
 
 class Strips(NamedTuple):
-    """A source that is larger than memory, in stored values, of which rows of pixels are read."""
+    """A source that is larger than memory, in stored values, of which parts are read."""
 
     shape: tuple[int, ...]  # (C, H, W)
     dtype: np.dtype[Any]
@@ -47,8 +47,9 @@ class Strips(NamedTuple):
     masked: bool  # whether a pixel may have no value
     geometry: Geometry  # of the first file
     values: Callable[[], Values]  # of the whole picture
-    read: Callable[[slice], tuple[Array, Array]]  # (C, rows, W), and (rows, W) where a pixel has no value
+    read: Callable[[slice, slice], tuple[Array, Array]]  # (C, rows, columns), and where a pixel has no value
     forget: Callable[[], Any]  # what is decoded
+    chunks: Chunks | None  # those of its file; None where all are stored, or it has none
 
 
 class Reader:
@@ -430,10 +431,10 @@ class Reader:
             whole = self.whole(row)["source"]
             shape = whole.array.shape
 
-        def read(rows: slice) -> tuple[Array, Any]:
+        def read(rows: slice, columns: slice) -> tuple[Array, Any]:
             if whole is not None:
-                return whole.array[:, rows], np.broadcast_to(whole.absent, shape[1:])[rows]
-            column = self._column("source", cells, (rows, slice(0, heads[0].sides[1])))
+                return whole.array[:, rows, columns], np.broadcast_to(whole.absent, shape[1:])[rows, columns]
+            column = self._column("source", cells, (rows, columns))
             return column.array, np.broadcast_to(column.absent, column.array.shape[1:])
 
         decoded = [math.prod(head.shape) * head.dtype.itemsize for head in heads if not head.windowed]
@@ -446,4 +447,5 @@ class Reader:
             values=lambda: self.values(self.spec.source_values, cells),
             read=read,
             forget=self.forget,
+            chunks=None if whole is not None or len(heads) > 1 else formats.missing_chunks(heads[0]),
         )

@@ -23,7 +23,7 @@ from bbdm.data import sequences, tables
 from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
 from bbdm.data.columns import NamedCells
 from bbdm.data.names import RowName
-from bbdm.pictures import Header
+from bbdm.pictures import Header, formats
 from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
@@ -345,7 +345,7 @@ def _unpaired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence
 def _folder(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
     """Pictures alone: SPLIT/* where there is train/ or val/, else *; or a single file."""
     root = Path(data_dir)
-    if root.is_file():
+    if root.is_file() or (root.is_dir() and formats.is_tree(root)):
         return matched([files.picture_of("source", root)], columns)
     if (root / "train").is_dir() or (root / "val").is_dir():
         root = root / split

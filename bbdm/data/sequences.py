@@ -18,10 +18,10 @@ from bbdm.base.atomic import stamp
 from bbdm.data.cells import Cell, FileCell, cell_of
 from bbdm.data.columns import GROUP
 from bbdm.data.names import RowName
-from bbdm.pictures import Header, Picture, formats
-from bbdm.pictures.formats import Window
+from bbdm.pictures import Header, Picture, formats, windows
 from bbdm.pictures.picture import PHOTOGRAPH, Geometry
 from bbdm.pictures.values import Values
+from bbdm.pictures.windows import Window
 
 DIGITS = re.compile(r"(\d+)")
 Frames = dict[str, Cell]  # the cells of a sequence by the names of its frames, in order
@@ -48,7 +48,7 @@ class MomentCell(Cell):
     def read(self, window: Window = ()) -> Picture:
         """The moment, or a window of it; of a file that is read by windows, it alone is read."""
         _, *sides = self.header().shape
-        bounds = formats.bounds(window, sides)
+        bounds = windows.bounds(window, sides)
         film = self.file.read((slice(self.index, self.index + 1), *bounds))
         return Picture(np.asarray(film)[:, 0], _of_moment(film.geometry), film.unit, str(self))
 
@@ -157,7 +157,7 @@ class SequenceCell(Cell):
             ValueError: a frame has another size, type or number of channels than the first.
         """
         header = self.header()
-        moments, *inner = formats.bounds(window, header.sides)
+        moments, *inner = windows.bounds(window, header.sides)
         planes: list[Any] = []
         for cell in self.frames[moments]:
             frame = cell.header()

@@ -30,6 +30,7 @@ def random_words(
     stream: int = SAMPLING,
     lane: int = NOISE_LANE,
     first: int = 0,
+    blocks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """(B, 4 * ceil(count / 4)) random 32-bit words, held in int64.
 
@@ -41,11 +42,15 @@ def random_words(
         stream: one of ``SAMPLING``, ``TRAINING`` and ``CORRUPTION``.
         lane: ``NOISE_LANE``, or one of those of training.
         first: where to begin, a multiple of 4.
+        blocks: (N,) the numbers of 4 words each that are drawn, in place of ``first`` and ``count``; None for
+            those that follow each other.
     """
     # A product of two 32-bit words wraps in int64, but its bits are correct: mask after each shift.
     k0 = seeds[:, None] & MASK
     k1 = (seeds[:, None] >> 32) & MASK
-    c0 = torch.arange(first // 4, first // 4 + -(-count // 4), device=seeds.device)[None]
+    if blocks is None:
+        blocks = torch.arange(first // 4, first // 4 + -(-count // 4), device=seeds.device)
+    c0 = blocks[None]
     zeros = torch.zeros_like(c0)
     c1 = zeros + step
     c2 = zeros + stream
@@ -75,12 +80,37 @@ def normal(
     parts: list[torch.Tensor] = []
     for start in range(begin, end, AT_ONCE):
         words = random_words(seeds, step, min(AT_ONCE, end - start), stream, first=start)
-        u = ((words >> 9).float() + 0.5) * 2.0**-23
-        radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
-        angle = (2.0 * math.pi) * u[:, 1::2]
-        parts.append(torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1))
+        parts.append(_normals(words))
     normals = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
     return normals[:, first - begin : end - begin].reshape(-1, *shape)
+
+
+def _normals(words: torch.Tensor) -> torch.Tensor:
+    """(B, N) standard normals of as many words, by Box-Muller."""
+    u = ((words >> 9).float() + 0.5) * 2.0**-23
+    radius = torch.sqrt(-2.0 * torch.log(u[:, 0::2]))
+    angle = (2.0 * math.pi) * u[:, 1::2]
+    return torch.stack([radius * torch.cos(angle), radius * torch.sin(angle)], dim=-1).flatten(1)
+
+
+def normal_box(
+    seeds: torch.Tensor, step: int, shape: tuple[int, int, int], rows: slice, columns: slice, stream: int = SAMPLING
+) -> torch.Tensor:
+    """(B, C, rows, columns) of :func:`normal` for images of a logical ``shape`` (C, H, W)."""
+    channels, height, width = shape
+    wide = columns.stop - columns.start
+    device = seeds.device
+    starts = torch.arange(rows.start, rows.stop, device=device) * width + columns.start  # elements
+    blocks = (wide + 6) // 4  # of 4 elements, that hold a row of the box wherever it begins
+    parts: list[torch.Tensor] = []
+    for channel in range(channels):
+        firsts = starts + channel * height * width
+        numbers = firsts[:, None] // 4 + torch.arange(blocks, device=device)
+        normals = _normals(random_words(seeds, step, 0, stream, blocks=numbers.flatten()))
+        normals = normals.reshape(len(seeds), len(firsts), 4 * blocks)
+        places = firsts[:, None] % 4 + torch.arange(wide, device=device)
+        parts.append(normals.gather(2, places.expand(len(seeds), -1, -1)))
+    return torch.stack(parts, dim=1)
 
 
 def normal_rows(

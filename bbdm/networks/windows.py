@@ -132,6 +132,7 @@ class WindowGrid:
         conditions: Mapping[str, Any],
         weights: Sequence[Any],
         out: Any = None,
+        chosen: Sequence[Sequence[int]] | None = None,
     ) -> Any:
         """The predictions of a step for windows of x, blended.
 
@@ -146,6 +147,7 @@ class WindowGrid:
                 has other axes, (B, ...), is the same for all windows of an image.
             weights: those of :meth:`weights`, in the type of predictions.
             out: zeros (B, C, *S) for the sum; None for memory of its own.
+            chosen: the windows that are predicted, by their index of each side; None for all.
         """
 
         def predictions(spans: Sequence[Spans]) -> Any:
@@ -165,7 +167,7 @@ class WindowGrid:
             return concatenated(outputs)
 
         together = max(1, self.at_once // len(x))
-        return blend(predictions, self.sides(x.shape[2:]), weights, together, out=out)
+        return blend(predictions, self.sides(x.shape[2:]), weights, together, out=out, chosen=chosen)
 
     def _batch(self, values: Any, start: int) -> Any:
         """The values (N, ...) of one call of the network, filled up with the last of them."""
@@ -230,6 +232,7 @@ def blend(
     cell: int = 1,
     stride: int = 1,
     out: Any = None,
+    chosen: Sequence[Sequence[int]] | None = None,
 ) -> Any:
     """The results of a function on windows, each times its weights, added up: (B, C, H / stride, W / stride).
 
@@ -242,8 +245,9 @@ def blend(
         cell: pixels along a side of one value of what the function reads.
         stride: pixels along a side of one value of its results.
         out: zeros of the shape of the sum; None for memory of its own.
+        chosen: the windows, by their index of each side; None for all.
     """
-    windows = list(product(*(range(len(side.starts)) for side in sides)))
+    windows = list(product(*(range(len(side.starts)) for side in sides))) if chosen is None else chosen
     for first in range(0, len(windows), together):
         group = windows[first : first + together]
         results = function([_spans(window, sides, cell) for window in group])

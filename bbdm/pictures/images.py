@@ -20,7 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 from bbdm.base import sizes
 from bbdm.base.scripts import StoppedError, warn
 from bbdm.pictures.derivation import Derivation
-from bbdm.pictures.formats import DEFLATE, UnknownFormatError, check_cost
+from bbdm.pictures.formats import UnknownFormatError
+from bbdm.pictures.windows import DEFLATE, check_cost
 
 MODES = {1: "L", 3: "RGB"}  # by the number of channels
 GREY = {"1", "L", "LA", "I;16", "I"}  # modes of one channel, the last two of 16-bit PNG

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
-from bbdm.pictures import formats, images
+from bbdm.pictures import formats, images, windows
 from bbdm.pictures.derivation import Derivation
 
 if TYPE_CHECKING:
@@ -340,7 +340,7 @@ def _geometry_of_all(arrays: Sequence[Any], shape: tuple[int, ...]) -> Geometry:
     return first.geometry
 
 
-def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> Picture:
+def read(path: str | os.PathLike[str] | Header, window: windows.Window = ()) -> Picture:
     """The picture of a file, or of a folder of DICOM; of a window, what it needs where the format allows.
 
     Values of npy, and of NIfTI and TIFF without compression or scaling, are mapped into memory. The array is
@@ -358,9 +358,9 @@ def read(path: str | os.PathLike[str] | Header, window: formats.Window = ()) -> 
     """
     head = path if isinstance(path, Header) else header(path)
     with images.named("read", head.path):
-        part = formats.bounds(window, head.sides)
-        expected = (head.shape[0], *formats.lengths(part))
-        formats.check_cost(expected if head.windowed else head.shape, head.dtype, head.most)
+        part = windows.bounds(window, head.sides)
+        expected = (head.shape[0], *windows.lengths(part))
+        windows.check_cost(expected if head.windowed else head.shape, head.dtype, head.most)
         array = formats.module(head.reader).read(head, part)
         if array.shape != expected or array.dtype != head.dtype:
             held = f"its values are {array.shape} of {array.dtype}"

@@ -1,4 +1,4 @@
-"""Steps on files, of one picture that is larger than memory: windows or blocks of rows are read at a time.
+"""Steps on files, of one picture that is larger than memory: windows or blocks of pixels are read at a time.
 
 The files of a step are written before those of the step before are deleted, and a marker says which step is
 done: so the same work goes on after an interruption or a kill.
@@ -23,28 +23,37 @@ from bbdm.base import manifest
 from bbdm.base.atomic import LOCK
 from bbdm.bridges.timesteps import Row
 from bbdm.kernels.bridge_step import bridge_step
-from bbdm.kernels.philox import normal_rows
+from bbdm.kernels.philox import normal_box, normal_rows
 from bbdm.networks.arrays import in_channels
 from bbdm.sampling.loop import Batch, Inputs, Run, State
 from bbdm.sampling.torch_backend import Loaded, TorchBackend
 
 MARKER = "done.json"
 SOURCE_FILES = ("source", "absent")
+WHOLE = 1 - 1e-4  # a sum of windows' weights that only rounding makes less than 1
+Box = tuple[slice, slice]  # rows and columns
 
 
 class FileArray:
-    """An array in a file: indexing reads a tensor, and what is assigned is written."""
+    """An array in a file: indexing reads a tensor, and what is assigned is written.
 
-    def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike) -> None:
+    One that is ``sparse`` takes disk only where something was written; the rest is 0.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike, sparse: bool = False) -> None:
         self.path, self.shape, self.ndim, self.dtype = path, tuple(shape), len(shape), np.dtype(dtype)
+        self.sparse = sparse
         self.nbytes = math.prod(shape) * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def create(self) -> FileArray:
-        """The file anew, of zeros that take their space: OSError where the disk is full."""
+        """The file anew, of zeros; they take their space unless it is sparse: OSError if the disk is full."""
         with self.path.open("wb") as file:
+            if self.sparse:
+                file.truncate(self.nbytes)
+                return self
             for start in range(0, self.nbytes, 2**24):
                 file.write(bytes(min(2**24, self.nbytes - start)))
         return self
@@ -57,7 +66,24 @@ class FileArray:
         return torch.from_numpy(np.array(self.mapped()[index]))
 
     def __setitem__(self, index: Any, values: Any) -> None:
-        self.mapped("r+")[index] = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+        array = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+        if self.sparse:
+            self._write(index, np.asarray(array, self.dtype))
+        else:
+            self.mapped("r+")[index] = array
+
+    def _write(self, index: Any, array: npt.NDArray[Any]) -> None:
+        """Write rows and columns of all planes: a full disk is an OSError, which in a mapping is a signal."""
+        rows, columns = index[-2:] if isinstance(index, tuple) else (index, slice(None))
+        height, width = self.shape[-2:]
+        top, bottom, _ = rows.indices(height)
+        left, right, _ = columns.indices(width)
+        planes = np.ascontiguousarray(array).reshape(-1, bottom - top, right - left)
+        with self.path.open("rb+", buffering=0) as file:
+            for number, plane in enumerate(planes):
+                for row, line in enumerate(plane, start=number * height + top):
+                    file.seek((row * width + left) * self.dtype.itemsize)
+                    file.write(line.data)
 
     def sync(self) -> None:
         """Return when the file is on the disk."""
@@ -74,9 +100,11 @@ class FileBackend:
         size: (height, width) of the state.
         names: of the arrays of a state: ``x``; ``x0hat`` where a row reads it; ``inputs`` where the network
             is not shown x.
-        rows: that are moved at once.
+        boxes: (rows, columns) of the state, a block that is moved at once each.
         about: plain values that say what is made: states of other work are not used.
         advance: called with the number of network calls that were made, after each and before each block.
+        chosen: the windows that the network is called on, by their index of each side; None for all. Boxes
+            that none of them touches may be left out.
     """
 
     def __init__(
@@ -85,15 +113,17 @@ class FileBackend:
         folder: Path,
         size: Sequence[int],
         names: Sequence[str],
-        rows: int,
+        boxes: Sequence[Box],
         about: Mapping[str, Any],
         advance: Callable[[int], None],
+        chosen: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         self._backend = backend
         self._folder = folder
         self._size = tuple(size)
         self._names = names
-        self._rows = rows
+        self._boxes = boxes
+        self._chosen = chosen
         self._about = about
         self._advance = advance
 
@@ -110,14 +140,18 @@ class FileBackend:
         """The state after a number of steps."""
         shape = (1, self._backend.network.channels, *self._size)
         dtype = str(self._backend.like.dtype).removeprefix("torch.")
-        files = {name: FileArray(self._folder / f"{name}.{done}", shape, dtype) for name in self._names}
+        files = {name: self.array(f"{name}.{done}", shape, dtype) for name in self._names}
         return State(files["x"], files.get("x0hat"), files.get("inputs", files["x"]))
 
-    def blocks(self, height: int) -> Iterator[slice]:
-        """Rows, as many at once as memory allows."""
-        for start in range(0, height, self._rows):
+    def array(self, name: str, shape: Sequence[int], dtype: npt.DTypeLike) -> FileArray:
+        """A file of the folder, which is sparse where not all windows are predicted."""
+        return FileArray(self._folder / name, shape, dtype, self._chosen is not None)
+
+    def blocks(self) -> Iterator[Box]:
+        """The boxes, with a word to ``advance`` before each."""
+        for box in self._boxes:
             self._advance(0)
-            yield slice(start, min(start + self._rows, height))
+            yield box
 
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
         """A run with its first state."""
@@ -147,10 +181,10 @@ class FileBackend:
 
         shown = run.state.inputs
         (conditions,) = run.inputs.conditions
-        total = FileArray(self._folder / "prediction", shown.shape, shown.dtype).create()
+        total = self.array("prediction", shown.shape, shown.dtype).create()
         windows = run.batch.windows
         assert windows is not None
-        return windows.predict(network, shown, conditions, run.inputs.weights, total)
+        return windows.predict(network, shown, conditions, run.inputs.weights, total, self._chosen)
 
     def _move(
         self, run: Run, before: State | None, prediction: FileArray | None, row: torch.Tensor, number: int
@@ -159,9 +193,9 @@ class FileBackend:
         outputs: dict[str, FileArray] = {name: getattr(run.state, name) for name in self._names}
         for array in outputs.values():
             array.create()
-        for rows in self.blocks(self._size[0]):
-            block = (slice(None), slice(None), rows, slice(None))
-            state = self._block(run.inputs, before, prediction, row, number, block)
+        for rows, columns in self.blocks():
+            block = (slice(None), slice(None), rows, columns)
+            state = self._block(run, before, prediction, row, number, block)
             for name, array in outputs.items():
                 array[block] = getattr(state, name).to(self._backend.like.dtype)
         for array in outputs.values():
@@ -169,14 +203,15 @@ class FileBackend:
 
     def _block(
         self,
-        inputs: Inputs,
+        run: Run,
         before: State | None,
         prediction: FileArray | None,
         row: torch.Tensor,
         number: int,
         block: tuple[slice, ...],
     ) -> State:
-        """Some rows of the state after a step; without a state before, of the first."""
+        """A block of the state after a step; without a state before, of the first."""
+        inputs = run.inputs
         network = self._backend.network
         y = in_channels(self._read(inputs.y, block), network.channels, network.endpoint_channels)
         state = State(torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self._backend.dtype))
@@ -187,12 +222,41 @@ class FileBackend:
                 state.x0hat = self._read(before.x0hat, block)
         if prediction is not None:
             predicted = self._read(prediction, block)
+            if self._chosen is not None:
+                predicted = predicted / self._shares(run, block[2], block[3]).to(predicted)
         noise = None
         if Row(*row.tolist()).c_z != 0:
-            noise = normal_rows(inputs.seeds, number, (network.channels, *self._size), block[2])
+            noise = self._noise(inputs.seeds, number, block[2], block[3])
         at = torch.tensor([number], device=y.device)
         bridge_step(state.x, state.x0hat, state.inputs, predicted, y, row, at, None, noise)
         return state
+
+    def _noise(self, seeds: torch.Tensor, number: int, rows: slice, columns: slice) -> torch.Tensor:
+        """The noise of a block."""
+        height, width = self._size
+        shape = (self._backend.network.channels, height, width)
+        if columns == slice(0, width):
+            return normal_rows(seeds, number, shape, rows)
+        return normal_box(seeds, number, shape, rows, columns)
+
+    def _shares(self, run: Run, rows: slice, columns: slice) -> torch.Tensor:
+        """(rows, columns) sums of the weights of predicted windows in a block; 1 where all or none are."""
+        assert run.batch.windows is not None
+        assert self._chosen is not None
+        height, width = run.batch.windows.sides(self._size)
+        of_rows, of_columns = run.inputs.weights
+        total = torch.zeros(rows.stop - rows.start, columns.stop - columns.start)
+        for first, second in self._chosen:
+            down = height.span(first)
+            across = width.span(second)
+            top, bottom = max(down.start, rows.start), min(down.stop, rows.stop)
+            left, right = max(across.start, columns.start), min(across.stop, columns.stop)
+            if top >= bottom or left >= right:
+                continue
+            weight = of_rows[first][top - down.start : bottom - down.start, None].float()
+            weight = weight * of_columns[second][left - across.start : right - across.start].float()
+            total[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] += weight
+        return torch.where((total > 0) & (total < WHOLE), total, 1)
 
     def _read(self, array: FileArray, block: tuple[slice, ...]) -> torch.Tensor:
         return array[block].to(self._backend.like).contiguous()

@@ -1,7 +1,10 @@
 """One picture that is larger than memory: the loop of a sampler over arrays that are files.
 
-The network is called on windows, and a step moves blocks of rows, so that memory holds some of either. The
+The network is called on windows, and a step moves blocks of pixels, so that memory holds some of either. The
 files are in a folder beside the result, of one process at a time.
+
+Of a source whose chunks are not all stored, only windows with a part of a stored chunk are computed. Pixels
+of other chunks have one value in the source, and one in the result.
 """
 
 from __future__ import annotations
@@ -11,23 +14,26 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bbdm.base import manifest, sizes
-from bbdm.base.atomic import locked
+from bbdm.base.atomic import locked, write_atomically
 from bbdm.base.scripts import StoppedError
 from bbdm.base.sizes import amount
 from bbdm.bridges.timesteps import Row
 from bbdm.data.reading import Strips
 from bbdm.networks.base import SOURCE
 from bbdm.networks.windows import WindowGrid
-from bbdm.pictures import Derivation, Picture, formats, write
-from bbdm.pictures.values import scaled_present
-from bbdm.sampling.file_backend import MARKER, FileArray, FileBackend
+from bbdm.pictures import Derivation, Picture, formats, images, write
+from bbdm.pictures.values import holds, scaled_present
+from bbdm.pictures.windows import Chunks
+from bbdm.sampling.file_backend import MARKER, Box, FileArray, FileBackend
 from bbdm.sampling.loop import Batch, Inputs, Run
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
@@ -38,7 +44,10 @@ STATE_BYTES = 36  # in a call: of state, estimate, noise, predictions and result
 WINDOW_BYTES = 48  # of windows: copies, and what a network of few channels makes of them
 ROW_BYTES = 64  # of rows that are moved or scaled: all of that
 TALL = 256  # rows are read in multiples of it where there is memory: those of tiles
-SUFFIXES = (".npy", ".tif", ".tiff", ".png")  # of results; all but PNG are written by parts
+TILE = 512  # pixels at least of a block's sides, of sources whose chunks are not all stored
+PAGES = 2048  # pixels that a row of such a block takes more in a file, of whole pages
+Array = npt.NDArray[Any]
+SUFFIXES = (".npy", ".tif", ".tiff", ".png", ".zarr", ".ome.zarr")  # of results; all but PNG are written by parts
 
 
 def folder_of(result: Path) -> Path:
@@ -106,7 +115,9 @@ class LargePicture:
         report: called with the number of network calls that are done, and of all, after each and while files
             are written. What it raises ends the work.
 
-    Attributes: ``disk``, the bytes of files at most.
+    Attributes:
+        disk: the bytes of files at most.
+        left_out: what is said of windows that are not computed; "" where all are.
 
     Raises:
         ValueError: the source must be decoded whole, or windows do not fit into the memory; the network is
@@ -129,17 +140,55 @@ class LargePicture:
         self._done = 0
         self._size = sampler.shapes.grid(source.shape[1:])
         plan = sampler.plan()
-        self._rows, windows = self._at_once(windows, memory)
+        rows, windows = self._at_once(windows, memory)
+        self._chosen: list[tuple[int, int]] | None = None
+        height, width = self._size
+        self._boxes: list[Box] = []
+        for top in range(0, height, rows):
+            self._boxes.append((slice(top, min(top + rows, height)), slice(0, width)))
+        count = _count(windows, self._size)
+        self.left_out = ""
+        if source.chunks is not None:
+            self._chosen = _chosen(windows, self._size, source)
+            self._boxes = _touched(windows, self._size, self._chosen, _tile(source.chunks, rows, self._size[1]))
+            self.left_out = self._left_out(source.chunks, count)
+            count = len(self._chosen)
         self._batch = Batch(plan, [0], None, [seed], windows=windows)
         cut = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
         self._decides = {"table": plan.table.description(), "seed": seed, "windows": cut}  # of what states are
-        calls = math.ceil(_count(windows, self._size) / windows.at_once)
+        calls = math.ceil(count / windows.at_once)
         self._total = calls * len(plan.times)
         self._names = _arrays(plan.table)
         values = sampler.unet.channels * (2 * len(self._names) + 1)  # before and after a step, and predictions
         stored = np.dtype(sampler.pictures.target_values.dtype).itemsize
         largest = max(sampler.backend.like.itemsize, stored)  # of the result, twice, too
-        self.disk = math.prod(self._size) * (largest * values + 4 * source.shape[0] + source.masked)
+        pixels = math.prod(self._size)
+        if self._chosen is not None:
+            taken = 0
+            for down, across in self._boxes:
+                taken += (down.stop - down.start) * (across.stop - across.start + PAGES)
+            pixels = min(pixels, taken)
+        self.disk = pixels * (largest * values + 4 * source.shape[0] + source.masked)
+
+    def _left_out(self, chunks: Chunks, windows: int) -> str:
+        """What is said of windows that are not computed."""
+        assert self._chosen is not None
+        stored = f"{int(chunks.stored.sum())} of {chunks.stored.size} chunks are stored"
+        computed = f"{len(self._chosen)} of {windows} windows are computed"
+        return f"{stored}: {computed}, and where no chunk is stored, the result is {self._fill:g}"
+
+    @property
+    def _fill(self) -> float:
+        """The result's value where no chunk of the source is stored: the source's where the type holds it."""
+        chunks = self._source.chunks
+        spec = self._sampler.pictures
+        if chunks is None:
+            return 0
+        stored = np.array([chunks.fill, self._source.geometry.nodata], np.float64)
+        nodata = spec.result_nodata(self._source.geometry.nodata)
+        if nodata is not None and np.array_equal(stored[:1], stored[1:], equal_nan=True):
+            return nodata
+        return chunks.fill if holds(np.dtype(spec.target_values.dtype), chunks.fill) else 0
 
     def _at_once(self, windows: WindowGrid, memory: int) -> tuple[int, WindowGrid]:
         """The rows that are handled at once, and windows of which as many are."""
@@ -154,8 +203,9 @@ class LargePicture:
                 f"{amount(memory)}: or give smaller windows"
             )
         rows = min(height, memory // 4 // row)
-        if rows > TALL:
-            rows -= rows % TALL
+        tall = self._source.geometry.kept.get("chunk", (TALL,))[0]
+        if rows > tall:
+            rows -= rows % tall
         return rows, replace(windows, at_once=max(1, min(windows.at_once, memory // 2 // window)))
 
     def _advance(self, calls: int) -> None:
@@ -182,15 +232,17 @@ class LargePicture:
         folder = folder_of(path)
         values = manifest.as_json({**about, **self._decides})
         sampler = self._sampler
-        backend = FileBackend(sampler.backend, folder, self._size, self._names, self._rows, values, self._advance)
+        backend = FileBackend(
+            sampler.backend, folder, self._size, self._names, self._boxes, values, self._advance, self._chosen
+        )
         steps = len(self._batch.plan.times)
         with _states(folder):
             done = backend.done()
             self._check_disk(folder)
-            source = FileArray(folder / "source", (1, self._source.shape[0], *self._size), np.float32)
+            source = backend.array("source", (1, self._source.shape[0], *self._size), np.float32)
             absent = None
             if self._source.masked:
-                absent = FileArray(folder / "absent", self._size, np.bool_)
+                absent = backend.array("absent", self._size, np.bool_)
             inputs = self._inputs(source)
             if done is None:
                 self._write_source(backend, source, absent)
@@ -201,12 +253,19 @@ class LargePicture:
                 run = Run(self._batch, inputs, backend.state(done))
             for index in range(done, steps):
                 backend.step(run, index)
-            result = self._result(folder, backend, absent, run.state.x)
-            write(path, Picture(result, replace(result.geometry, derivation=derivation), result.unit))
+            blank = self._blank(derivation)
+            with images.named("write", path):
+                create = getattr(formats.writer(path, blank), "create", None)
+            parts = self._parts(backend, absent, run.state.x)
+            if create is None:
+                write(path, Picture(self._stored(folder, blank, parts), blank.geometry, blank.unit))
+            else:
+                write_atomically(path, lambda temporary: _draw(create(temporary, blank, self._fill), parts))
 
     def _check_disk(self, folder: Path) -> None:
         """Raise OSError where the disk has no room for the files."""
-        there = sum(file.stat().st_size for file in folder.iterdir())
+        abouts = [file.stat() for file in folder.iterdir()]
+        there = sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in abouts)
         free = shutil.disk_usage(folder).free + there
         if self.disk > free:
             raise OSError(
@@ -225,34 +284,112 @@ class LargePicture:
     def _write_source(self, backend: FileBackend, source: FileArray, absent: FileArray | None) -> None:
         """Write the source in [-1, 1], checked; past its edge, the last pixels are repeated."""
         _, height, width = self._source.shape
-        right = self._size[1] - width
         values = self._source.values()
         source.create()
         if absent is not None:
             absent.create()
-        for rows in backend.blocks(self._size[0]):
-            inner = slice(min(rows.start, height - 1), min(rows.stop, height))
-            stored, missing = self._source.read(inner)
+        for rows, columns in backend.blocks():
+            inner_rows = slice(min(rows.start, height - 1), min(rows.stop, height))
+            inner_columns = slice(min(columns.start, width - 1), min(columns.stop, width))
+            stored, missing = self._source.read(inner_rows, inner_columns)
             scaled = scaled_present(values, stored, missing)
             below = rows.stop - rows.start - stored.shape[1]
-            source[:, :, rows] = np.pad(scaled, [(0, 0), (0, below), (0, right)], mode="edge")
+            right = columns.stop - columns.start - stored.shape[2]
+            source[:, :, rows, columns] = np.pad(scaled, [(0, 0), (0, below), (0, right)], mode="edge")
             if absent is not None:
-                absent[rows] = np.pad(missing, [(0, below), (0, right)], mode="edge")
+                absent[rows, columns] = np.pad(missing, [(0, below), (0, right)], mode="edge")
         self._source.forget()  # it is not decoded again
 
-    def _result(self, folder: Path, backend: FileBackend, absent: FileArray | None, state: FileArray) -> Picture:
-        """The result in stored values, of the last state; mapped into memory from a file."""
+    def _blank(self, derivation: Derivation | None) -> Picture:
+        """The result without its values."""
         spec = self._sampler.pictures
+        shape = (self._sampler.unet.channels, *self._source.shape[1:])
+        pixel = spec.result(np.zeros((shape[0], 1, 1), np.float32), self._source.geometry)
+        geometry = replace(pixel.geometry, derivation=derivation)
+        return Picture(np.broadcast_to(pixel.dtype.type(0), shape), geometry, spec.target_values.unit)
+
+    def _parts(self, backend: FileBackend, absent: FileArray | None, state: FileArray) -> Iterator[tuple[Box, Array]]:
+        """Boxes of the source, and the result's stored values (C, rows, columns) in each.
+
+        Chunks that the source has not stored are left out.
+        """
         _, height, width = self._source.shape
-        result = FileArray(folder / "result", (state.shape[1], height, width), spec.target_values.dtype)
-        result.create()
-        placed: Picture | None = None
-        for rows in backend.blocks(height):
-            missing = None if absent is None else absent[rows, :width].numpy()
-            placed = spec.result(state[0, :, rows, :width].numpy(), self._source.geometry, missing)
-            result[:, rows] = np.asarray(placed)
-        assert placed is not None
-        return Picture(result.mapped(), placed.geometry, spec.target_values.unit)
+        chunks = self._source.chunks
+        for padded_rows, padded_columns in backend.blocks():
+            rows = slice(padded_rows.start, min(padded_rows.stop, height))
+            columns = slice(padded_columns.start, min(padded_columns.stop, width))
+            if rows.start >= height or columns.start >= width:
+                continue
+            missing = None if absent is None else absent[rows, columns].numpy()
+            made = self._sampler.pictures.result(state[0, :, rows, columns].numpy(), self._source.geometry, missing)
+            values = np.asarray(made)
+            if chunks is None:
+                yield (rows, columns), values
+                continue
+            for part in chunks.stored_in((rows, columns)):
+                part_rows, part_columns = part
+                top, left = part_rows.start - rows.start, part_columns.start - columns.start
+                high, wide = part_rows.stop - part_rows.start, part_columns.stop - part_columns.start
+                yield (part_rows, part_columns), values[:, top : top + high, left : left + wide]
+
+    def _stored(self, folder: Path, blank: Picture, parts: Iterator[tuple[Box, Array]]) -> Array:
+        """The values of the result, mapped into memory from a file."""
+        result = FileArray(folder / "result", blank.shape, blank.dtype).create()
+        if self._fill:
+            for top in range(0, blank.shape[1], TALL):
+                result[:, top : top + TALL] = self._fill
+        for (rows, columns), values in parts:
+            result[:, rows, columns] = values
+        return result.mapped()
+
+
+def _draw(canvas: Any, parts: Iterator[tuple[Box, Array]]) -> None:
+    """Write a result part by part."""
+    for box, values in parts:
+        canvas.write(box, values)
+    canvas.finish()
+
+
+def _chosen(windows: WindowGrid, size: Sequence[int], source: Strips) -> list[tuple[int, int]]:
+    """The windows of a state that have a part of a stored chunk, by their index of each side."""
+    assert source.chunks is not None
+    of_rows, of_columns = windows.sides(size)
+    _, height, width = source.shape
+    chosen: list[tuple[int, int]] = []
+    for first, second in product(range(len(of_rows.starts)), range(len(of_columns.starts))):
+        rows = slice(of_rows.span(first).start, min(of_rows.span(first).stop, height))
+        columns = slice(of_columns.span(second).start, min(of_columns.span(second).stop, width))
+        if source.chunks.holds((rows, columns)):
+            chosen.append((first, second))
+    return chosen
+
+
+def _tile(chunks: Chunks, rows: int, width: int) -> tuple[int, int]:
+    """The sides of blocks: whole chunks or less, of no more pixels than so many rows of a picture."""
+    high, wide = (length * max(1, TILE // length) for length in chunks.lengths)
+    while high * wide > rows * width and high > 1:
+        high = -(-high // 2)
+    return high, wide
+
+
+def _touched(
+    windows: WindowGrid, size: Sequence[int], chosen: Sequence[tuple[int, int]], tile: tuple[int, int]
+) -> list[Box]:
+    """The tiles of a state that some windows touch."""
+    of_rows, of_columns = windows.sides(size)
+    touched = np.zeros([-(-side // length) for side, length in zip(size, tile, strict=True)], bool)
+    for first, second in chosen:
+        rows = of_rows.span(first)
+        columns = of_columns.span(second)
+        down = slice(rows.start // tile[0], -(-rows.stop // tile[0]))
+        across = slice(columns.start // tile[1], -(-columns.stop // tile[1]))
+        touched[down, across] = True
+    boxes: list[Box] = []
+    for first, second in np.argwhere(touched).tolist():
+        top = first * tile[0]
+        left = second * tile[1]
+        boxes.append((slice(top, min(top + tile[0], size[0])), slice(left, min(left + tile[1], size[1]))))
+    return boxes
 
 
 def _check(sampler: BridgeSampler, source: Strips, memory: int) -> None:

@@ -121,6 +121,8 @@ class LargePictures:
                 picture = LargePicture(sampler, strips, windows, job.seeds[0], self._limit, report)
                 if self._first:
                     place = folder_of(job.path)
+                    if picture.left_out:
+                        write(f"{source}: {picture.left_out}")
                     write(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
                 picture.run(job.path, about, derivation_of(about, job.seeds))
             except KeyboardInterrupt as error:

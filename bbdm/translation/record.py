@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bbdm.base import manifest
-from bbdm.base.atomic import file_sha256, make_folder, remove_leftovers, write_atomically
+from bbdm.base.atomic import content_sha256, make_folder, remove, remove_leftovers, write_atomically
 from bbdm.data.names import RowName
 from bbdm.data.provenance import in_threads
 from bbdm.networks.base import state_hash
@@ -96,7 +96,7 @@ class Lines:
             item: what is of this result alone.
         """
         name = path.relative_to(self.folder).as_posix()
-        line = {"name": name, "sha256": file_sha256(path), "settings": self._digest, "item": item}
+        line = {"name": name, "sha256": content_sha256(path), "settings": self._digest, "item": item}
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -176,7 +176,7 @@ class Record:
             self._delete(again)
             known = known - again
             lines = {name: line for name, line in lines.items() if name not in again}
-        there = [name for name in names if (folder / name).is_file()]
+        there = [name for name in names if (folder / name).exists()]
         kept = in_threads(lambda name: self._is_result(name, lines.get(name), item), there)
         self.existing = {name for name, keeps in zip(there, kept, strict=True) if keeps}
         anew = {*there} - self.existing
@@ -201,7 +201,7 @@ class Record:
 
     def _check_known(self, names: Collection[str], known: Collection[str]) -> None:
         """Raise ValueError where a planned file is there that nothing lists: it is not ours."""
-        unknown = sorted(name for name in names if name not in known and (self.folder / name).is_file())
+        unknown = sorted(name for name in names if name not in known and (self.folder / name).exists())
         if unknown:
             no = f"no {self.folder / SETTINGS} says what made it"
             raise ValueError(f"{self.folder}/{unknown[0]} exists, but {no}: give another folder")
@@ -210,7 +210,7 @@ class Record:
         """Whether a file is what would be made now; where its source cannot be read, it stays."""
         if line is None or line.get("settings") != self._digest:
             return False
-        if line.get("sha256") != file_sha256(self.folder / name):
+        if line.get("sha256") != content_sha256(self.folder / name):
             return False
         try:
             return line.get("item") == item(name)
@@ -221,13 +221,13 @@ class Record:
         """Delete files; ValueError, before one is deleted, where a name leads out of the folder."""
         paths = [RowName(name).below(self.folder, "") for name in names]
         for path in paths:
-            path.unlink(missing_ok=True)
+            remove(path)
 
     def close(self) -> None:
         """Write the lines of all processes as one file; without results, delete it and the folder."""
-        lines = {name: line for name, line in _read(self.folder).items() if (self.folder / name).is_file()}
+        lines = {name: line for name, line in _read(self.folder).items() if (self.folder / name).exists()}
         _write(self.folder, lines)
-        if any((self.folder / name).is_file() for name in self._names):
+        if any((self.folder / name).exists() for name in self._names):
             return
         for name in (TABLE, SETTINGS):
             (self.folder / name).unlink(missing_ok=True)

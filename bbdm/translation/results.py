@@ -63,7 +63,8 @@ def check_paths(files: Files, paths: Sequence[Path]) -> None:
     """Raise ValueError if one of ``paths`` is a source or a target of the data set, or occurs twice."""
     taken: set[Path] = set()
     for row in files.pairs.rows:
-        taken.update(path.resolve() for path in rows.files_of(row))
+        for file in rows.files_of(row):
+            taken |= {file.resolve(), *file.resolve().parents}  # among them a folder that is one picture
     for path in paths:
         resolved = path.resolve()
         if resolved in taken:

@@ -41,6 +41,16 @@ def test_numpy_and_torch_agree(seed: int, step: int, stream: int):
     np.testing.assert_allclose(ours, philox_numpy.normal(seeds, step, shape, stream), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("width", [12, 13, 14, 15])
+def test_normals_of_a_box_are_those_of_the_whole(width: int):
+    """To the bit, wherever rows of the box begin among the four elements of a counter."""
+    seeds = torch.tensor([3, 2**63 - 1])
+    whole = philox.normal(seeds, 7, (3, 9, width))
+    for rows, columns in ((slice(0, 9), slice(0, width)), (slice(2, 7), slice(3, 4)), (slice(8, 9), slice(5, 12))):
+        box = philox.normal_box(seeds, 7, (3, 9, width), rows, columns)
+        assert torch.equal(box, whole[:, :, rows, columns])
+
+
 def test_normals_are_box_muller_of_the_words():
     """Even lane radius, odd lane angle, cosine first; computed here in float64."""
     u = ((philox_numpy.random_words([5], 3, 4)[0] >> 9) + 0.5) * 2.0**-23

@@ -3,7 +3,9 @@
 import errno
 import math
 import os
+import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +22,7 @@ from bbdm.base.scripts import StoppedError
 from bbdm.bridges import Bridge
 from bbdm.data.reading import Reader, Strips
 from bbdm.data.spec import Spec
-from bbdm.pictures import read, write
+from bbdm.pictures import formats, header, read, write
 from bbdm.pictures.picture import Geometry, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling.large import MARKER, FileArray, LargePicture, folder_of
@@ -34,6 +36,8 @@ BRIDGE = ABridge(num_steps=100)
 SETTINGS: dict[str, Any] = {"window": WINDOW, "overlap": 0.3}
 LITTLE, MUCH = 500_000, 2**30  # bytes, that are enough for three rows of windows, and for all
 U16 = Values(0, 4000, dtype="uint16")
+zarr_only = pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 is of Python 3.11")
+SCALED = ((0.0, 0.5, 3.0), (0.25, 0.0, 4.0), (0.0, 0.0, 1.0))
 PLACE = Geometry(((0.0, 10.0, 5.0), (-10.0, 0.0, 9.0), (0.0, 0.0, 1.0)), "geotiff")
 
 
@@ -258,6 +262,107 @@ def test_a_second_run_and_a_disk_that_is_too_small_are_refused(source: Path, tmp
     with pytest.raises(OSError, match=message):
         stream(make(), source, tmp_path / "other.npy")
     assert not list(tmp_path.glob("*other*"))
+
+
+class Pointwise(nn.Module):
+    """Sees a pixel alone, and the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        return torch.sin(x + self.factor * source) * (1 + t.reshape(-1, 1, 1, 1) / 100)
+
+
+def with_holes(path: Path, fill: float = 0, kind: str = "uint16") -> np.ndarray[Any, Any]:
+    """An OME-Zarr of chunks of 8 x 8 of which few are stored, and where those are."""
+    array = numbers(kind=kind)
+    geometry = Geometry(SCALED, "ome-zarr", {"chunk": (8, 8)}, math.nan if math.isnan(fill) else None)
+    blank = Picture(np.broadcast_to(array.dtype.type(fill), array.shape), geometry)
+    canvas = formats.module("omezarr").create(path, blank, fill)
+    stored = np.zeros((HEIGHT, WIDTH), bool)
+    for top, left in [(0, 0), (0, 8), (24, 16), (48, 40)]:
+        window = slice(top, min(top + 8, HEIGHT)), slice(left, min(left + 8, WIDTH))
+        canvas.write(window, array[(slice(None), *window)])
+        stored[window] = True
+    canvas.finish()
+    return stored
+
+
+@zarr_only
+@pytest.mark.parametrize("memory", [LITTLE, MUCH])
+@pytest.mark.parametrize("solver", ["dpm2m", "posterior"])
+@pytest.mark.parametrize(("fill", "kind"), [(0, "uint16"), (7, "uint16"), (math.nan, "float32")])
+def test_windows_without_a_stored_chunk_are_not_computed(
+    fill: float, kind: str, solver: str, memory: int, tmp_path: Path
+):
+    """Where chunks are stored, the result is that of a call. Elsewhere it is the fill."""
+    sampler = BridgeSampler(wrap(Pointwise(), 3, 3, stride=4), BRIDGE, solver, 3)
+    sampler.pictures = Spec(source=U16, target=Values(0, 4000, dtype=kind))
+    stored = with_holes(tmp_path / "source.zarr", fill, kind)
+    report = Counted()
+    made = stream(sampler, tmp_path / "source.zarr", tmp_path / "result.ome.zarr", memory, report, batch_size=1)
+    expected = called(sampler, read(tmp_path / "source.zarr"))
+    np.testing.assert_allclose(made[:, stored], expected[:, stored], atol=1)
+    assert expected[:, stored].std() > 100
+    np.testing.assert_array_equal(made[:, ~stored], np.full_like(made[:, ~stored], fill))
+    grid = sampler.window_grid(GuidanceOptions(**SETTINGS), (HEIGHT, WIDTH), 1)
+    assert grid is not None
+    picture = LargePicture(sampler, strips_of(sampler, tmp_path / "source.zarr"), grid, 5, memory)
+    said = r"4 of 42 chunks are stored: (\d+) of (\d+) windows are computed, and where .* the result is (.*)"
+    computed, windows, value = re.fullmatch(said, picture.left_out).groups()  # pyright: ignore
+    assert (report.total, float(value)) == (3 * int(computed), pytest.approx(fill, nan_ok=True))
+    assert 4 < int(computed) < int(windows) / 2
+    chunks = formats.module("omezarr").chunks(header(tmp_path / "result.ome.zarr"))
+    assert int(chunks.stored.sum()) == 4
+    assert header(tmp_path / "result.ome.zarr").geometry.affine == SCALED
+    as_array = stream(sampler, tmp_path / "source.zarr", tmp_path / "result.npy", memory)
+    np.testing.assert_allclose(as_array, made, atol=1)
+
+
+@zarr_only
+@pytest.mark.parametrize("holes", [True, False])
+def test_an_ome_zarr_goes_on_after_an_interruption(holes: bool, tmp_path: Path):
+    sampler, source, result = make("sde-dpm2m"), tmp_path / "source.zarr", tmp_path / "result.zarr"
+    if holes:
+        with_holes(source)
+    else:
+        write(source, Picture(numbers(), Geometry(PLACE.affine, "ome-zarr", {"chunk": (8, 8)})))
+    expected = stream(sampler, source, tmp_path / "whole.zarr")
+    if not holes:
+        same(expected, called(sampler, Picture(numbers())))
+    whole = Counted()
+    stream(sampler, source, tmp_path / "counted.zarr", report=whole)
+    interrupted(sampler, source, result, 2 * whole.total // 3 + 1)
+    used = sum(512 * file.stat().st_blocks for file in folder_of(result).iterdir())
+    assert used > 0
+    assert (stream(sampler, source, result) == expected).all()
+    with pytest.raises(RuntimeError, match="as asked"):
+        stream(sampler, source, tmp_path / "error.zarr", report=_stops_while_the_result_is_written(whole.total))
+    assert not [*tmp_path.glob("*error*")]
+
+
+def _stops_while_the_result_is_written(total: int) -> Callable[[int, int], Any]:
+    calls: list[int] = []
+
+    def report(done: int, _: int) -> None:
+        calls.append(done)
+        if calls.count(total) == 4:  # after the last call, blocks of the last step, and a part of the result
+            raise RuntimeError("as asked")
+
+    return report
+
+
+@pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="the system does not say what files take")
+def test_a_sparse_file_takes_disk_where_it_was_written(tmp_path: Path):
+    array = FileArray(tmp_path / "a", (1, 2, 3000, 5000), np.float32, sparse=True).create()
+    box = (slice(None), slice(None), slice(1000, 1010), slice(700, 900))
+    array[box] = values = torch.randn(1, 2, 10, 200)
+    assert (array[box] == values).all()
+    assert array[:, :, :1000].abs().max() == 0
+    assert array.path.stat().st_size == array.nbytes
+    assert array.path.stat().st_blocks * 512 < array.nbytes / 100
 
 
 def test_refusals(source: Path, tmp_path: Path):

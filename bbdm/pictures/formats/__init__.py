@@ -4,6 +4,11 @@
     read(header, window) -> NDArray         (C, *W) of a window, a slice for each of the axes S
     write(path, picture) -> None            with what the format holds of geometry, derivation and unit
 
+A format of chunks may have two more, for pictures that are larger than memory:
+
+    chunks(header) -> Chunks                which of its chunks are stored
+    create(path, picture, fill) -> Canvas   ``write(window, values)`` writes parts, ``finish()`` the rest
+
 Which files are pictures, and which module reads and writes them, is said by the rows of :data:`LIBRARIES`. A
 module is imported when its format is met: ModuleNotFoundError says what installs its library. Reading raises
 ValueError where a file is damaged, or has what is not read. Axes and types are checked here and by
@@ -12,13 +17,11 @@ ValueError where a file is damaged, or has what is not read. Axes and types are 
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +30,11 @@ import numpy as np
 from bbdm.base import sizes
 from bbdm.base.registry import Registry
 from bbdm.base.scripts import warn
-from bbdm.pictures.formats.detection import has_place, is_dicom
+from bbdm.pictures.formats.detection import has_place, is_dicom, is_ome_zarr
 from bbdm.pictures.values import Values
+from bbdm.pictures.windows import Chunks
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
-Window = tuple[slice, ...]  # a slice for each spatial axis; () is all of them
-LARGEST = "BBDM_LARGEST"  # the environment variable that says how many bytes are read at once
-DEFLATE = 1032  # bytes that a byte of deflate becomes at most
-RATIO = 4096  # the same of other compressions; of LZW fewer
 ONLY_A_SUFFIX = "its name is only a suffix: rename it"
 
 
@@ -57,6 +57,8 @@ class Library:
         is_folder: whether a folder is one picture of it; None where folders are none.
         results: the suffix of results of its pictures; "" for that of the picture.
         films: whether its files are films, which only the layout of sequences takes for pictures.
+        is_tree: whether the folders below a folder that is one picture belong to it, and no other picture is
+            looked for there.
 
     Raises:
         ValueError: a suffix has no dot at its start, or capital letters.
@@ -75,6 +77,7 @@ class Library:
     is_folder: Callable[[Path], bool] | None = None
     results: str = ""
     films: bool = False
+    is_tree: bool = False
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -134,9 +137,9 @@ def suffix_of(path: str | os.PathLike[str]) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """The name without its suffix; of a folder that is a picture, its name."""
+    """The name without its suffix; of a folder that is a picture of a format without suffixes, its name."""
     if path.is_dir():
-        return path.name
+        return path.name.removesuffix(_suffix_of_folder(path))
     suffix = suffix_of(path)
     if not suffix:
         return path.stem
@@ -158,7 +161,8 @@ def _suffix_like(source: Path) -> str:
     """The suffix of results in the format of their source; "" of photographs, and of what is only read."""
     if source.is_dir():
         name = _reader_of_folder(source)
-        return "" if name is None else LIBRARIES[name].results
+        own = _suffix_of_folder(source).lower()
+        return "" if name is None else own or LIBRARIES[name].results
     suffix = suffix_of(source)
     if not suffix:
         return ""
@@ -168,6 +172,15 @@ def _suffix_like(source: Path) -> str:
     if library.types and not library.results:
         return suffix
     return library.results
+
+
+def _suffix_of_folder(folder: Path) -> str:
+    """The end of a folder's name that is a suffix of the format that it has; "" without one."""
+    name = _reader_of_folder(folder)
+    suffix = suffix_of(folder)
+    if name is None or suffix not in LIBRARIES[name].suffixes:
+        return ""
+    return folder.name[-len(suffix) :]
 
 
 @lru_cache
@@ -191,13 +204,19 @@ def is_picture(path: Path) -> bool:
     return bool(suffix_of(path)) and (path.is_file() or path.is_symlink())
 
 
+def is_tree(folder: Path) -> bool:
+    """Whether a folder is one picture with all folders below it, whose files have their places by name."""
+    name = _reader_of_folder(folder)
+    return name is not None and LIBRARIES[name].is_tree
+
+
 def pictures_in(folder: Path) -> list[Path]:
     """All files below a folder, whatever they are; a folder that is one picture in place of its files.
 
     Links to folders are followed. Links to files that are not there are among the files.
     """
     found: list[Path] = []
-    for parent, files in _folders(folder):
+    for parent, files in _folders(folder, lambda below: below != folder and is_tree(below)):
         if parent != folder and _reader_of_folder(parent) is not None:
             found.append(parent)
         else:
@@ -218,6 +237,15 @@ def module(name: str) -> Any:
     if isinstance(found, str):
         return import_module(found)
     return found
+
+
+def missing_chunks(header: Any) -> Chunks | None:
+    """The chunks of a picture of which some are not stored; None of other pictures."""
+    chunks = getattr(module(header.reader), "chunks", None)
+    if chunks is None:
+        return None
+    found = chunks(header)
+    return None if found.stored.all() else found
 
 
 def reader_of(path: Path) -> str:
@@ -241,7 +269,10 @@ def reader_of(path: Path) -> str:
         return name
     if path.name.lower() in SUFFIXES:
         raise UnknownFormatError(ONLY_A_SUFFIX)
-    raise UnknownFormatError(f"its name has none of {', '.join(SUFFIXES)}, and it is no folder of DICOM")
+    suffixes = ", ".join(SUFFIXES)
+    if path.is_dir() and suffix_of(path):
+        raise UnknownFormatError("it is a folder, and no picture of OME-Zarr: it has no multiscales")
+    raise UnknownFormatError(f"its name has none of {suffixes}, and it is no folder of DICOM")
 
 
 def writer(path: Path, picture: Any) -> Any:
@@ -265,6 +296,8 @@ def writer(path: Path, picture: Any) -> Any:
     same = [name for name in names if LIBRARIES[name].format == geometry.format]
     name = same[0] if geometry.format and same else names[-1]
     library = LIBRARIES[name]
+    if path.is_dir() and _reader_of_folder(path) != name:
+        raise ValueError("it is a folder of something else: delete it, or give another name")
     if not library.types:
         raise ValueError(f"{suffix} is only read")
     if picture.ndim - 1 not in library.axes or 0 in picture.shape:
@@ -309,8 +342,11 @@ def _reader_of_folder(path: Path) -> str | None:
     return None
 
 
-def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
-    """A folder and each one below it with its files; a link to a folder above itself is not followed."""
+def _folders(folder: Path, is_end: Callable[[Path], bool] = lambda folder: False) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder and each one below it with its files; none below one that is an end.
+
+    A link to a folder above itself is not followed.
+    """
     waiting: list[tuple[Path, frozenset[str]]] = [(folder, frozenset())]
     while waiting:
         parent, above = waiting.pop()
@@ -324,79 +360,14 @@ def _folders(folder: Path) -> Iterator[tuple[Path, list[Path]]]:
             warn(f"the folder {parent} may not be read, so what is in it is left out: see its permissions")
             continue
         files: list[Path] = []
+        ends = is_end(parent)
         for entry in found:
             if entry.is_dir():
-                waiting.append((parent / entry.name, above | {real}))
+                if not ends:
+                    waiting.append((parent / entry.name, above | {real}))
             elif entry.is_file() or entry.is_symlink():
                 files.append(parent / entry.name)
         yield parent, files
-
-
-def volume(lengths: Sequence[int]) -> tuple[int, ...]:
-    """The lengths of at most three axes (x, y, z).
-
-    Raises:
-        ValueError: there are others, such as time.
-    """
-    if any(length != 1 for length in lengths[3:]):
-        shown = sizes.shown(lengths)
-        raise ValueError(f"it has {len(lengths)} axes, {shown}, such as times: save each volume as a file of its own")
-    return tuple(lengths[:3])
-
-
-def bounds(window: Window, sides: Sequence[int]) -> Window:
-    """A window with the first index and the last index + 1 of each axis, () being all of them.
-
-    Raises:
-        ValueError: it has another number of axes or steps, or is empty.
-    """
-    if not window:
-        return tuple(slice(0, length) for length in sides)
-    found: list[slice] = []
-    if len(window) == len(sides):
-        for part, length in zip(window, sides, strict=True):
-            start, stop, step = part.indices(length)
-            if step == 1 and start < stop:
-                found.append(slice(start, stop))
-    if len(found) != len(sides):
-        raise ValueError(f"a window is a part of {sizes.shown(sides)}, a slice for each without steps; got {window}")
-    return tuple(found)
-
-
-def lengths(window: Sequence[slice]) -> tuple[int, ...]:
-    """The lengths of the axes of a window of :func:`bounds`."""
-    return tuple(part.stop - part.start for part in window)
-
-
-def mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: Sequence[int]) -> Any:
-    """An array of a file's bytes, mapped into memory; ``numpy.memmap`` takes longer to begin."""
-    with path.open("rb") as file:
-        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    return np.frombuffer(data, dtype, prod(shape), offset).reshape(tuple(shape))
-
-
-def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
-    """Raise ValueError for values that a file of ``most`` bytes cannot hold, or for too many at once."""
-    needed = prod(shape) * dtype.itemsize
-    limit = 2**33
-    text = os.environ.get(LARGEST)
-    if text:
-        limit = _limit_of(text)
-    if needed <= min(most, limit):
-        return
-    values = f"{sizes.shown(shape)} values of {dtype}"
-    if needed > most:
-        raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
-    most_at_once = f"at most {sizes.amount(limit)} are read at once: the environment variable {LARGEST} lifts that"
-    raise ValueError(f"{values} are {sizes.amount(needed)}, and {most_at_once}, such as {LARGEST}=64G")
-
-
-def _limit_of(text: str) -> int:
-    """The bytes that the environment variable says; ValueError where it has another form."""
-    try:
-        return sizes.read_memory(text)
-    except ValueError as error:
-        raise ValueError(f"the environment variable {LARGEST}: {error}") from error
 
 
 PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}
@@ -409,6 +380,18 @@ register(
 )
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
+register(
+    "omezarr",
+    Library(
+        f"{__name__}.ome_zarr",
+        (".ome.zarr", ".zarr"),
+        (*REAL, "float16"),
+        format="ome-zarr",
+        is_folder=is_ome_zarr,
+        results=".ome.zarr",
+        is_tree=True,
+    ),
+)
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
 register(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import heapq
+import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
 DICM = 128  # where a file of DICOM has these letters
 BIG_TIFF = b"+"  # the third or fourth byte of a BigTIFF, 43, whose header has 16 bytes instead of 8
+ZARR = ("zarr.json", ".zattrs")  # the files of attributes of Zarr 3 and Zarr 2
 PLACE_TAGS = (33550, 33922, 34264, 34735, 50844)  # of a place on Earth: pixel scale, tie points, matrix, keys, RPCs
 
 
@@ -26,6 +29,33 @@ def has_place(path: Path) -> bool:
         tags.load(file)
         return any(tag in tags for tag in PLACE_TAGS)
     return False
+
+
+def ome_zarr(folder: Path) -> dict[str, Any]:
+    """What a folder of Zarr says of OME: ``multiscales`` of a picture, ``plate``, ...; {} of other folders.
+
+    Raises:
+        ValueError: its file of attributes is damaged.
+    """
+    for name in ZARR:
+        if (folder / name).is_file():
+            try:
+                content = json.loads((folder / name).read_bytes())
+                if name == "zarr.json":
+                    content = content.get("attributes", {})
+                    content = {**content, **content.get("ome", {})}
+                return {**content}
+            except (ValueError, TypeError, AttributeError, RecursionError) as error:
+                raise ValueError(f"{name} is damaged: {error}") from error
+    return {}
+
+
+def is_ome_zarr(folder: Path) -> bool:
+    """Whether a folder is a picture of OME-Zarr; one that is damaged is, and reading it says so."""
+    try:
+        return "multiscales" in ome_zarr(folder)
+    except ValueError:
+        return True
 
 
 def is_dicom(folder: Path) -> bool:

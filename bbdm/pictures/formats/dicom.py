@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional, sizes
-from bbdm.pictures import formats
+from bbdm.pictures import windows
 from bbdm.pictures.formats.detection import DICM, dicom_files
 from bbdm.pictures.formats.simpleitk import HEADER_BYTES, NAME, channels_first, dtype_of, reader_of, sitk
 from bbdm.pictures.picture import Affine, Geometry, Header, as_affine
@@ -57,7 +57,7 @@ def header(path: Path) -> Header:
         (first.GetNumberOfComponents(), math.prod(depths) * len(files), height, width),
         dtype_of(first),
         Geometry(affine, NAME),
-        most=sum(file.stat().st_size for file in files) * formats.RATIO,
+        most=sum(file.stat().st_size for file in files) * windows.RATIO,
         stored=[str(files[index]) for index in order],
     )
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures import formats
+from bbdm.pictures import windows
 from bbdm.pictures.derivation import BEGIN
 from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
@@ -65,7 +65,7 @@ def header(path: Path) -> Header:
     packed = _is_packed(path)
     most = path.stat().st_size
     if packed:
-        most *= formats.DEFLATE
+        most *= windows.DEFLATE
     unit = _unit(nifti)
     return Header(path, (channels, *sides[::-1]), dtype, geometry, not packed, most, unit=unit)
 
@@ -80,7 +80,7 @@ def read(header: Header, window: tuple[slice, ...]) -> npt.NDArray[Any]:
     dtype = nifti.get_data_dtype()
     offset = nifti.get_data_offset()
     if header.windowed:
-        array = formats.mapped(header.path, dtype, offset, header.shape)
+        array = windows.mapped(header.path, dtype, offset, header.shape)
     else:
         content = _decompressed(header.path, offset, math.prod(header.shape) * dtype.itemsize)
         array = np.frombuffer(content, dtype).reshape(header.shape)  # or it is truncated
@@ -168,7 +168,7 @@ def _extensions(content: bytes, order: str) -> list[Any]:
 
 def _spatial(dims: tuple[int, ...]) -> tuple[int, ...]:
     """The lengths along x, y and z; without z of a flat picture. ValueError where there are several times."""
-    sides = formats.volume((*dims[:4], *dims[5:]))
+    sides = windows.volume((*dims[:4], *dims[5:]))
     flat = len(dims) == 5 and sides[2] == 1
     return sides[:2] if flat else sides
 

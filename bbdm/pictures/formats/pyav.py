@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures.formats import Window
 from bbdm.pictures.picture import PHOTOGRAPH, Geometry, Header
+from bbdm.pictures.windows import Window
 
 DEMUXERS = {".mp4": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}

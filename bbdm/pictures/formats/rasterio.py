@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures import formats
+from bbdm.pictures import windows
 from bbdm.pictures.derivation import NAME as DERIVATION
 from bbdm.pictures.picture import Affine, Geometry, Header, Picture, as_affine
 
@@ -51,7 +51,7 @@ def header(path: Path) -> Header:
         if kept.get("masked") and nodata is None:
             nodata = _nodata_of_mask(dtype)
         windowed = any(block != file.shape for block in file.block_shapes)
-        most = formats.RATIO * path.stat().st_size
+        most = windows.RATIO * path.stat().st_size
         units = set(file.units)
         unit = units.pop() if len(units) == 1 else None
         geometry = Geometry(_affine(file.transform), NAME, kept, nodata)

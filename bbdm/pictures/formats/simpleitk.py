@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures import formats
+from bbdm.pictures import formats, windows
 from bbdm.pictures.derivation import NAME as DERIVATION
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 
@@ -55,14 +55,14 @@ def header(path: Path) -> Header:
     text = _text_of(path)
     reader = reader_of(path, READERS[path.suffix.lower()])
     reader.ReadImageInformation()
-    sides = formats.volume(reader.GetSize())
+    sides = windows.volume(reader.GetSize())
     axes = len(sides)
     all_axes = len(reader.GetSize())
     direction = np.reshape(reader.GetDirection(), (all_axes, all_axes))[:axes, :axes]
     affine = as_affine(direction * reader.GetSpacing()[:axes], reader.GetOrigin()[:axes])
     most = path.stat().st_size - text.offset
     if text.packed:
-        most *= formats.DEFLATE
+        most *= windows.DEFLATE
     return Header(
         path,
         (reader.GetNumberOfComponents(), *sides[::-1]),

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
-from bbdm.pictures import formats
+from bbdm.pictures import windows
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 from bbdm.pictures.values import holds
 
@@ -86,7 +86,7 @@ def header(path: Path) -> Header:
         offset = series.dataoffset
         stored = None
         windowed = True
-        most = size * formats.RATIO
+        most = size * windows.RATIO
         if offset is None:
             windowed = math.prod(page.chunked) * len(series) > 1
         else:
@@ -102,7 +102,7 @@ def read(header: Header, window: tuple[slice, ...]) -> Array:
     spatial = dict(zip(SPATIAL[-len(window) :], window, strict=True))
     if header.stored:
         dtype, offset, shape, axes = header.stored
-        array = formats.mapped(header.path, dtype, offset, shape)
+        array = windows.mapped(header.path, dtype, offset, shape)
         array = array[tuple(spatial.get(axis, slice(None)) for axis in axes)]
     else:
         with tifffile.TiffFile(header.path, **ALONE) as file:
@@ -110,7 +110,7 @@ def read(header: Header, window: tuple[slice, ...]) -> Array:
     of_channels = [i for i, axis in enumerate(axes) if axis not in spatial]
     of_space = [axes.index(axis) for axis in spatial]
     array = array.transpose(of_channels + of_space)
-    array = array.reshape(header.shape[0], *formats.lengths(window))
+    array = array.reshape(header.shape[0], *windows.lengths(window))
     return np.asarray(array, header.dtype)
 
 
@@ -221,11 +221,11 @@ def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], header: H
     size = header.path.stat().st_size
     rows = window["Y"]
     columns = window["X"]
-    formats.check_cost((grid.down, grid.across, grid.samples), np.dtype(first.dtype), size * formats.RATIO)
+    windows.check_cost((grid.down, grid.across, grid.samples), np.dtype(first.dtype), size * windows.RATIO)
     options = {}
     if first.compression in JPEG:
         options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader}
-    shape = (grid.planes, *formats.lengths((rows, columns)), grid.samples)
+    shape = (grid.planes, *windows.lengths((rows, columns)), grid.samples)
     fill = 0 if header.nodata is None else header.nodata  # of tiles that were left out
     array = np.full(shape, fill, first.dtype)
     for index in grid.touched(rows, columns):
