@@ -66,7 +66,7 @@ def pictures_of(name: str, where: str) -> NamedCells:
         below = path.relative_to(folder)
         full = below.with_name(formats.stem_of(path)).as_posix()
         is_hidden = any(part.startswith(".") for part in below.parts)
-        if is_hidden or not full.endswith(ending) or formats.is_film(path) or not formats.is_picture(path):
+        if is_hidden or not full.endswith(ending) or not formats.is_picture(path):
             continue
         row = RowName(full.removesuffix(ending))
         if row in cells:

@@ -223,7 +223,7 @@ def sequences_in(folder: Path) -> dict[str, Frames]:
     pictures: dict[Path, list[Path]] = {}
     for path in formats.pictures_in(folder):
         is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if formats.is_picture(path) and not is_hidden:
+        if (formats.is_picture(path) or formats.is_film(path)) and not is_hidden:
             pictures.setdefault(path.parent, []).append(path)
     sequences: dict[str, Frames] = {}
     for parent, paths in sorted(pictures.items()):

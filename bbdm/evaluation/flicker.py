@@ -52,7 +52,7 @@ def flicker_of_stills(results: npt.ArrayLike, sources: npt.ArrayLike, inside: np
     Args:
         results: (T, C, H, W) in stored values.
         sources: (T, K, H, W) in stored values, of which no channel may change by :data:`LEVEL`.
-        inside: as of :func:`flicker`.
+        inside: (T, 1, H, W), not 0 where pixels count; None where all do.
 
     Returns:
         The flicker in the unit of the results; NaN where no pixel of the source stays.

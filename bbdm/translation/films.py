@@ -27,7 +27,7 @@ class Film:
     """A film to write.
 
     Args:
-        path: of the film.
+        path: where the film is written.
         source: the film that was translated.
         frames: the files of its results, in order; or the only one, of a whole sequence.
         exact: whether it keeps all values, and is not only for viewing.
@@ -102,7 +102,7 @@ def write(films: Sequence[Film], values: Values, progress: Shown) -> None:
     """Write the films that are not there, or older than one of their frames.
 
     Args:
-        films: what to write.
+        films: those that are wanted, of which some may be there.
         values: the range of results; its ends are black and white where results are no 8-bit pictures.
         progress: whether progress is shown.
     """

@@ -105,7 +105,8 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
             continue
         files = [each for each in sorted(formats.pictures_in(path)) if _may_be_picture(each, path)]
         if not any(formats.is_picture(each) for each in files):
-            raise ValueError(f"there is no picture in {path}; suffixes are {', '.join(sorted(formats.SUFFIXES))}")
+            suffixes = ", ".join(formats.suffixes_of_pictures())
+            raise ValueError(f"there is no picture in {path}; suffixes are {suffixes}")
         for each in files:
             below = each.relative_to(path)
             yield below.with_name(formats.stem_of(each)).as_posix(), each

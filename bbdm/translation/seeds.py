@@ -19,7 +19,7 @@ class Seeds:
         by: ``place`` of a source in the data set; its ``name``, whatever other sources there are; or the
             name of the ``sequence`` that it is a frame of, whose frames have one noise.
         first: the seed of the first sample; of the first source too where seeds are by place.
-        samples: of each source.
+        samples: the number of results of each source.
     """
 
     by: Literal["place", "name", "sequence"]
@@ -31,7 +31,7 @@ class Seeds:
         """The rule of settings.
 
         Args:
-            config: the settings.
+            config: the settings of the translation.
             axes: of the network: one of three axes sees a sequence as a whole.
             independent: whether sources are photographs that have nothing to do with each other.
         """

@@ -307,7 +307,7 @@ class TestRuns:
         assert same(fit("back.pt", *back, "--overwrite", "-e", "3", *COMMON), straight)
         other = ["--loss", "l1", "-e", "1"]
         assert re.search(
-            r"trained with loss l2, now l1: resume with the same, .*\(experiment\), or overwrite", last_line(*other)
+            r"trained with loss l2, now l1: resume with the same, .*\(--experiment\), or overwrite", last_line(*other)
         )
         fit("model.pt", *other, "--overwrite")
         assert sorted(path.name for path in Path("model.run").glob("step_*")) == [

@@ -65,7 +65,7 @@ def test_rows_of_a_layout(dataset: str, data_dir: str, files: str, wanted: list[
 
 
 def test_layouts_that_are_tested_are_all() -> None:
-    assert {each[0] for each in LAYOUTS} | {"table", "hub", "stream", "unpaired"} == DATASETS.keys()
+    assert {each[0] for each in LAYOUTS} | {"table", "hub", "stream", "unpaired", "frames"} == DATASETS.keys()
     assert read_layout("paired") == "paired"
     with pytest.raises(ValueError, match=r"one of celeba, .*, got '\.': .* 'folder', as in folder \."):
         read_layout(".")

@@ -189,19 +189,24 @@ def is_photograph(path: str | os.PathLike[str]) -> bool:
     return any(LIBRARIES[name].photographs for name in SUFFIXES.get(suffix_of(path), ()))
 
 
+def suffixes_of_pictures() -> list[str]:
+    """The suffixes that are read, in order, but those of films."""
+    return sorted(suffix for suffix in SUFFIXES if not is_film(Path(f"a{suffix}")))
+
+
 def is_film(path: Path) -> bool:
     """Whether it has the suffix of a film."""
     return any(LIBRARIES[name].films for name in SUFFIXES.get(suffix_of(path), ()))
 
 
 def is_picture(path: Path) -> bool:
-    """Whether it is a file with a suffix that is read, or a folder that is one picture.
+    """Whether it is a file with a suffix that is read, or a folder that is one picture; films are none.
 
     A link to a file that is not there is one too: reading it says what is missing.
     """
     if path.is_dir():
         return _reader_of_folder(path) is not None
-    return bool(suffix_of(path)) and (path.is_file() or path.is_symlink())
+    return bool(suffix_of(path)) and not is_film(path) and (path.is_file() or path.is_symlink())
 
 
 def is_tree(folder: Path) -> bool:

@@ -36,12 +36,12 @@ class Film:
     """A film that is open: the times of its frames, and their pixels, upright.
 
     Args:
-        path: of the file.
+        path: the file of the film.
 
     Attributes:
         times: when each frame is shown, in units of ``time_base``.
         time_base: seconds of a unit.
-        size: (height, width).
+        size: (height, width) of a frame, upright.
 
     Raises:
         ValueError: it has no video.
