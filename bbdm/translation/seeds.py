@@ -47,7 +47,7 @@ class Seeds:
 
         Args:
             index: of the source in the data set.
-            name: of its row.
+            name: the name of its row.
             count: of all sources.
         """
         samples = range(self.samples)
