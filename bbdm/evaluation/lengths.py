@@ -19,6 +19,7 @@ from bbdm.pictures.values import Values
 
 MAPS = ("mean", "low", "high")  # the maps of results that are compared, in this order
 PARTS = 10  # of all values, in the order of their intervals' lengths
+SHORT = 1e-6  # of the range: the length below which mapped ones are not told apart
 BINS = 1024  # in which lengths are counted, of the range of values
 Array = npt.NDArray[Any]
 
@@ -62,7 +63,7 @@ class Lengths:
 
     def _add(self, lengths: Array, errors: Array, inside: Array) -> None:
         """Add the values (V,) of a source."""
-        places = (lengths / self._range * BINS).astype(int).clip(0, BINS - 1)
+        places = (self._share(lengths) * BINS).astype(int).clip(0, BINS - 1)
         for row, weights in enumerate((np.ones(len(lengths)), lengths, errors, inside)):
             self._sums[row] += np.bincount(places, weights, BINS)
         self._coverage.append(float(inside.mean()))
@@ -70,6 +71,13 @@ class Lengths:
         correlation = rank_correlation(lengths, errors)
         if correlation is not None:
             self._correlation.append(correlation)
+
+    def _share(self, lengths: Array) -> Array:
+        """Where lengths lie among all that there can be, in [0, 1]; by their logarithm where values are mapped."""
+        shares = lengths / self._range
+        if not self._values.mapping:
+            return shares
+        return np.log1p(shares / SHORT) / math.log1p(1 / SHORT)
 
     def collect(self, processes: Processes) -> None:
         """Add the pictures of all other processes to the first's; every process calls it."""

@@ -45,6 +45,16 @@ def test_intervals_that_do_not_know_where_errors_are() -> None:
     assert found["by_length"][-1]["coverage"] == 1
 
 
+def test_short_intervals_of_mapped_values_are_told_apart() -> None:
+    """Lengths from 1e-4 to 1 of a range of 1e4, evenly by their logarithm: each part has a tenth."""
+    lengths = Lengths(Values(0.1, 1e4, dtype="float32", mapping="log"))
+    long = 10 ** torch.linspace(-4, 0, SIDE * SIDE).reshape(1, 1, SIDE, SIDE) * 1e4
+    middle = torch.full_like(long, 5e3)
+    lengths.update(torch.stack([middle, middle - long / 2, middle + long / 2], 1), middle)
+    shares = [part["share"] for part in lengths.compute()["by_length"]]
+    assert shares == pytest.approx([0.1] * 10, abs=0.01)
+
+
 def test_ranks_are_those_of_scipy_also_where_values_are_equal() -> None:
     generator = np.random.default_rng(0)
     first = generator.integers(0, 5, 100)
