@@ -14,6 +14,11 @@ def shown(size: int | Sequence[int]) -> str:
     return " x ".join(map(str, (size, size) if isinstance(size, int) else size))
 
 
+def number_of(count: int, thing: str) -> str:
+    """A number of things for people, such as 1 epoch or 2 epochs."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
+
+
 def read_memory(text: str) -> int:
     """Bytes of text such as ``4G`` or ``500M``: powers of 1024.
 

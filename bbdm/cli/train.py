@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
 from bbdm.base.settings import from_values, setting
+from bbdm.base.sizes import number_of
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder, say_what_is_read
 from bbdm.cli.training import report
@@ -181,7 +182,9 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         network = f"preset {self.preset}"
         if self.is_pretrained:
             network = f"the network of {self.name}"
-        length = f"{self.epochs} epochs" if self.max_steps is None else f"{self.max_steps} steps"
+        length = number_of(self.epochs, "epoch")
+        if self.max_steps is not None:
+            length = number_of(self.max_steps, "step")
         return f"training {self.output_model} on {self.data_dir}: {network}, {length}"
 
     def _take_codec(self) -> None:

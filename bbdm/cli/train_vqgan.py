@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from bbdm.base.settings import from_values, setting
+from bbdm.base.sizes import number_of
 from bbdm.cli.training import SHORT, TrainingCommand
 from bbdm.networks.config import VQGANS
 from bbdm.pictures.images import Size, read_size
@@ -39,7 +40,8 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
     @property
     def opening(self) -> str:
         """On what, which network, and for how long."""
-        return f"training {self.output_model} on {self.data_dir}: autoencoder {self.preset}, {self.epochs} epochs"
+        length = number_of(self.epochs, "epoch")
+        return f"training {self.output_model} on {self.data_dir}: autoencoder {self.preset}, {length}"
 
     def read(self, path: Path) -> Any:
         """The content of a checkpoint of the run, which is an autoencoder."""

@@ -73,7 +73,7 @@ class Lengths:
             self._correlation.append(correlation)
 
     def _share(self, lengths: Array) -> Array:
-        """Where lengths lie among all that there can be, in [0, 1]; by their logarithm where values are mapped."""
+        """Where lengths lie among all that there can be, in [0, 1]; of mapped values by their logarithm."""
         shares = lengths / self._range
         if not self._values.mapping:
             return shares

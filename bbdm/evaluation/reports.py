@@ -15,6 +15,7 @@ from bbdm.evaluation.metrics import METRICS
 
 Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
 ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
+NO_QUALITY = ("diversity",)  # scores of which more is not better by itself
 PANEL = (4.5, 3.6)  # inches of a panel: width, height
 PLOT = "scores.png"  # beside scores.json
 BINS = 20  # of a histogram
@@ -50,6 +51,8 @@ def best(reports: Sequence[Report]) -> list[str]:
     """
     lines: list[str] = []
     for name in reports[0]["scores"]:
+        if name in NO_QUALITY:
+            continue
         metric = METRICS[name]
         sign = -1 if metric.higher_is_better else 1
         order: list[tuple[float, int, int]] = []  # what is least of the best, with the report's index

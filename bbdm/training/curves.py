@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from colorsys import hsv_to_rgb
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from PIL import Image
@@ -16,6 +16,7 @@ from bbdm.base.runs import METRICS, files_by_step, folder_beside
 
 LEFT_OUT = {"epoch", "step", "images_per_second"}  # which have no panel
 SHOWN = 4  # grids of a single run
+LONGEST = 32  # characters of a run's name
 COLOURS = 10  # that matplotlib's default has
 LEGEND_ROW = 0.22  # inches
 LEGEND_COLUMN = 3.0  # inches
@@ -91,8 +92,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         _draw_curves(panel, runs, kind, members)
     if len(runs) > 1:
         lines = rows[0].axes[0].lines[: len(runs)]  # of the first metric, one of each run
-        names_of_runs = [run.name for run in runs]
-        rows[0].legend(lines, names_of_runs, loc="outside lower center", ncols=columns, fontsize="small")
+        rows[0].legend(lines, short_names(runs), loc="outside lower center", ncols=columns, fontsize="small")
     if grids:
         for panel, (title, grid) in zip(rows[1].subplots(1, len(grids), squeeze=False)[0], grids, strict=True):
             panel.imshow(Image.open(grid).convert("RGB"), interpolation="nearest")
@@ -101,14 +101,27 @@ def draw(runs: Sequence[Run], path: Path) -> None:
     figures.write(figure, path)
 
 
+def short_names(runs: Sequence[Run]) -> list[str]:
+    """The paths of runs without the folders that all have in common, and no longer than fits a legend."""
+    paths = [PurePath(run.name).parts for run in runs]
+    shared = 0
+    while all(len(parts) > shared + 1 and parts[shared] == paths[0][shared] for parts in paths):
+        shared += 1
+    names: list[str] = []
+    for parts in paths:
+        name = "/".join(parts[shared:])
+        names.append(name if len(name) <= LONGEST else f"...{name[-LONGEST:]}")
+    return names
+
+
 def _shown_grids(runs: Sequence[Run]) -> list[tuple[str, Path]]:
     """The grids that are shown, with their titles."""
     if len(runs) > 1:
         shown: list[tuple[str, Path]] = []
-        for run in runs:
+        for name, run in zip(short_names(runs), runs, strict=True):
             if run.grids:
                 step = max(run.grids)
-                shown.append((f"{run.name}, step {step}", run.grids[step]))
+                shown.append((f"{name}, step {step}", run.grids[step]))
         return shown
     steps = [*runs[0].grids]
     if len(steps) > SHOWN:

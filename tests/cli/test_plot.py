@@ -10,6 +10,7 @@ from PIL import Image
 
 from bbdm.cli import train
 from bbdm.cli.plot import Plot
+from bbdm.training.curves import Run, read_run, short_names
 from tests.cli.conftest import SIZE
 
 SHADES = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (160, 160, 30), (30, 160, 160), (120, 30, 160)]
@@ -59,6 +60,19 @@ def test_curves_of_many_runs_keep_their_height(tmp_path: Path):
     pixels = np.asarray(Image.open(tmp_path / "all.png").convert("L"), int)
     frames = (pixels < 80).sum(axis=0)  # of each column of pixels: a frame of a panel is a dark line
     assert frames.max() > 300  # of a picture of 120 pixels an inch, whose panels are 3 inches high
+
+
+def test_names_of_runs_leave_out_what_all_have(tmp_path: Path):
+    paths = [tmp_path / "a" / "one.run", tmp_path / "b" / "one.run", tmp_path / "b" / f"{'long' * 20}.run"]
+    runs: list[Run] = []
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        runs.append(read_run(make_run(path, 0)))
+    first, second, third = short_names(runs)
+    assert (first, second) == ("a/one.run", "b/one.run")
+    assert third.startswith("...")
+    assert third.endswith("longlong.run")
+    assert len(third) < 40
 
 
 @pytest.mark.usefixtures("world")

@@ -14,11 +14,11 @@ def report(solver: str, nfe: int, **scores: float | None) -> dict[str, Any]:
 
 
 def test_the_best_solver_is_by_each_metrics_own_direction():
-    """PSNR the highest, MAE the lowest; of equal scores the fewest calls; none and infinity are known."""
+    """PSNR the highest, MAE the lowest; of equal scores the fewest calls; diversity alone is no quality."""
     sweep = [
-        report("dpm2m", 10, psnr=20.0, mae=816.0, ssim=0.9, dice=None),
-        report("sde-dpm2m", 5, psnr=22.0, mae=532.0, ssim=0.9, dice=None),
-        report("mean", 1, psnr=float("inf"), mae=600.0, ssim=None, dice=None),
+        report("dpm2m", 10, psnr=20.0, mae=816.0, ssim=0.9, dice=None, diversity=30.0),
+        report("sde-dpm2m", 5, psnr=22.0, mae=532.0, ssim=0.9, dice=None, diversity=9.0),
+        report("mean", 1, psnr=float("inf"), mae=600.0, ssim=None, dice=None, diversity=0.0),
     ]
     assert reports.best(sweep) == [
         "best psnr: mean:1, inf",
