@@ -25,6 +25,7 @@ EXTRAS = {
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK", "nibabel", "nrrd", "pydicom"),
     "geo": ("rasterio",),
+    "bioio": ("bioio", "bioio_base"),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name

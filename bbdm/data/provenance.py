@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -34,6 +34,7 @@ Digests = Mapping[str, Sequence[str]]  # SHA-256 of the pictures of rows, by nam
 SHOWN = 3  # names in a message
 IDENTITY = 16  # digits of a record's identity
 IDENTITIES = re.compile(r"[0-9a-f]+")
+KEPT = 64  # digests of films
 WAITING = 4096  # values that wait for a thread, of maybe a million
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -72,6 +73,9 @@ def value_digest(value: Any) -> str:
     if not is_picture:  # a label, or what a kind of conditions of the user's own takes
         return hashlib.sha256(repr(value).encode()).hexdigest()
     cell = cell_of(value, "a picture in memory")
+    part = cell.part()
+    if part:
+        return digest_of([*(_stamped_digest(path, stamp(path)) for path in cell.files()), part])
     files = [_file_digest(path) for path in cell.files()]
     if len(files) == 1:
         return files[0]
@@ -85,6 +89,12 @@ def _file_digest(path: Path) -> str:
         return file_sha256(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(images.no_picture(path)) from error
+
+
+@lru_cache(KEPT)
+def _stamped_digest(path: Path, stamped: str) -> str:
+    """The digest of a file as it was when it had a stamp: the moments of a film read it once."""
+    return file_sha256(path)
 
 
 def _digest_in_memory(cell: Cell) -> str:
@@ -104,12 +114,13 @@ def row_digests(row: Row) -> list[str]:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
-    known: dict[Any, str] = {}  # one for each file: both halves of a photograph are in the same
+    known: dict[Any, str] = {}  # one for each part of files: both halves of a photograph are in the same
     digests: list[str] = []
     for role in ROLES:
         of_role: list[str] = []
         for value in values_of(row, role):
-            key = files_of_value(value) or id(value)
+            files = files_of_value(value)
+            key = (files, _part_of(value)) if files else id(value)
             if key not in known:
                 known[key] = value_digest(value)
             of_role.append(known[key])
@@ -118,6 +129,11 @@ def row_digests(row: Row) -> list[str]:
         else:
             digests += of_role
     return [*dict.fromkeys(digests)]
+
+
+def _part_of(value: Any) -> str:
+    """Which part of its files a value of a row is; "" of all."""
+    return cell_of(value, "").part()
 
 
 def row_stamp(row: Row) -> str:
@@ -134,6 +150,9 @@ def row_stamp(row: Row) -> str:
             if not files:
                 return ""  # what is in memory may change unseen
             stamps.append(role)
+            part = _part_of(value)
+            if part:
+                stamps.append(part)
             for path in files:
                 try:
                     stamps.append(stamp(path.absolute()))

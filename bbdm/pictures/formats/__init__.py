@@ -28,6 +28,7 @@ from bbdm.base import sizes
 from bbdm.base.registry import Registry
 from bbdm.base.scripts import warn
 from bbdm.pictures.formats.detection import has_place, is_dicom
+from bbdm.pictures.formats.parts import Part as Part
 from bbdm.pictures.values import Values
 
 REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
@@ -56,6 +57,8 @@ class Library:
             files.
         is_folder: whether a folder is one picture of it; None where folders are none.
         results: the suffix of results of its pictures; "" for that of the picture.
+        parts: whether a file may hold several pictures. Its module has ``parts(path)``, a list of
+            :class:`Part`, and ``header(path, part)``, after which ``Header.path`` is an address.
 
     Raises:
         ValueError: a suffix has no dot at its start, or capital letters.
@@ -73,6 +76,7 @@ class Library:
     claims: Callable[[Path], bool] | None = None
     is_folder: Callable[[Path], bool] | None = None
     results: str = ""
+    parts: bool = False
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -403,4 +407,5 @@ register(
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
+register("bioio", Library(f"{__name__}.bioio", (".czi", ".lif", ".nd2"), types=(), results=".tif", parts=True))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
