@@ -27,6 +27,7 @@ EXTRAS = {
     "geo": ("rasterio",),
     "film": ("av",),
     "zarr": ("zarr",),
+    "bioio": ("bioio", "bioio_base"),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name

@@ -21,7 +21,8 @@ from PIL import Image
 
 from bbdm import pictures
 from bbdm.base.atomic import stamp
-from bbdm.pictures import Geometry, Header, Picture, formats, images
+from bbdm.pictures import Geometry, Header, Picture, addresses, formats, images
+from bbdm.pictures.formats.parts import WHOLE, Part
 from bbdm.pictures.picture import NOWHERE, OF_PHOTOGRAPH
 from bbdm.pictures.values import Values
 from bbdm.pictures.windows import Window
@@ -154,6 +155,43 @@ class FolderCell(FileCell):
 
 
 @dataclass(frozen=True, slots=True)
+class PartCell(FileCell):
+    """A picture of a file that holds several, such as a scene of a microscope.
+
+    Args:
+        path: that the file, or the folder of files, has.
+        which: the part of it.
+    """
+
+    which: Part
+
+    @property
+    def address(self) -> Path:
+        """The path with the part, such as ``file.czi#scene=2``."""
+        return addresses.joined(self.path, self.which)
+
+    def header(self) -> Header:
+        """The header of the part, which is kept in memory until the file changes."""
+        return _header(self.path, _changed(self.path), self.which)
+
+    def files(self) -> Sequence[Path]:
+        """The file, or all files of the folder, by name."""
+        return formats.files_of(self.path)
+
+    def part(self) -> str:
+        """The part in words."""
+        return str(self.which)
+
+    def stamp(self) -> str:
+        """That of the file, and the part."""
+        files = "\n".join(stamp(path.absolute()) for path in self.files())
+        return f"{self.which} {files}"
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+
+@dataclass(frozen=True, slots=True)
 class HalfCell(Cell):
     """The left or the right half of a photograph in a file.
 
@@ -279,8 +317,8 @@ def cell_of(value: Any, name: str) -> Cell:
     """The cell of what a row has for a picture. A cell stays as it is.
 
     Args:
-        value: a cell, a path of a file or a folder of DICOM, the bytes of a file, a picture of Pillow or of
-            this library, an array, or lists of numbers.
+        value: a cell, a path of a file or a folder of DICOM, also with a part such as ``#scene=2``; the bytes
+            of a file, a picture of Pillow or of this library, an array, or lists of numbers.
         name: what messages call what has no path.
 
     Raises:
@@ -290,7 +328,9 @@ def cell_of(value: Any, name: str) -> Cell:
     if isinstance(value, Cell):
         return value
     if isinstance(value, os.PathLike):
-        path = Path(value)
+        path, part = addresses.split(Path(value))
+        if part:
+            return PartCell(path, part)
         return FolderCell(path) if path.is_dir() else FileCell(path)
     if isinstance(value, bytes):
         return BytesCell(value, name)
@@ -303,6 +343,17 @@ def cell_of(value: Any, name: str) -> Cell:
     if isinstance(value, Picture):
         return ArrayCell(value, name, value.geometry)
     return ArrayCell(value, name)
+
+
+def parts_of(path: Path) -> list[Part]:
+    """The parts of a file that are pictures of their own, see :func:`bbdm.pictures.addresses.parts`.
+
+    [WHOLE] also of a file that cannot be opened, such as a damaged one: reading it says why.
+    """
+    try:
+        return addresses.parts(path)
+    except (OSError, ValueError, ModuleNotFoundError):
+        return [WHOLE]
 
 
 def _changed(path: Path) -> tuple[int, int] | None:
@@ -321,9 +372,9 @@ _photograph = lru_cache(PHOTOGRAPHS)(lambda path, changed: images.pixels(images.
 
 
 @lru_cache(HEADERS)
-def _header(path: Path, changed: tuple[int, int] | None) -> Header:
-    """The header of a file as it was when it changed."""
-    return pictures.header(path)
+def _header(path: Path, changed: tuple[int, int] | None, part: Part = WHOLE) -> Header:
+    """The header of a file, or a part of it, as it was when it changed."""
+    return addresses.header(path, part)
 
 
 def _header_of(picture: Picture, cell: Cell) -> Header:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bbdm.data.cells import ROLES, Cell, cell_of
+from bbdm.data.cells import ROLES, Cell, PartCell, cell_of, parts_of
 from bbdm.data.names import RowName
-from bbdm.pictures import formats
+from bbdm.pictures import addresses, formats
+from bbdm.pictures.formats.parts import Part
 
 PICTURES = (*ROLES, "mask")  # columns of a table that are always paths
 GROUP = "group"  # the column of what must not be on both sides of a split, such as a film, a slide or a patient
@@ -37,15 +38,18 @@ class NamedCells:
 
 
 def picture_of(name: str, path: Path) -> NamedCells:
-    """A single file, by its name without suffix.
+    """A single file, by its name without suffix; each picture of a file of several, or the one of an address.
 
     Raises:
-        ValueError: it is no picture, by its name.
+        ValueError: it is no picture, by its name, or no part of one.
     """
-    if not formats.is_picture(path):
+    file, part = addresses.split(path)
+    if not formats.is_picture(file):
         raise ValueError(f"{path} is neither a folder of pictures nor a picture: no format has its suffix")
-    row = RowName(formats.stem_of(path))
-    return NamedCells(name, path.parent, {row: cell_of(path, row)})
+    row = RowName(formats.stem_of(file))
+    if part:
+        return NamedCells(name, file.parent, {_name_of_part(row, part): cell_of(path, row)})
+    return NamedCells(name, file.parent, _cells_of(file, row))
 
 
 def pictures_of(name: str, where: str) -> NamedCells:
@@ -68,16 +72,47 @@ def pictures_of(name: str, where: str) -> NamedCells:
         is_hidden = any(part.startswith(".") for part in below.parts)
         if is_hidden or not full.endswith(ending) or not formats.is_picture(path):
             continue
-        row = RowName(full.removesuffix(ending))
-        if row in cells:
-            raise ValueError(f"{cells[row]} and {path} have the same name: rename or remove one")
-        cells[row] = cell_of(path, row)
+        for row, cell in _cells_of(path, RowName(full.removesuffix(ending))).items():
+            if row in cells:
+                raise ValueError(f"{cells[row]} and {cell} have the same name: rename or remove one")
+            cells[row] = cell
     if not cells:
-        suffixes = ", ".join(sorted(suffix for suffix in formats.SUFFIXES if not formats.is_film(Path(f"a{suffix}"))))
+        suffixes = ", ".join(formats.suffixes_of_pictures())
         raise ValueError(
             f"there are no pictures in {where} (looked for {suffixes}); films are of the data set 'frames'"
         )
-    return NamedCells(name, folder, dict(sorted(cells.items())))
+    return NamedCells(name, folder, dict(sorted(cells.items(), key=_order)))
+
+
+def _cells_of(path: Path, row: RowName) -> dict[RowName, Cell]:
+    """The cells of a file, or a folder that is a picture, with the names of their rows.
+
+    Args:
+        path: of the file.
+        row: its name, which rows of its parts have before theirs.
+    """
+    cells: dict[RowName, Cell] = {}
+    for part in parts_of(path):
+        if part:
+            cells[_name_of_part(row, part)] = PartCell(path, part)
+        else:
+            cells[row] = cell_of(path, row)
+    return cells
+
+
+def _name_of_part(row: RowName, part: Part) -> RowName:
+    """The name of a part of a file, such as ``NAME/scene2/time0``; that of the file for all of it."""
+    words = [word.replace("=", "") for word in part.words]
+    return RowName("/".join([row, *words]))
+
+
+def _order(named: tuple[RowName, Cell]) -> tuple[str, int, int]:
+    """The key that sorts rows by name, and those of one file by its scenes and times."""
+    name, cell = named
+    if not isinstance(cell, PartCell):
+        return name, 0, 0
+    file = "/".join(name.split("/")[: -len(cell.which.words)])
+    return file, cell.which.scene or 0, cell.which.time or 0
 
 
 def labels_of(name: str, where: str) -> NamedCells:
@@ -150,6 +185,8 @@ def _table_cell(column: str, text: str, folder: Path, name: RowName) -> Any:
 def _is_file_of_a_picture(path: Path) -> bool:
     """Whether a path is a file, or a link, with a picture's suffix, or a folder of DICOM."""
     with suppress(OSError):  # of texts that no path can be
+        if addresses.split(path)[1]:
+            return True
         if path.is_dir():
             return formats.is_picture(path)
         return os.path.lexists(path) and bool(formats.suffix_of(path))
@@ -167,11 +204,14 @@ def _row_name(text: str, number: int, path: Path) -> RowName:
 def _name_of_source(text: str, number: int, path: Path) -> RowName:
     """The name of a row by the path of its first source, without the root and ``..`` at its start."""
     source = Path(text.split(";")[0].strip())
+    file, part = addresses.split(path.parent / source)
     parts = [*source.relative_to(source.anchor).parts]
+    if part:
+        parts[-1] = file.name
     while parts and parts[0] == "..":
         parts.pop(0)
     try:
-        return RowName.of(Path(*parts))
+        return _name_of_part(RowName.of(Path(*parts)), part)
     except ValueError as error:
         raise ValueError(f"line {number} of {path}: {error}; add a column 'name'") from error
 

@@ -116,12 +116,13 @@ def row_digests(row: Row) -> list[str]:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
-    known: dict[Any, str] = {}  # one for each file: both halves of a photograph are in the same
+    known: dict[Any, str] = {}  # one for each part of files: both halves of a photograph are in the same
     digests: list[str] = []
     for role in ROLES:
         of_role: list[str] = []
         for value in values_of(row, role):
-            key = files_of_value(value) or id(value)
+            files = files_of_value(value)
+            key = (files, _part_of(value)) if files else id(value)
             if key not in known:
                 known[key] = value_digest(value)
             of_role.append(known[key])
@@ -130,6 +131,11 @@ def row_digests(row: Row) -> list[str]:
         else:
             digests += of_role
     return [*dict.fromkeys(digests)]
+
+
+def _part_of(value: Any) -> str:
+    """Which part of its files a value of a row is; "" of all."""
+    return cell_of(value, "").part()
 
 
 def row_stamp(row: Row) -> str:
@@ -146,6 +152,9 @@ def row_stamp(row: Row) -> str:
             if not files:
                 return ""  # what is in memory may change unseen
             stamps.append(role)
+            part = _part_of(value)
+            if part:
+                stamps.append(part)
             for path in files:
                 try:
                     stamps.append(stamp(path.absolute()))

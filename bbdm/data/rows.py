@@ -23,7 +23,7 @@ from bbdm.data import sequences, tables
 from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
 from bbdm.data.columns import NamedCells
 from bbdm.data.names import RowName
-from bbdm.pictures import Header, formats
+from bbdm.pictures import Header, addresses, formats
 from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
@@ -190,7 +190,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train", axes: int = 2) 
             source, or two rows of one name. The message names the file or the row.
     """
     read_layout(dataset)
-    folders, *further = FURTHER.split(data_dir.replace("{split}", split))
+    folders, *further = _with_further(data_dir.replace("{split}", split))
     columns: dict[str, str] = {}
     for each in further:
         name, _, where = each.partition("=")
@@ -205,9 +205,17 @@ def read_rows(dataset: str, data_dir: str, split: str = "train", axes: int = 2) 
 
 def only_columns(data_dir: str, names: Collection[str]) -> str:
     """What names a data set's folder, as :func:`read_rows` takes it, with some of its further columns."""
-    folders, *further = FURTHER.split(data_dir)
+    folders, *further = _with_further(data_dir)
     kept = [each for each in further if each.partition("=")[0] in names]
     return ",".join([folders, *kept])
+
+
+def _with_further(data_dir: str) -> list[str]:
+    """The folders of a data set, and each NAME=WHERE behind them; a file may have an address with commas."""
+    folders, *further = FURTHER.split(data_dir)
+    while further and addresses.split(Path(f"{folders},{further[0]}"))[1]:
+        folders = f"{folders},{further.pop(0)}"
+    return [folders, *further]
 
 
 def _check_needed(rows: Sequence[Row]) -> None:
@@ -343,9 +351,10 @@ def _unpaired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence
 
 
 def _folder(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
-    """Pictures alone: SPLIT/* where there is train/ or val/, else *; or a single file."""
+    """Pictures alone: SPLIT/* where there is train/ or val/, else *; or a single file, or a part of one."""
     root = Path(data_dir)
-    if root.is_file() or (root.is_dir() and formats.is_tree(root)):
+    is_tree = root.is_dir() and formats.is_tree(root)
+    if root.is_file() or is_tree or addresses.split(root)[1]:
         return matched([files.picture_of("source", root)], columns)
     if (root / "train").is_dir() or (root / "val").is_dir():
         root = root / split

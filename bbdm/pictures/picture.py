@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from bbdm.base import sizes
 from bbdm.base.atomic import write_atomically
-from bbdm.pictures import formats, images, windows
+from bbdm.pictures import addresses, formats, images, windows
 from bbdm.pictures.derivation import Derivation
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ class Header(_Gridded):
     """What a file says of its picture.
 
     Args:
-        path: the file, or the folder of a DICOM series.
+        path: the file, or the folder of a DICOM series; of a part of a file, its address.
         shape: (C, *S) of what reading gives.
         dtype: of the values that reading gives, in this machine's byte order; truth values become uint8.
         geometry: where the pixels lie.
@@ -347,7 +347,8 @@ def read(path: str | os.PathLike[str] | Header, window: windows.Window = ()) -> 
     read-only. Its geometry is that of the window.
 
     Args:
-        path: the file or folder; or its header, which is not read again.
+        path: the file or folder, of a part of it ``file.czi#scene=2,channel=1``, where no file has that name;
+            or its header, which is not read again.
         window: a slice for each spatial axis, () for all.
 
     Raises:
@@ -373,11 +374,8 @@ def read(path: str | os.PathLike[str] | Header, window: windows.Window = ()) -> 
 
 
 def header(path: str | os.PathLike[str]) -> Header:
-    """What a file, or a folder of DICOM, says of its picture, but values. For errors see :func:`read`."""
-    path = Path(path)
-    with images.named("read", path):
-        name = formats.reader_of(path)
-        return replace(formats.module(name).header(path), reader=name)
+    """What a file or a folder says of its picture, but values. For paths and errors see :func:`read`."""
+    return addresses.header(*addresses.split(Path(path)))
 
 
 def write(path: str | os.PathLike[str], picture: npt.ArrayLike) -> None:

@@ -40,7 +40,7 @@ def test_round_trip(suffix: str, tmp_path: Path) -> None:
     """Every type, and every number of axes and channels, that a format holds."""
     library = LIBRARIES[SUFFIXES[suffix][-1]]
     if not library.types:
-        pytest.skip("a film is only read, see test_films.py")
+        pytest.skip("it is only read, see the tests of its format")
     shapes = [(1, 7, 9), *([(1, 5, 7, 9), (2, 5, 7, 9)] if 3 in library.axes else []), *MORE.get(suffix, [])]
     for kind, shape in [*((kind, (3, 7, 9)) for kind in library.types), *(("uint8", shape) for shape in shapes)]:
         read_back(tmp_path / f"a{suffix}", numbers(shape, kind))

@@ -14,6 +14,7 @@ import pytest
 from bbdm import ABridge, pictures, save_checkpoint
 from bbdm.base import atomic
 from bbdm.cli import translate
+from bbdm.data import read_rows
 from bbdm.pictures import Derivation, Geometry, Picture, formats, header, read, write
 from bbdm.pictures.picture import as_affine
 from tests.conftest import tiny_unet
@@ -253,3 +254,19 @@ class TestTranslate:
         shutil.rmtree("out")
         translate.main(["folder", "own/plate.zarr/A/1/0", "c.pt", "out", "--steps", "1", "--size", "keep"])
         assert pictures.read("out/0.ome.zarr").shape == array.shape
+
+
+def test_each_time_of_several_planes_is_a_row(tmp_path: Path) -> None:
+    array = numbers((2, 2, 3, 10, 12), "uint16")  # times, channels, planes
+    foreign(tmp_path / "a.zarr", array, "tczyx")
+    rows = read_rows("folder", str(tmp_path))
+    assert [row["name"] for row in rows] == ["a/time0", "a/time1"]
+    assert (np.asarray(rows[1]["source"].read()) == array[1]).all()
+    window = rows[1]["source"].read((slice(1, 3), slice(2, 9), slice(4, 5)))
+    assert (np.asarray(window) == array[1][:, 1:3, 2:9, 4:5]).all()
+    one = read(tmp_path / "a.zarr#time=1,channel=1")
+    assert (np.asarray(one) == array[1, 1:2]).all()
+    with pytest.raises(ValueError, match=r"it has 2 times, counted from 0: there is no time=2"):
+        read(tmp_path / "a.zarr#time=2")
+    with pytest.raises(ValueError, match=r"it has 1 scene, number 0: there is no scene=3"):
+        read(tmp_path / "a.zarr#scene=3")

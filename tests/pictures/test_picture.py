@@ -297,8 +297,8 @@ class TestFormatsFromOutside:
         assert sorted(map(str, formats.pictures_in(Path("data")))) == ["data/a", "data/a/rows/0", "data/b/1.png"]
         assert formats.files_of(Path("data/a")) == [Path("data/a/rows/0")]
         assert formats.suffix_of_result(Path("data/a"), 1, EIGHT_BIT) == ".nii"
-        mine.register("seen", (".lif",), types=(), results=".npy")
-        assert formats.suffix_of_result(Path("a.lif"), 1, EIGHT_BIT) == ".npy"
+        mine.register("seen", (".vsi",), types=(), results=".npy")
+        assert formats.suffix_of_result(Path("a.vsi"), 1, EIGHT_BIT) == ".npy"
 
     def test_commands_know_it(self, mine: ModuleType) -> None:
         """Results of tables are tables, of the sampler's values."""

@@ -31,6 +31,7 @@ from bbdm.base import sizes
 from bbdm.base.registry import Registry
 from bbdm.base.scripts import warn
 from bbdm.pictures.formats.detection import has_place, is_dicom, is_ome_zarr
+from bbdm.pictures.formats.parts import Part as Part
 from bbdm.pictures.values import Values
 from bbdm.pictures.windows import Chunks
 
@@ -59,6 +60,8 @@ class Library:
         films: whether its files are films, which only the layout of sequences takes for pictures.
         is_tree: whether the folders below a folder that is one picture belong to it, and no other picture is
             looked for there.
+        parts: whether a file may hold several pictures. Its module has ``parts(path)``, a list of
+            :class:`Part`, and ``header(path, part)``, after which ``Header.path`` is an address.
 
     Raises:
         ValueError: a suffix has no dot at its start, or capital letters.
@@ -78,6 +81,7 @@ class Library:
     results: str = ""
     films: bool = False
     is_tree: bool = False
+    parts: bool = False
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -395,9 +399,11 @@ register(
         is_folder=is_ome_zarr,
         results=".ome.zarr",
         is_tree=True,
+        parts=True,
     ),
 )
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
+register("bioio", Library(f"{__name__}.bioio", (".czi", ".lif", ".nd2"), types=(), results=".tif", parts=True))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
 register(
     "pyav",

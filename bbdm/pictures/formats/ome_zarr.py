@@ -19,6 +19,7 @@ from bbdm.base import optional
 from bbdm.pictures import windows
 from bbdm.pictures.derivation import NAME as DERIVATION
 from bbdm.pictures.formats.detection import ome_zarr
+from bbdm.pictures.formats.parts import WHOLE, Part
 from bbdm.pictures.picture import Geometry, Header, Picture, as_affine
 from bbdm.pictures.values import holds
 
@@ -46,6 +47,8 @@ class Layout(NamedTuple):
 
     axes: tuple[str, ...]  # of the array
     depth: str  # the axis of depth, z or t; "" of a flat picture
+    time: int = 0  # of a picture of one time
+    channel: int | None = None  # None for all
 
     @property
     def spatial(self) -> list[str]:
@@ -58,7 +61,11 @@ class Layout(NamedTuple):
 
     def _index(self, window: Window) -> tuple[slice, ...]:
         """The slice of each of the array's axes; the first index alone of those that a picture has not."""
-        slices = dict(zip(self.spatial, window, strict=True), c=slice(None))
+        channels = slice(None)
+        if self.channel is not None:
+            channels = slice(self.channel, self.channel + 1)
+        slices = {"t": slice(self.time, self.time + 1), "c": channels}
+        slices |= dict(zip(self.spatial, window, strict=True))
         return tuple(slices.get(axis, slice(0, 1)) for axis in self.axes)
 
     def read(self, array: Any, window: Window) -> Array:
@@ -80,8 +87,18 @@ class Layout(NamedTuple):
         array[self._index(window)] = values.transpose([(others + kept).index(axis) for axis in self.axes])
 
 
-def header(path: Path) -> Header:
-    """The header of a picture (C, H, W), a volume (C, D, H, W) or a sequence (C, T, H, W).
+def parts(path: Path) -> list[Part]:
+    """A part for each time, where there are several times of several planes; else the picture as a whole."""
+    image = ome_zarr(path)["multiscales"][0]
+    array = _level(path, image["datasets"][0]["path"])
+    lengths = dict(zip((axis["name"] for axis in image["axes"]), array.shape, strict=True))
+    if lengths.get("t", 1) > 1 and lengths.get("z", 1) > 1:
+        return [Part(time=time) for time in range(lengths["t"])]
+    return [WHOLE]
+
+
+def header(path: Path, part: Part = WHOLE) -> Header:
+    """The header of a picture (C, H, W), a volume (C, D, H, W) or a sequence (C, T, H, W); or a part of it.
 
     ``geometry.kept`` has version; axes, by name with their unit; chunk, (height, width); where the file has
     them descriptions: names of channels, colors, and seconds from one time to the next.
@@ -100,8 +117,18 @@ def header(path: Path) -> Header:
     array = _level(path, level["path"])
     axes = {axis["name"]: axis.get("unit") for axis in image["axes"]}
     lengths = dict(zip(axes, array.shape, strict=True))
-    layout = Layout(tuple(axes), _depth(path, lengths))
+    part.check(time=lengths.get("t", 1), channel=lengths.get("c", 1))
+    channels = lengths.get("c", 1)
     kept = _kept(about, version, axes, lengths)
+    if part.channel is not None:
+        channels = 1
+        for entry in ("descriptions", "colors"):
+            if entry in kept:
+                kept[entry] = kept[entry][part.channel : part.channel + 1]
+    if part.time is not None:
+        lengths["t"] = 1
+        kept.pop("depth", None)
+    layout = Layout(tuple(axes), _depth(path, lengths), part.time or 0, part.channel)
     kept["chunk"] = layout.sides(array.chunks)[-2:]
     scales, starts = _transformed(level, image, len(axes))
     steps = layout.sides(scales)[::-1]  # along x, y and the depth
@@ -114,21 +141,21 @@ def header(path: Path) -> Header:
     own = about.get(OWN, {})
     geometry = Geometry(affine, NAME, kept, _nodata(own, array))
     windowed = any(chunk < length for chunk, length in zip(array.chunks, array.shape, strict=True))
-    shape = (lengths.get("c", 1), *layout.sides(array.shape))
-    stored = (level["path"], layout)
+    shape = (channels, *layout.sides(array.shape))
+    stored = (path, level["path"], layout)
     return Header(path, shape, array.dtype, geometry, windowed, stored=stored, unit=str(own.get("unit", "")))
 
 
 def read(header: Header, window: Window) -> Array:
     """(C, *W) of a window, of which only chunks that it touches are decoded."""
-    level, layout = header.stored
-    return np.asarray(layout.read(_level(header.path, level), window), header.dtype)
+    path, level, layout = header.stored
+    return np.asarray(layout.read(_level(path, level), window), header.dtype)
 
 
 def chunks(header: Header) -> windows.Chunks:
     """Which chunks the folder has; the pixels of others have the fill value of the array."""
-    level, layout = header.stored
-    return _chunks(_level(header.path, level), header.path / level, layout)
+    path, level, layout = header.stored
+    return _chunks(_level(path, level), path / level, layout)
 
 
 def _chunks(array: Any, folder: Path, layout: Layout) -> windows.Chunks:
