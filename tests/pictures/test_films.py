@@ -79,13 +79,20 @@ def test_playlists_and_scripts_open_no_other_file(suffix: str, tmp_path: Path):
             header(path)
 
 
+def after_sound(path: Path) -> list[float]:
+    """When each frame is shown, in seconds from the first sound: Matroska moves both, to begin at 0."""
+    with av.open(str(path)) as film:
+        first = min(float(packet.pts * packet.time_base) for packet in film.demux(audio=0) if packet.pts is not None)
+    return [time - first for time in times(path)]
+
+
 @pytest.mark.parametrize(("exact", "name"), [(False, "b.mp4"), (False, "b.mkv"), (True, "b.mkv")])
 def test_a_film_of_results_keeps_times_and_sound(exact: bool, name: str, tmp_path: Path):
     source = write_film(tmp_path / "a.mp4", moving(24, 48, 63), rate=12, sound=True)
     results = 255 - moving(24, 48, 63)
     pyav.write_film(tmp_path / name, list(results), source, exact)
     film = decoded(tmp_path / name)
-    assert times(tmp_path / name) == pytest.approx(times(source), abs=0.002)
+    assert after_sound(tmp_path / name) == pytest.approx(after_sound(source), abs=0.002)
     with av.open(str(tmp_path / name)) as written, av.open(str(source)) as original:
         ours = sum(packet.size for packet in written.demux(audio=0))
         theirs = sum(packet.size for packet in original.demux(audio=0))
