@@ -88,7 +88,7 @@ def _cells_of(path: Path, row: RowName) -> dict[RowName, Cell]:
     """The cells of a file, or a folder that is a picture, with the names of their rows.
 
     Args:
-        path: of the file.
+        path: the file that has the pictures.
         row: its name, which rows of its parts have before theirs.
     """
     cells: dict[RowName, Cell] = {}

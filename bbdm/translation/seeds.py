@@ -48,7 +48,7 @@ class Seeds:
         Args:
             index: of the source in the data set.
             name: the name of its row.
-            count: of all sources.
+            count: the number of all sources.
         """
         samples = range(self.samples)
         if self.by == "place":

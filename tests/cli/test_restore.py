@@ -155,7 +155,7 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["empty"], r"there is no picture in empty; suffixes are .bmp, .jpeg, .jpg, "),
+        (["empty"], r"there is no picture in empty; suffixes are .bmp, .czi, .jpeg, .jpg, "),
         (["out/a.png"], r"out/a.png would replace another picture: give another folder"),
         (["a.bmp", "a.tif"], r"a.bmp and a.tif would both become a.png: rename one"),
     ],
