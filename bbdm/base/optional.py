@@ -25,7 +25,7 @@ EXTRAS = {
     "tiff": ("tifffile", "imagecodecs"),
     "medical": ("SimpleITK", "nibabel", "nrrd", "pydicom"),
     "geo": ("rasterio",),
-    "bioio": ("bioio", "bioio_base"),
+    "bioio": ("bioio", "pylibCZIrw"),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name

@@ -407,5 +407,6 @@ register(
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
-register("bioio", Library(f"{__name__}.bioio", (".czi", ".lif", ".nd2"), types=(), results=".tif", parts=True))
+register("czi", Library(f"{__name__}.czi", (".czi",), types=(), results=".tif", parts=True))
+register("bioio", Library(f"{__name__}.bioio", (".lif", ".nd2"), types=(), results=".tif", parts=True))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
