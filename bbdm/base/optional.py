@@ -27,7 +27,7 @@ EXTRAS = {
     "geo": ("rasterio",),
     "film": ("av",),
     "zarr": ("zarr",),
-    "bioio": ("bioio", "bioio_base"),
+    "bioio": ("bioio", "pylibCZIrw"),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
 PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name

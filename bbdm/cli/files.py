@@ -14,6 +14,8 @@ from bbdm.base.scripts import Command
 from bbdm.base.settings import check, position, setting
 from bbdm.base.sizes import shown
 from bbdm.files.header import read_header
+from bbdm.pictures import Geometry, Header, addresses, formats
+from bbdm.pictures.formats.parts import Part
 from bbdm.pictures.images import Size, read_size
 from bbdm.translation.config import FileConfig
 
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from bbdm.files.content import Checkpoint
     from bbdm.networks.base import Network
 
+LISTED = 20  # pictures of a file
+MILLIMETRES = ("nifti", "itk")  # formats whose lengths are in mm
 GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of exports that are not compiled
 
 
@@ -63,17 +67,51 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
         yield "training", f"{checkpoint.training['step']} optimizer steps, to resume from"
 
 
+def of_picture(header: Header) -> Iterator[tuple[str, object]]:
+    """Rows of a picture, of what its file says before values are read."""
+    geometry = header.geometry
+    kept = geometry.kept
+    sides = header.sides
+    spacing = geometry.spacing or ()
+    if kept.get("depth") == "t":  # which is an axis of no length
+        yield "times", sides[0]
+        sides = sides[1:]
+        spacing = spacing[1:]
+    yield "size", shown(sides)
+    unit = f", in {header.unit}" if header.unit else ""
+    yield "values", f"{header.dtype}{unit}"
+    names = ", ".join(kept.get("descriptions") or ())
+    yield "channels", f"{header.shape[0]}: {names}" if names else header.shape[0]
+    if spacing:
+        lengths = " x ".join(f"{length:.6g}" for length in spacing)
+        yield "pixel", f"{lengths} {_unit_of_length(geometry)}".rstrip()
+    if "seconds" in kept:
+        yield "time", f"{kept['seconds']:.6g} seconds from one to the next"
+    if geometry.nodata is not None:
+        yield "no value", f"{geometry.nodata:g}"
+    yield "reader", f"{header.reader}, {'by windows' if header.windowed else 'whole'}"
+
+
+def _unit_of_length(geometry: Geometry) -> str:
+    """The unit of lengths of pixels; "" where the file does not say it."""
+    if geometry.format in MILLIMETRES:
+        return "mm"
+    in_ome_tiff = geometry.kept.get("ome", {}).get("PhysicalSizeXUnit")
+    in_ome_zarr = dict(geometry.kept.get("axes", ())).get("x")
+    return in_ome_tiff or in_ome_zarr or ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Info(Command, FileConfig):
     """What a file, a folder or a name on the Hub holds: bbdm info FILE [flags].
 
-    FILE is a checkpoint, of bbdm or of another program; a folder that save_pretrained wrote; or the folder of
-    the training run of a bridge.
+    FILE is a checkpoint, of bbdm or of another program; a folder that save_pretrained wrote; the folder of
+    the training run of a bridge; or a picture of any format, also a part of one, such as file.czi#scene=2.
 
     Raises:
         FileNotFoundError: there is no such file.
         IncompleteFileError: the file of another program needs a flag.
-        ValueError: it is no checkpoint, or is damaged.
+        ValueError: it is neither a checkpoint nor a picture, or is damaged.
     """
 
     FIRST: ClassVar[str] = "time_steps c_lambda vqgan_path config"
@@ -87,6 +125,30 @@ class Info(Command, FileConfig):
 
     def run(self) -> None:
         """Print what it is, and its rows."""
+        file, part = addresses.split(self.file)
+        if formats.suffix_of(file) or formats.is_picture(file):
+            self._describe_pictures(file, part)
+        else:
+            self._describe_checkpoint()
+
+    def _describe_pictures(self, file: Path, part: Part) -> None:
+        """Print what a picture is; of a file of several, which they are, and what the first is."""
+        parts = [part] if part else addresses.parts(file)
+        if len(parts) == 1:
+            print(f"{self.file}: a picture")
+        else:
+            print(f"{self.file}: {len(parts)} pictures")
+            for each in parts[:LISTED]:
+                header = addresses.header(file, each)
+                print(f"  #{each!s:24} {shown(header.shape)} of {header.dtype}")
+            if len(parts) > LISTED:
+                print(f"  and {len(parts) - LISTED} more")
+            print(f"{file}#{parts[0]}")
+        for name, value in of_picture(addresses.header(file, parts[0])):
+            print(f"  {name:14}{value}")
+
+    def _describe_checkpoint(self) -> None:
+        """Print what a network is."""
         from bbdm.files.checkpoint import load_checkpoint
         from bbdm.files.repository import find_checkpoint
 

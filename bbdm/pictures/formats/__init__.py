@@ -403,7 +403,8 @@ register(
     ),
 )
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
-register("bioio", Library(f"{__name__}.bioio", (".czi", ".lif", ".nd2"), types=(), results=".tif", parts=True))
+register("czi", Library(f"{__name__}.czi", (".czi",), types=(), results=".tif", parts=True))
+register("bioio", Library(f"{__name__}.bioio", (".lif", ".nd2"), types=(), results=".tif", parts=True))
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
 register(
     "pyav",

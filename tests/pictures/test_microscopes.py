@@ -1,4 +1,4 @@
-"""CZI as Zeiss' own library writes and reads it; LIF and ND2 by a stand-in for their plugins of bioio."""
+"""CZI as Zeiss' own library writes it; LIF and ND2 by a stand-in for their plugins of bioio."""
 
 import sys
 from pathlib import Path
@@ -11,6 +11,10 @@ from bbdm.pictures.addresses import parts
 
 if sys.version_info < (3, 11):
     pytest.skip("bioio and its plugins are for later Pythons", allow_module_level=True)
+
+import bioio_czi
+from bioio import BioImage
+from pylibCZIrw import czi
 
 from tests.pictures.microscopes import Boundless, own_values, random, stand_in, write_czi
 
@@ -25,8 +29,7 @@ def two(tmp_path: Path) -> Path:
 
 class TestCZI:
     @pytest.mark.parametrize("scene", [0, 1])
-    def test_scenes_are_those_of_its_own_library(self, two: Path, scene: int) -> None:
-        """Also where the metadata lists no scenes, which bioio-czi alone takes for one."""
+    def test_scenes_are_what_its_own_library_reads(self, two: Path, scene: int) -> None:
         values = own_values(two, scene, 2)
         picture = read(f"{two}#scene={scene}")
         assert np.array_equal(picture, values)
@@ -80,9 +83,29 @@ class TestCZI:
         assert np.array_equal(read(tmp_path / "c.czi"), colours)
         assert np.array_equal(read(f"{tmp_path}/c.czi#channel=2", (slice(1, 4), slice(2, 9))), colours[2:, 1:4, 2:9])
 
-    def test_tiles_are_stitched_and_read_by_windows(self, tmp_path: Path) -> None:
-        from pylibCZIrw import czi
+    @pytest.mark.parametrize("kind", ["uint8", "float32"])
+    def test_types(self, kind: str, tmp_path: Path) -> None:
+        values = random((1, 1, 1, 10, 12), "uint8").astype(kind)
+        write_czi(tmp_path / "a.czi", [values])
+        picture = read(tmp_path / "a.czi")
+        assert picture.dtype == kind
+        assert np.array_equal(picture, values[0, 0])
 
+    def test_another_library_agrees(self, tmp_path: Path) -> None:
+        """That of bioio, of one scene; where scenes differ in size it overruns memory."""
+        write_czi(tmp_path / "a.czi", [random((1, 2, 3, 10, 12))], ["a", "b"])
+        image = BioImage(tmp_path / "a.czi", reader=bioio_czi.Reader)
+        picture = read(tmp_path / "a.czi")
+        assert np.array_equal(picture, image.get_image_data("CZYX"))
+        assert picture.geometry.spacing == pytest.approx(tuple(image.physical_pixel_sizes))
+        assert picture.geometry.kept["descriptions"] == tuple(image.channel_names)
+
+    def test_scenes_of_other_sizes_are_read_again_and_again(self, two: Path) -> None:
+        for _ in range(50):
+            for scene in range(2):
+                assert read(f"{two}#scene={scene}").shape[1:] == [(20, 24), (16, 30)][scene]
+
+    def test_tiles_are_stitched_and_read_by_windows(self, tmp_path: Path) -> None:
         with czi.create_czi(str(tmp_path / "m.czi")) as file:
             for number in range(6):
                 tile = random((10, 12, 1), seed=number)
@@ -94,6 +117,20 @@ class TestCZI:
             values = file.read(plane={"C": 0})[None, ..., 0]
         assert np.array_equal(read(head), values)
         assert np.array_equal(read(head, window), values[(slice(None), *window)])
+
+    def test_a_plane_of_one_tile_is_read_whole(self, two: Path) -> None:
+        """Since a window of it costs as much."""
+        assert not header(f"{two}#scene=0").windowed
+
+    def test_more_pixels_than_the_file_can_have(self, tmp_path: Path) -> None:
+        """Two tiles that lie far from each other."""
+        with czi.create_czi(str(tmp_path / "far.czi")) as file:
+            for left in (0, 2**30):
+                file.write(random((10, 12, 1)), location=(left, left))
+        with pytest.raises(ValueError, match="it is truncated or damaged"):
+            header(tmp_path / "far.czi")
+        with pytest.raises(ValueError, match="it is truncated or damaged"):
+            parts(tmp_path / "far.czi")
 
     def test_a_file_that_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "a.czi").write_bytes(b"ZISRAWFILE" + bytes(300))
@@ -184,6 +221,11 @@ def test_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "bioio_nd2", None)
     with pytest.raises(ModuleNotFoundError, match=r"\.nd2 needs the plugin bioio-nd2 .*: pip install bioio-nd2$"):
         header(tmp_path / "a.nd2")
+    (tmp_path / "a.czi").touch()
+    monkeypatch.setitem(sys.modules, "pylibCZIrw", None)
+    monkeypatch.delitem(sys.modules, "bbdm.pictures.formats.czi", raising=False)
+    with pytest.raises(ModuleNotFoundError, match=r"^\.czi needs pylibCZIrw, which is not installed: pip install"):
+        header(tmp_path / "a.czi")
     monkeypatch.setitem(sys.modules, "bioio", None)
     monkeypatch.delitem(sys.modules, "bbdm.pictures.formats.bioio", raising=False)
     with pytest.raises(ModuleNotFoundError, match=r"from Python 3\.11 on, needs bioio, .*: pip install") as caught:
