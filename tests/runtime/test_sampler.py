@@ -62,7 +62,7 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mean": (SOURCE, {"solver": "mean"}),
     "windows": (LARGE, {"window": 16, "overlap": 0.4, "margin": 2}),
     "values": (LARGE * 2000, {"source_values": (-2000, 2000), "target_values": (0, 1)}),
-    "mapped values": (abs(LARGE) * 900 + 1, {"source_values": "log:1:1000", "target_values": "asinh:0:500:3"}),
+    "mapped values": (abs(LARGE) * 900 + 1, {"source_values": "log:1:1000", "target_values": "sqrt:0:1"}),
 }
 
 
