@@ -306,12 +306,24 @@ def as_volumes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     for group, members in frames.items():
         name = RowName(sequence_of(members[0]["name"]))
         volume: dict[str, Any] = {"name": name, GROUP: group}
-        for role in ("source", "target"):
-            cells = tuple(row[role].cell for row in members if role in row)
-            if cells:
-                volume[role] = SequenceCell(cells, f"the frames {role}s of {name}")
+        for column in members[0].keys() - volume.keys():
+            volume[column] = _of_sequence([row[column] for row in members], f"{column} of {name}")
         volumes.append(volume)
     return volumes
+
+
+def _of_sequence(values: Sequence[Any], what: str) -> Any:
+    """What a sequence has in a column, of what its frames have: their pictures, or the label of all.
+
+    Raises:
+        ValueError: frames have several labels.
+    """
+    cells = [value.cell if isinstance(value, FrameCell) else value for value in values]
+    if all(isinstance(cell, Cell) for cell in cells):
+        return SequenceCell(tuple(cells), what)
+    if len({*values}) > 1:
+        raise ValueError(f"{what} is {values[0]!r} and others, and a sequence that is seen as a whole has one label")
+    return values[0]
 
 
 def sequence_of(name: str) -> str:

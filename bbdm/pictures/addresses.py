@@ -50,7 +50,12 @@ def header(file: Path, part: Part = WHOLE) -> Any:
 
 
 def parts(file: Path) -> list[Part]:
-    """The parts of a file that are rows of a data set, [WHOLE] of one picture; for errors see ``header``."""
+    """The parts of a file that are rows of a data set, [WHOLE] of one picture; for errors see ``header``.
+
+    A file whose suffix is of no format with parts is not opened.
+    """
+    if not formats.may_have_parts(file):
+        return [WHOLE]
     with images.named("read", file):
         name = formats.reader_of(file)
         if not formats.LIBRARIES[name].parts:

@@ -10,6 +10,7 @@ from bbdm import pictures
 from bbdm.data.cells import PartCell, cell_of
 from bbdm.data.provenance import row_digests, row_stamp, value_digest
 from bbdm.data.rows import only_columns, read_rows
+from bbdm.pictures import Picture, formats
 
 if sys.version_info < (3, 11):
     pytest.skip("bioio and its plugins are for later Pythons", allow_module_level=True)
@@ -122,3 +123,14 @@ def test_a_name_that_two_rows_have(folder: Path) -> None:
     pictures.write(folder / "two/scene1.png", random((1, 4, 5), "uint8"))
     with pytest.raises(ValueError, match="have the same name: rename or remove one"):
         read_rows("folder", str(folder))
+
+
+def test_files_of_one_picture_are_not_opened_when_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    Picture(np.zeros((1, 4, 4), np.uint8)).save(tmp_path / "a.tif")
+    Picture(np.zeros((1, 4, 4), np.uint8)).save(tmp_path / "b.png")
+
+    def opened(path: Path) -> str:
+        raise AssertionError(f"{path} was opened")
+
+    monkeypatch.setattr(formats, "reader_of", opened)
+    assert [row["name"] for row in read_rows("folder", str(tmp_path))] == ["a", "b"]

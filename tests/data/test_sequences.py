@@ -139,3 +139,20 @@ def test_a_film_beside_pictures_is_no_picture_of_a_folder(tmp_path: Path):
     save_frames(tmp_path / "D", 2)
     write_film(tmp_path / "D/clip.mp4", FRAMES[:2])
     assert [row["name"] for row in read_rows("folder", str(tmp_path / "D"))] == ["0", "1"]
+
+
+def test_a_whole_sequence_keeps_masks_and_labels(tmp_path: Path):
+    save_frames(tmp_path / "A/walk", 3)
+    for index in range(3):
+        mask = np.full((16, 16), 60 * index, np.uint8)
+        (tmp_path / "M/walk").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(tmp_path / f"M/walk/{index}.png")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("walk/0,rain\nwalk/1,rain\nwalk/2,rain\n")
+    where = f"{tmp_path}/A,mask={tmp_path}/M,weather={labels}"
+    (row,) = read_rows("frames", where, axes=3)
+    assert np.asarray(row["mask"].read())[0, :, 0, 0].tolist() == [0, 60, 120]
+    assert row["weather"] == "rain"
+    labels.write_text("walk/0,rain\nwalk/1,sun\nwalk/2,rain\n")
+    with pytest.raises(ValueError, match="weather of walk is 'rain' and others"):
+        read_rows("frames", where, axes=3)

@@ -49,6 +49,29 @@ def test_a_film_that_changes_is_read_anew(tmp_path: Path):
     assert (np.moveaxis(np.asarray(read(path)), 0, -1) == decoded(path)).all()
 
 
+def test_each_process_has_a_decoder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Forked workers share the place in a file that is open: one would read where the other has been."""
+    path = write_film(tmp_path / "a.mp4", moving(12))
+    frames = decoded(path)
+    head = header(path)
+    opened: list[Path] = []
+    original = pyav.opened
+    monkeypatch.setattr(pyav, "opened", lambda path: opened.append(path) or original(path))
+    for process in (1, 2, 1):
+        monkeypatch.setattr("os.getpid", lambda process=process: process)
+        window = read(head, (slice(7, 8), ALL, ALL))
+        assert (np.moveaxis(np.asarray(window), 0, -1)[0] == frames[7]).all()
+    assert opened == [path, path]
+
+
+def test_films_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A training reads single frames of many films in random order: each is opened again, and no more."""
+    heads = [header(write_film(tmp_path / f"{number}.mp4", moving(6))) for number in range(2 * pyav.OPEN)]
+    monkeypatch.setattr(pyav, "index_of", lambda path: pytest.fail("a film is looked through again"))
+    for number in (0, 7, 3, 5, 0):
+        assert read(heads[number], (slice(2, 3), ALL, ALL)).shape == (3, 1, 16, 16)
+
+
 def test_what_is_no_film_is_refused(tmp_path: Path):
     path = write_film(tmp_path / "a.mp4", moving(20))
     path.write_bytes(path.read_bytes()[:600])

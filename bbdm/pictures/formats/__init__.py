@@ -213,6 +213,11 @@ def is_picture(path: Path) -> bool:
     return bool(suffix_of(path)) and not is_film(path) and (path.is_file() or path.is_symlink())
 
 
+def may_have_parts(path: Path) -> bool:
+    """Whether it is a folder, or has the suffix of a format whose files may hold several pictures."""
+    return path.is_dir() or any(LIBRARIES[name].parts for name in _readers_of(path))
+
+
 def is_tree(folder: Path) -> bool:
     """Whether a folder is one picture with all folders below it, whose files have their places by name."""
     name = _reader_of_folder(folder)

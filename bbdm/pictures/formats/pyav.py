@@ -6,9 +6,11 @@ open between reads, since frames are mostly read one after the other.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -32,45 +34,41 @@ QUALITY = "16"  # of H.264, its constant rate factor: errors of a few levels
 Pixels = npt.NDArray[np.uint8]
 
 
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Where the frames of a film are, which is read once.
+
+    Args:
+        times: when each frame is shown, in units of ``time_base``.
+        time_base: the seconds of a unit.
+        size: (height, width) of a frame, upright.
+        turns: by 90 degrees that make a frame upright, as a telephone says.
+        rate: frames a second; None where the film does not say it.
+    """
+
+    times: Sequence[int]
+    time_base: Fraction
+    size: tuple[int, int]
+    turns: int
+    rate: Fraction | None
+
+
 class Film:
-    """A film that is open: the times of its frames, and their pixels, upright.
+    """A film that is open, whose frames are decoded.
 
     Args:
         path: the file of the film.
-
-    Attributes:
-        times: when each frame is shown, in units of ``time_base``.
-        time_base: seconds of a unit.
-        size: (height, width) of a frame, upright.
-
-    Raises:
-        ValueError: it has no video.
+        index: where its frames are.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, index: Index) -> None:
         self._container = opened(path)
-        streams = self._container.streams.video
-        if not streams:
-            raise ValueError("it has no stream of video")
-        self._stream = streams[0]
+        self._stream = _video(self._container)
         self._stream.thread_type = "AUTO"
-        packets = self._container.demux(self._stream)
-        times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
-        if not times:
-            raise ValueError("its stream of video has no frames")
-        self.times: list[int] = times
-        self.time_base: Fraction = self._stream.time_base
-        self._container.seek(times[0], stream=self._stream)
-        first = next(self._container.decode(self._stream), None)
-        if first is None:
-            raise ValueError("its first frame cannot be decoded")
-        self._turns = round(first.rotation / 90) % 4  # by 90 degrees, as a telephone says
-        self.size = (first.height, first.width)
-        if self._turns % 2:
-            self.size = (first.width, first.height)
-        self.rate: Fraction | None = self._stream.average_rate
+        self._times = index.times
+        self._turns = index.turns
         self._lock = threading.Lock()
-        self._index_of = {time: index for index, time in enumerate(times)}
+        self._index_of = {time: number for number, time in enumerate(index.times)}
         self._has_times = path.suffix.lower() != ".avi"  # whose frames have none of their own
         self._kept: OrderedDict[int, Pixels] = OrderedDict()  # by index
         self._frames: Any = None  # decoded one after the other
@@ -95,7 +93,7 @@ class Film:
         """Decode up to the frame at an index: on from the last one, or from the key frame before it."""
         if self._frames is None or not self._next <= last <= self._next + KEPT:
             self._next = 0
-            self._container.seek(self.times[last] if self._has_times else 0, stream=self._stream, backward=True)
+            self._container.seek(self._times[last] if self._has_times else 0, stream=self._stream, backward=True)
             self._frames = self._container.decode(self._stream)
         for frame in self._frames:
             index = self._next
@@ -119,33 +117,55 @@ def opened(path: Path) -> Any:
         raise ValueError(f"it is damaged, or no film of its suffix: {error.strerror}") from error
 
 
-def film(path: Path) -> Film:
-    """The open film of a file as it is now."""
-    about = path.stat()
-    return _film(path, about.st_mtime_ns, about.st_size)
+def _video(container: Any) -> Any:
+    """The first stream of video; ValueError where there is none."""
+    streams = container.streams.video
+    if not streams:
+        raise ValueError("it has no stream of video")
+    return streams[0]
+
+
+def index_of(path: Path) -> Index:
+    """The index of a film, of which all packets are looked at and one frame is decoded."""
+    with opened(path) as container:
+        stream = _video(container)
+        packets = container.demux(stream)
+        times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+        if not times:
+            raise ValueError("its stream of video has no frames")
+        container.seek(times[0], stream=stream)
+        first = next(container.decode(stream), None)
+        if first is None:
+            raise ValueError("its first frame cannot be decoded")
+        turns = round(first.rotation / 90) % 4
+        size = (first.height, first.width)
+        if turns % 2:
+            size = (first.width, first.height)
+        return Index(times, stream.time_base, size, turns, stream.average_rate)
 
 
 @lru_cache(OPEN)
-def _film(path: Path, changed: int, size: int) -> Film:
-    return Film(path)
+def _film(path: Path, index: Index, process: int) -> Film:
+    """The open film of an index, each process its own: forked ones share the place in a file that is open."""
+    return Film(path, index)
 
 
 def header(path: Path) -> Header:
     """The header of a film: (3, T, H, W) of uint8, and in its geometry the seconds from frame to frame."""
-    source = film(path)
+    index = index_of(path)
     kept: dict[str, Any] = {}
-    if source.rate:
-        kept["seconds"] = float(1 / source.rate)
+    if index.rate:
+        kept["seconds"] = float(1 / index.rate)
     geometry = Geometry(format=PHOTOGRAPH, kept=kept)
-    shape = (3, len(source.times), *source.size)
-    return Header(path, shape, np.dtype(np.uint8), geometry, windowed=True)
+    shape = (3, len(index.times), *index.size)
+    return Header(path, shape, np.dtype(np.uint8), geometry, windowed=True, stored=index)
 
 
 def read(header: Header, window: Window) -> Pixels:
     """(3, *W) of a window of a film."""
-    source = film(header.path)
+    source = _film(header.path, header.stored, os.getpid())
     moments, rows, columns = window
-    frames = [source.frame(index)[rows, columns] for index in range(moments.start, moments.stop)]
+    frames = [source.frame(number)[rows, columns] for number in range(moments.start, moments.stop)]
     values = frames[0][None] if len(frames) == 1 else np.stack(frames)
     return np.moveaxis(values, -1, 0)
 
@@ -166,7 +186,7 @@ def write_film(path: Path, frames: Iterable[Pixels], source: Path, exact: bool) 
         ValueError: the source is no film.
     """
     av = optional.package("av", "writing films")
-    timing = film(source)
+    timing = index_of(source)
     with opened(source) as original, av.open(str(path), "w", format=MUXERS[path.suffix.lower()]) as output:
         video = output.add_stream("ffv1" if exact else "libx264", rate=timing.rate or USUAL_RATE)
         video.codec_context.time_base = timing.time_base
