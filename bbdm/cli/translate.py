@@ -78,8 +78,9 @@ class Translate(CalibratedCommand):
             config = self.as_calibrated(path)
             load = partial(Intervals.load, path)
         translator = Translator(config, load_intervals=load)
-        grid = self._grid(translator)
-        films = self._films(translator)
+        planned = translator.plan(self.folder)
+        grid = self._grid(translator, planned)
+        films = self._films(translator, planned)
         began = time.perf_counter()
         jobs, existing, _ = translator.run(config.solver, config.steps, self.folder)
         if translator.processes.first:
@@ -88,7 +89,7 @@ class Translate(CalibratedCommand):
             if existing:
                 line += f", and {len(existing)} that were there"
             print(f"{line} ({seconds:.1f} s)")
-            self._write_films(translator, films, {path for job in jobs for path in job.paths.values()})
+            self._write_films(translator, films, set(paths_of(jobs)))
             small = translator.large.small(jobs)
             if small:
                 sheet = draw_grid(translator.files, small)
@@ -96,8 +97,8 @@ class Translate(CalibratedCommand):
                 print(f"to look at: {grid}")
         translator.processes.leave()
 
-    def _films(self, translator: Translator) -> list[Film]:
-        """The films of results, as far as all frames can be translated.
+    def _films(self, translator: Translator, jobs: Sequence[Job]) -> list[Film]:
+        """The films of planned results, as far as all frames can be translated.
 
         Raises:
             ValueError: a film would replace a picture of the data set.
@@ -107,7 +108,7 @@ class Translate(CalibratedCommand):
         from bbdm.translation import films
         from bbdm.translation.results import check_paths
 
-        planned = films.films_of(translator.files, translator.plan(self.folder), exact=self.film == "exact")
+        planned = films.films_of(translator.files, jobs, exact=self.film == "exact")
         check_paths(translator.files, [film.path for film in planned])
         return planned
 
@@ -122,8 +123,8 @@ class Translate(CalibratedCommand):
         for film in whole:
             print(f"a film: {film.path}")
 
-    def _grid(self, translator: Translator) -> Path:
-        """The file of the grid: ``grid.png``, or another where a result has this name.
+    def _grid(self, translator: Translator, jobs: Sequence[Job]) -> Path:
+        """The file of the grid: ``grid.png``, or another where a planned result has this name.
 
         Raises:
             ValueError: it is a picture of the data set.
@@ -131,7 +132,7 @@ class Translate(CalibratedCommand):
         from bbdm.data.names import RowName
         from bbdm.translation.results import check_paths, paths_of
 
-        taken = self.folder / "grid.png" in paths_of(translator.plan(self.folder))
+        taken = self.folder / "grid.png" in paths_of(jobs)
         name = "grid_of_results" if taken else "grid"
         grid = RowName(name).below(self.folder, ".png")
         check_paths(translator.files, [grid])  # of the results the run checks it

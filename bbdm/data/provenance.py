@@ -24,6 +24,7 @@ from PIL import Image
 
 from bbdm.base import manifest
 from bbdm.base.atomic import content_sha256, file_sha256, remove_leftovers, stamp
+from bbdm.base.sizes import number_of
 from bbdm.data.cells import ROLES, BytesCell, Cell, FolderCell, cell_of
 from bbdm.data.columns import GROUP
 from bbdm.data.rows import Row, UnpairedRows, files_of_value, values_of
@@ -34,7 +35,7 @@ Digests = Mapping[str, Sequence[str]]  # SHA-256 of the pictures of rows, by nam
 SHOWN = 3  # names in a message
 IDENTITY = 16  # digits of a record's identity
 IDENTITIES = re.compile(r"[0-9a-f]+")
-KEPT = 64  # digests of films
+KEPT = 64  # films, and other pictures of several parts, whose digests are kept
 WAITING = 4096  # values that wait for a thread, of maybe a million
 Value = TypeVar("Value")
 Result = TypeVar("Result")
@@ -75,7 +76,8 @@ def value_digest(value: Any) -> str:
     cell = cell_of(value, "a picture in memory")
     part = cell.part()
     if part:
-        return digest_of([*(_stamped_digest(path, stamp(path)) for path in cell.files()), part])
+        files = tuple(cell.files())
+        return digest_of([*_stamped_digests(files, tuple(map(stamp, files))), part])
     if isinstance(cell, FolderCell) and formats.is_tree(cell.path):
         return content_sha256(cell.path)
     files = [_file_digest(path) for path in cell.files()]
@@ -94,9 +96,9 @@ def _file_digest(path: Path) -> str:
 
 
 @lru_cache(KEPT)
-def _stamped_digest(path: Path, stamped: str) -> str:
-    """The digest of a file as it was when it had a stamp: the moments of a film read it once."""
-    return file_sha256(path)
+def _stamped_digests(files: tuple[Path, ...], stamps: tuple[str, ...]) -> list[str]:
+    """The digests of files as they were when they had stamps; all parts of a picture share them."""
+    return [file_sha256(file) for file in files]
 
 
 def _digest_in_memory(cell: Cell) -> str:
@@ -362,7 +364,7 @@ def check_groups(train: Sequence[Row], validation: Sequence[Row]) -> None:
 
 def counted(number: int, what: str) -> str:
     """A number of things, and that they are."""
-    return f"1 {what} is" if number == 1 else f"{number} {what}s are"
+    return f"{number_of(number, what)} {'is' if number == 1 else 'are'}"
 
 
 def columns_digest(columns: Mapping[str, Sequence[Any]]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bbdm import bridges
+from bbdm.base.sizes import number_of
 from bbdm.defaults import Defaults
 from bbdm.files.repository import WEIGHTS
 
@@ -55,8 +56,7 @@ class Header:
             count = len(chosen.table(bridges.from_config(self.settings["bridge"])))
         except (KeyError, TypeError, ValueError):  # which who reads the file says better
             return ""
-        word = "step" if count == 1 else "steps"
-        return f", {count} {word} of {chosen.chosen}"
+        return f", {number_of(count, 'step')} of {chosen.chosen}"
 
 
 def read_header(path: Path) -> Header:

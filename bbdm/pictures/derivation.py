@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bbdm.base.sizes import number_of
+
 NAME = "DerivationDescription"  # of the entry, where a format leaves the name open: DICOM's word for it
 BEGIN = "made by bbdm"  # of the text
 DIGITS = 10  # of a model's hash
@@ -35,5 +37,4 @@ class Derivation:
         further = len(self.seeds) - 1
         if further:
             seeds = f"{seeds} and {further} more"
-        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
-        return f"{BEGIN}: model {self.model[:DIGITS]}, {seeds}, {steps}, {self.solver}"
+        return f"{BEGIN}: model {self.model[:DIGITS]}, {seeds}, {number_of(self.steps, 'step')}, {self.solver}"

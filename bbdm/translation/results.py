@@ -64,7 +64,8 @@ def check_paths(files: Files, paths: Sequence[Path]) -> None:
     taken: set[Path] = set()
     for row in files.pairs.rows:
         for file in rows.files_of(row):
-            taken |= {file.resolve(), *file.resolve().parents}  # among them a folder that is one picture
+            resolved = file.resolve()
+            taken |= {resolved, *resolved.parents}  # among them a folder that is one picture
     for path in paths:
         resolved = path.resolve()
         if resolved in taken:
