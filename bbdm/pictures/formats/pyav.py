@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.base import optional
+from bbdm.pictures import windows
 from bbdm.pictures.picture import PHOTOGRAPH, Geometry, Header
-from bbdm.pictures.windows import Window
 
 DEMUXERS = {".mp4": "mov", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 MUXERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
@@ -101,11 +101,17 @@ class Film:
                 index = self._index_of.get(frame.pts, index)
             self._next = index + 1
             if index > last - KEPT:
-                self._kept[index] = np.rot90(frame.to_ndarray(format="rgb24"), self._turns)
+                self._kept[index] = self._upright(frame.to_ndarray(format="rgb24"))
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
             if index >= last:
                 return
+
+    def _upright(self, pixels: Pixels) -> Pixels:
+        """Pixels (H, W, 3) turned as the film says."""
+        if not self._turns:
+            return pixels
+        return np.rot90(pixels, self._turns)
 
 
 def opened(path: Path) -> Any:
@@ -161,13 +167,17 @@ def header(path: Path) -> Header:
     return Header(path, shape, np.dtype(np.uint8), geometry, windowed=True, stored=index)
 
 
-def read(header: Header, window: Window) -> Pixels:
+def read(header: Header, window: windows.Window) -> Pixels:
     """(3, *W) of a window of a film."""
     source = _film(header.path, header.stored, os.getpid())
     moments, rows, columns = window
-    frames = [source.frame(number)[rows, columns] for number in range(moments.start, moments.stop)]
-    values = frames[0][None] if len(frames) == 1 else np.stack(frames)
-    return np.moveaxis(values, -1, 0)
+    if moments.stop - moments.start == 1:
+        return source.frame(moments.start)[rows, columns].transpose(2, 0, 1)[:, None]
+    shape = (*windows.lengths(window), 3)
+    values = np.empty(shape, np.uint8)
+    for place, number in enumerate(range(moments.start, moments.stop)):
+        values[place] = source.frame(number)[rows, columns]  # while it is in the processor's cache
+    return values.transpose(3, 0, 1, 2)
 
 
 def write_film(path: Path, frames: Iterable[Pixels], source: Path, exact: bool) -> None:
