@@ -63,6 +63,8 @@ class FileArray:
         return np.memmap(self.path, self.dtype, mode, shape=self.shape)
 
     def __getitem__(self, index: Any) -> torch.Tensor:
+        if self.sparse:
+            return torch.from_numpy(self._read(index))
         return torch.from_numpy(np.array(self.mapped()[index]))
 
     def __setitem__(self, index: Any, values: Any) -> None:
@@ -72,18 +74,47 @@ class FileArray:
         else:
             self.mapped("r+")[index] = array
 
+    def _read(self, index: Any) -> npt.NDArray[Any]:
+        """Rows and columns of all planes, line by line: a mapping would read far ahead of each line."""
+        top, bottom, left, right = self._box(index)
+        array = np.empty((*self.shape[:-2], bottom - top, right - left), self.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            for start, line in self._lines(array, top, left):
+                file.seek(start)
+                file.readinto(line.data)
+        return array[self._whole(index)[:-2]]
+
     def _write(self, index: Any, array: npt.NDArray[Any]) -> None:
         """Write rows and columns of all planes: a full disk is an OSError, which in a mapping is a signal."""
-        rows, columns = index[-2:] if isinstance(index, tuple) else (index, slice(None))
-        height, width = self.shape[-2:]
-        top, bottom, _ = rows.indices(height)
-        left, right, _ = columns.indices(width)
-        planes = np.ascontiguousarray(array).reshape(-1, bottom - top, right - left)
+        top, bottom, left, right = self._box(index)
+        values = np.ascontiguousarray(array).reshape(*self.shape[:-2], bottom - top, right - left)
         with self.path.open("rb+", buffering=0) as file:
-            for number, plane in enumerate(planes):
-                for row, line in enumerate(plane, start=number * height + top):
-                    file.seek((row * width + left) * self.dtype.itemsize)
-                    file.write(line.data)
+            for start, line in self._lines(values, top, left):
+                file.seek(start)
+                file.write(line.data)
+
+    def _whole(self, index: Any) -> tuple[Any, ...]:
+        """An index with something for each axis."""
+        given = index if isinstance(index, tuple) else (index,)
+        place = given.index(...) if ... in given else len(given)
+        before, after = given[:place], given[place + 1 :]
+        missing = self.ndim - len(before) - len(after)
+        return (*before, *[slice(None)] * missing, *after)
+
+    def _box(self, index: Any) -> tuple[int, int, int, int]:
+        """The first and last row + 1, and the first and last column + 1, of an index of the last two axes."""
+        rows, columns = self._whole(index)[-2:]
+        top, bottom, _ = rows.indices(self.shape[-2])
+        left, right, _ = columns.indices(self.shape[-1])
+        return top, bottom, left, right
+
+    def _lines(self, array: npt.NDArray[Any], top: int, left: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """Where each line of an array (..., rows, columns) begins in the file, in bytes, and the line."""
+        height, width = self.shape[-2:]
+        planes = array.reshape(-1, *array.shape[-2:])
+        for number, plane in enumerate(planes):
+            for row, line in enumerate(plane, start=number * height + top):
+                yield (row * width + left) * self.dtype.itemsize, line
 
     def sync(self) -> None:
         """Return when the file is on the disk."""
