@@ -28,9 +28,10 @@ EXTRAS = {
     "film": ("av",),
     "zarr": ("zarr",),
     "bioio": ("bioio", "pylibCZIrw"),
+    "registration": ("skimage",),
     "ray": ("ray", "pyarrow", "fastapi", "starlette"),
 }
-PROJECTS = {"nrrd": "pynrrd"}  # what installs a package of another name
+PROJECTS = {"nrrd": "pynrrd", "skimage": "scikit-image"}  # what installs a package of another name
 
 
 def package(name: str, needed_by: str) -> Any:

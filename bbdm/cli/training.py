@@ -193,7 +193,7 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         return None
 
     def _check_rows(self, split: str, pairs: Pairs, team: Processes) -> None:
-        """With --check, read all pairs, and print what is wrong.
+        """With --check, read all pairs, and print what is wrong, and whether targets lie off their sources.
 
         Raises:
             BadPicturesError: some cannot be read, without ``skip_bad``.
@@ -209,6 +209,19 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             raise BadPicturesError("\n".join([first, *reasons]))
         for reason in reasons:
             report(team, f"left out: {reason}")
+        if pairs.paired and team.first:
+            self._check_shifts(split, pairs)
+
+    def _check_shifts(self, split: str, pairs: Pairs) -> None:
+        """Print whether the targets of pairs seem to lie off their sources."""
+        from bbdm.data import registration
+
+        try:
+            line = registration.described(registration.shifts(pairs, self.shown))
+        except ModuleNotFoundError as error:
+            line = str(error)
+        if line:
+            print(f"{split}: {line}")
 
 
 def folder_of(values: Mapping[str, Any]) -> Path:

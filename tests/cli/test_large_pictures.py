@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm import ABridge, cli, save_checkpoint
+from bbdm import ABridge, cli, pictures, save_checkpoint
 from bbdm.base import scripts
+from bbdm.base.atomic import file_sha256
 from bbdm.cli import translate
+from bbdm.data.spec import Spec
+from bbdm.pictures import formats
+from bbdm.pictures.values import Values
 from bbdm.sampling.large import LargePicture
 from bbdm.translation import large
 from tests.conftest import ROOT, tiny_unet
@@ -147,3 +153,61 @@ def test_the_peak_of_memory_follows_the_limit(tmp_path: Path):
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
     grown = int(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout)
     assert grown < memory
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a folder, by its name."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+
+
+def killed(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Whether a process ran for longer than some seconds, and was killed."""
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    return False
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.platform != "linux", reason="no SIGKILL there")
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="zarr 3 is of Python 3.11")
+def test_a_zarr_that_is_killed_again_and_again_is_that_of_an_undisturbed_run():
+    """210 MB of 16 bits, 8 % stored, 20 kills at random times: the same command goes on."""
+    side = 10240
+    blank = pictures.Picture(np.broadcast_to(np.uint16(0), (1, side, side)))
+    canvas = formats.module("omezarr").create(Path("own/a.ome.zarr"), blank, 0)
+    stored = np.random.default_rng(0).integers(1, 4000, (1, 2900, 2900), dtype=np.uint16)
+    canvas.write((slice(0, 2900), slice(0, 2900)), stored)
+    canvas.finish()
+    sizes = {"channel_mult": (1, 1, 1, 1), "attention_resolutions": ()}
+    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, **sizes)
+    gray = Spec(source=Values(0, 4000, dtype="uint16"), target=Values(0, 4000, dtype="uint16"))
+    save_checkpoint("c.pt", network, ABridge(num_steps=50), image_size=16, pictures=gray)
+    flags = ["--steps", "2", "--window", "256", "--size", "keep", "--memory", "300M", "--device", "cpu"]
+    command = [sys.executable, "-m", "bbdm", "translate", *WORDS]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def begin(output: str) -> subprocess.Popen[bytes]:
+        with Path("log").open("w") as log:
+            return subprocess.Popen([*command, output, *flags], env=variables, stdout=log, stderr=log)
+
+    began = time.monotonic()
+    assert begin("alone").wait() == 0
+    seconds = time.monotonic() - began
+    expected = digests(Path("alone/a.ome.zarr"))
+    moments = random.Random(0)
+    kills = 0
+    run = 0
+    while kills < 20:
+        run += 1
+        process = begin(f"out{run}")
+        while kills < 20 and killed(process, moments.uniform(0, seconds)):
+            kills += 1
+            process = begin(f"out{run}")
+        assert process.wait() == 0, Path("log").read_text()[-2000:]
+        assert digests(Path(f"out{run}/a.ome.zarr")) == expected
+        assert not [*Path(f"out{run}").glob(".*")], "nothing is left of the kills"
