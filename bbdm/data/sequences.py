@@ -147,7 +147,7 @@ class SequenceCell(Cell):
         """The header of the first frame, with the axis of time."""
         header = self.frames[0].header()
         channels, *sides = header.shape
-        geometry = Geometry(format=header.geometry.format, nodata=header.nodata)
+        geometry = Geometry(format=header.geometry.format, kept={"depth": "t"}, nodata=header.nodata)
         return replace(header, shape=(channels, len(self.frames), *sides), geometry=geometry, windowed=True)
 
     def read(self, window: Window = ()) -> Picture:

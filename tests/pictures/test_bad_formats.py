@@ -153,7 +153,7 @@ def test_several_times_or_sizes(tmp_path: Path) -> None:
     refused(tmp_path / "a.mha", "4 axes, 5 x 4 x 3 x 2, such as times")
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, numbers((2, 3, 8, 8), "uint16"), imagej=True, metadata={"axes": "TZYX"})
-    refused(path, "several times, .*save each picture as a file of its own")
+    refused(path, "several times of several planes, .*save each picture as a file of its own")
     with tifffile.TiffWriter(path) as file:
         for side in (8, 16):
             file.write(numbers((side, side), "uint16"), metadata=None)

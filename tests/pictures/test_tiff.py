@@ -92,6 +92,36 @@ def test_imagej_sizes_and_units(unit: str, axes: int, tmp_path: Path) -> None:
     assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeYUnit"]) == (0.5, units.get(unit, "µm"))
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("program", ["ome", "imagej"])
+def test_a_time_lapse_is_a_sequence_and_so_is_its_result(program: str, compression: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    array = numbers((2, 5, 30, 40), "uint16")
+    if program == "ome":
+        sizes = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, **{k: MICRO[k] for k in list(MICRO)[:2]}}
+        metadata = {"axes": "CTYX", "TimeIncrement": 2, "TimeIncrementUnit": "min", **sizes}
+        tifffile.imwrite(path, array, ome=True, metadata=metadata, compression=compression, rowsperstrip=8)
+    else:
+        metadata = {"axes": "TCYX", "finterval": 120.0, "unit": "um"}
+        stored = array.transpose(1, 0, 2, 3)
+        tifffile.imwrite(path, stored, imagej=True, metadata=metadata, resolution=(4, 2), compression=compression)
+    assert header(path).shape == array.shape
+    sequence = read(path)
+    assert (np.asarray(sequence) == array).all()
+    assert sequence.geometry.kept["seconds"] == 120
+    assert sequence.geometry.spacing == (120, 0.5, 0.25)
+    window = slice(1, 3), slice(9, 21), slice(30, 33)
+    assert (np.asarray(read(path, window)) == array[(slice(None), *window)]).all()
+    write(tmp_path / "b.tif", sequence)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert file.series[0].axes == "CTYX"
+        pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
+    assert (pixels["TimeIncrement"], pixels["TimeIncrementUnit"]) == (120, "s")
+    again = read(tmp_path / "b.tif")
+    assert (np.asarray(again) == array).all()
+    assert again.geometry.spacing == (120, 0.5, 0.25)
+
+
 def test_lengths_in_a_unit_that_is_not_known_are_left_out(tmp_path: Path) -> None:
     metadata = {"axes": "ZYX", "spacing": 3.0, "unit": "furlong"}
     stored = numbers((5, 7, 9), "uint16")

@@ -1,7 +1,8 @@
 """TIFF by tifffile: any bits, floats, bands and pages; windows read only the strips or tiles that they touch.
 
 The axes of a file are those that tifffile names. X, Y and, in OME and ImageJ files, Z are spatial; samples,
-channels and other pages of one shape are channels, in the file's order. Several times are refused.
+channels and other pages of one shape are channels, in the file's order. Several times are a third axis in the
+place of Z; several times of several planes are refused.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ ALONE = {"_multifile": False}  # without further files that OME can name
 NAME = "tiff"
 CHANNELS = "CSIQ"  # axes that become channels: channels, samples, pages, and those without a name
 SPATIAL = "ZYX"
+SEQUENCE = "TYX"  # the axes of several times, in the place of the spatial ones
 JPEG = (6, 7, 33007, 34892)  # compressions whose segments need the tables of the page
 USUAL = "ADOBE_DEFLATE"  # the compression of results whose sources have a lossy or a rare one
 LOSSLESS = (USUAL, "LZW", "PACKBITS", "ZSTD", "LZMA")  # that a result takes from its source
@@ -44,6 +46,7 @@ IMAGEJ_UNITS = {
     "m": "m",
     "inch": "in",
 }
+SECONDS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}  # of OME's units of time
 PIXEL = "pixel"  # OME's unit of lengths that only have ratios
 VALUE_UNIT = "unit of values: "  # begins the first line of the description of a picture that has a unit
 TILE = 256  # the side of written tiles
@@ -62,23 +65,22 @@ Array = npt.NDArray[Any]
 
 
 def header(path: Path) -> Header:
-    """The header of a picture (C, H, W) or (C, D, H, W).
+    """The header of a picture (C, H, W), a volume (C, D, H, W) or a sequence (C, T, H, W).
 
     ``geometry.kept`` has, where the file has them, resolution and resolutionunit, ome: pixel sizes and their
-    units, descriptions: names of channels, and compression.
+    units, descriptions: names of channels, compression, and seconds from one time to the next; of a
+    sequence depth, t.
 
     Raises:
-        ValueError: it is damaged or not upright, has several pictures, several times, a palette or pages of
-            several sizes; or of 8 bits, white is 0.
+        ValueError: it is damaged or not upright, has several pictures, several times of several planes, a
+            palette or pages of several sizes; or of 8 bits, white is 0.
     """
     with tifffile.TiffFile(path, **ALONE) as file:
         series = file.series[0]
         _check(file, series)
         page = series.keyframe
         lengths = dict(zip(series.axes, series.shape, strict=True))
-        axes = SPATIAL[1:]
-        if "Z" in lengths and series.kind in ("ome", "imagej"):
-            axes = SPATIAL
+        axes = _spatial(series)
         sides = [lengths[axis] for axis in axes]
         channels = math.prod(series.shape) // math.prod(sides)
         dtype = np.dtype(series.dtype).newbyteorder(file.byteorder)
@@ -92,14 +94,15 @@ def header(path: Path) -> Header:
         else:
             stored = (dtype, offset, series.shape, series.axes)
             most = size - offset
-        geometry = _geometry(file, page, channels, len(sides), dtype, path)
+        geometry = _geometry(file, page, channels, axes, dtype, path)
         shape = (channels, *sides)
         return Header(path, shape, dtype, geometry, windowed, most, stored=stored, unit=_unit(file))
 
 
 def read(header: Header, window: tuple[slice, ...]) -> Array:
     """(C, *W) of a window; mapped into memory where the values lie in one piece."""
-    spatial = dict(zip(SPATIAL[-len(window) :], window, strict=True))
+    names = SEQUENCE if header.geometry.kept.get("depth") == "t" else SPATIAL
+    spatial = dict(zip(names[-len(window) :], window, strict=True))
     if header.stored:
         dtype, offset, shape, axes = header.stored
         array = windows.mapped(header.path, dtype, offset, shape)
@@ -115,7 +118,7 @@ def read(header: Header, window: tuple[slice, ...]) -> Array:
 
 
 def write(path: Path, picture: Picture) -> None:
-    """Write (C, H, W) with interleaved bands, or as OME-TIFF (C, D, H, W) and what has OME's entries.
+    """Write (C, H, W) with interleaved bands, or as OME-TIFF (C, D, H, W), (C, T, H, W) and OME's entries.
 
     A large picture is written tile after tile; BigTIFF where 4 GiB need it.
     """
@@ -146,7 +149,8 @@ def _check(file: Any, series: Any) -> None:
     narrow = page.bitspersample <= 8
     others = [other for other in file.series[1:] if not other.keyframe.subfiletype & SIDE_FILES]
     orientation = page.tags.get(ORIENTATION)
-    strange = [length > 1 and axis not in CHANNELS + SPATIAL for axis, length in _axes(series)]
+    usual = CHANNELS + (SEQUENCE if _spatial(series) == SEQUENCE else SPATIAL)
+    strange = [length > 1 and axis not in usual for axis, length in _axes(series)]
     reason = ""
     if others and series.kind == "ome":
         reason = f"{1 + len(others)} images"
@@ -154,7 +158,7 @@ def _check(file: Any, series: Any) -> None:
         sizes = [series.shape, *(other.shape for other in others[:8])]
         reason = f"pictures of several sizes or types, {', '.join(map(str, sizes))}"
     elif any(strange):
-        reason = "several times, or other axes"
+        reason = "several times of several planes, or other axes"
     elif page.photometric == PALETTE:
         reason = "values that are indices of a palette"
     elif page.photometric == YCBCR and page.compression not in JPEG:
@@ -167,6 +171,16 @@ def _check(file: Any, series: Any) -> None:
         reason = "values that are turned by a tag"
     if reason:
         raise ValueError(f"it has {reason}: save each picture as a file of its own, upright grey or RGB, 0 for black")
+
+
+def _spatial(series: Any) -> str:
+    """The axes that are no channels, in their order: YX, of a volume ZYX, of a sequence TYX."""
+    lengths = dict(_axes(series))
+    if lengths.get("T", 1) > 1:
+        return SEQUENCE
+    if "Z" in lengths and series.kind in ("ome", "imagej"):
+        return SPATIAL
+    return SPATIAL[1:]
 
 
 def _axes(series: Any) -> list[tuple[str, int]]:
@@ -256,8 +270,10 @@ def _segment(page: Any, index: int, size: int) -> bytes | None:
     return page.parent.filehandle.read(count)
 
 
-def _geometry(file: Any, page: Any, channels: int, axes: int, dtype: np.dtype[Any], path: Path) -> Geometry:
+def _geometry(file: Any, page: Any, channels: int, axes: str, dtype: np.dtype[Any], path: Path) -> Geometry:
     kept: dict[str, Any] = {}
+    spatial = axes.replace("T", "")
+    seconds = 0.0
     resolution = [page.tags.get(name) for name in ("XResolution", "YResolution")]
     if all(resolution):
         kept["resolution"] = tuple(tag.value for tag in resolution)
@@ -265,19 +281,27 @@ def _geometry(file: Any, page: Any, channels: int, axes: int, dtype: np.dtype[An
     ome: dict[str, Any] = {}
     if file.is_ome and file.ome_metadata:
         pixels = _ome_image(file)["Pixels"]
+        seconds = float(pixels.get("TimeIncrement", 0)) * SECONDS.get(pixels.get("TimeIncrementUnit", "s"), 0)
         ome = {name: pixels[name] for name in (*SIZES, *SIZE_UNITS) if name in pixels}
         names = _channel_names(pixels)
         if len(names) == channels and any(names):
             kept["descriptions"] = names
     elif file.is_imagej:
-        ome = _imagej_sizes(file.imagej_metadata or {}, kept.get("resolution", ()), axes)
+        content = file.imagej_metadata or {}
+        seconds = float(content.get("finterval", 0))
+        ome = _imagej_sizes(content, kept.get("resolution", ()), len(spatial))
     if ome:
         kept["ome"] = ome
     compression = page.compression.name
     if compression != "NONE":
         kept["compression"] = compression if compression in LOSSLESS else USUAL
-    spacing = [ome.get(name, 0) for name in SIZES[:axes]]  # x, y, z
-    affine = as_affine(np.diag(spacing), np.zeros(axes)) if all(spacing) else None
+    spacing = [ome.get(name, 0) for name in SIZES[: len(spatial)]]  # x, y, z
+    if axes == SEQUENCE:
+        kept["depth"] = "t"
+        spacing.append(seconds or 1.0)
+        if seconds > 0:
+            kept["seconds"] = seconds
+    affine = as_affine(np.diag(spacing), np.zeros(len(spacing))) if all(spacing) else None
     return Geometry(affine, NAME, kept, _nodata(page, dtype, path))
 
 
@@ -356,7 +380,8 @@ def _options(picture: Picture) -> dict[str, Any]:
         options["compression"] = kept["compression"]
     if geometry.nodata is not None:
         options["extratags"] = [(NODATA, 2, 0, f"{geometry.nodata:.17g}", True)]
-    volume = picture.ndim == 4
+    sequence = picture.ndim == 4 and geometry.kept.get("depth") == "t"
+    volume = picture.ndim == 4 and not sequence
     sizes = kept.get("ome", {})
     if volume and not sizes and geometry.spacing is not None and len(geometry.spacing) == 3:
         sizes = _ome_sizes(geometry.spacing[::-1], "mm")
@@ -368,9 +393,16 @@ def _options(picture: Picture) -> dict[str, Any]:
     names = kept.get("descriptions", ())
     if len(names) != len(picture):
         names = ()
-    if volume or sizes or names:
+    if picture.ndim == 4 or sizes or names:
         options["ome"] = True
-        options["metadata"] = {**sizes, "axes": "CZYX" if volume else "CYX"}
+        options["metadata"] = {**sizes, "axes": "CYX"}
+        if volume:
+            options["metadata"]["axes"] = f"C{SPATIAL}"
+        if sequence:
+            options["metadata"]["axes"] = f"C{SEQUENCE}"
+        if sequence and "seconds" in geometry.kept:
+            options["metadata"]["TimeIncrement"] = geometry.kept["seconds"]
+            options["metadata"]["TimeIncrementUnit"] = "s"
         if names:
             options["metadata"]["Channel"] = {"Name": list(names)}
         if lines:
