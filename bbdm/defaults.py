@@ -39,7 +39,9 @@ class Defaults:
         if self.solver is not None:
             solvers.check_choice(self.solver, self.timesteps, self.steps)
         elif self.steps is not None or self.timesteps is not None:
-            raise ValueError("steps and timesteps of a network are those of its solver: give the solver too")
+            raise ValueError(
+                "steps and timesteps of a network are those of its solver: give the solver too"
+            )
 
     @property
     def _values(self) -> Hashable:
@@ -82,7 +84,9 @@ class Defaults:
         if solver is None:
             solver = self.chosen
         if steps is None and timesteps is None and _is_same(solver, self.chosen):
-            return self if self.solver is not None else replace(self, solver=solver, steps=self._steps)
+            return (
+                self if self.solver is not None else replace(self, solver=solver, steps=self._steps)
+            )
         if steps is not None:
             steps = np.asarray(steps).item()
         times: str | list[float] | None = None
@@ -96,7 +100,11 @@ class Defaults:
     @property
     def _steps(self) -> int | None:
         """The steps, which of a distilled network are its calls where none were chosen."""
-        if self.steps is None and self.timesteps is None and _is_same(self.chosen, solvers.DISTILLED):
+        if (
+            self.steps is None
+            and self.timesteps is None
+            and _is_same(self.chosen, solvers.DISTILLED)
+        ):
             return self.calls
         return self.steps
 
@@ -109,7 +117,9 @@ class Defaults:
         """Those of a file's content; of a solver that is not registered here, with a warning, none."""
         solver = content.get("solver")
         if isinstance(solver, str) and solver not in solvers.SOLVERS:
-            warn(f"the file names the solver {solver!r}, which no module has registered: the default takes its place")
+            warn(
+                f"the file names the solver {solver!r}, which no module has registered: the default takes its place"
+            )
             return cls(calls=content.get("calls"))
         _check_count("steps", content.get("steps"))
         return cls(**{each.name: content.get(each.name) for each in fields(cls)})

@@ -24,14 +24,26 @@ from bbdm.bridges import ABridge, Bridge, BrownianBridge
 from bbdm.bridges import timesteps as skips
 from bbdm.bridges.timesteps import StepTable as StepTable
 
-Solver = Literal["dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast", "consistency", "ancestral", "mean"]
+Solver = Literal[
+    "dpm2m",
+    "sde-dpm2m",
+    "midpoint",
+    "ddim",
+    "posterior",
+    "fast",
+    "consistency",
+    "ancestral",
+    "mean",
+]
 DEFAULT: Solver = "dpm2m"
 DISTILLED: Solver = "consistency"  # of networks that were distilled for a number of calls
-FEW = 8  # calls, up to which networks of the density "high" end at a level that they learned much of
+# calls, up to which networks of the density "high" end at a level that they learned much of
+FEW = 8
 CLEAN = (0.0, 0.0, 1.0, 0.0, 0.0)  # the last row: the estimate, without noise
 Coefficients = tuple[float, float, float, float, float]  # of a row: c_x, c_y, c_0, c_h, c_z
 Times = Callable[[Bridge, int | None], skips.Timesteps]
-OfSteps = Callable[[Bridge, int | None], StepTable]  # a solver of a number of steps, or None for its own
+# a solver of a number of steps, or None for its own
+OfSteps = Callable[[Bridge, int | None], StepTable]
 AnySolver = str | StepTable | OfSteps  # a name in SOLVERS, a table, or a function that makes one
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., StepTable])
 
@@ -93,14 +105,23 @@ def build(
     check_choice(solver, timesteps, steps)
     if isinstance(solver, StepTable):
         if steps is not None or timesteps is not None:
-            raise ValueError(f"a table has its own steps, got steps={steps} and timesteps={timesteps!r} too")
+            raise ValueError(
+                f"a table has its own steps, got steps={steps} and timesteps={timesteps!r} too"
+            )
         return solver
     make: Callable[..., StepTable]
     make, default = SOLVERS[solver] if isinstance(solver, str) else (solver, None)
     if default is not None:
-        return make(bridge, default(bridge, steps) if timesteps is None else skips.resolve(bridge, timesteps, steps))
+        return make(
+            bridge,
+            default(bridge, steps)
+            if timesteps is None
+            else skips.resolve(bridge, timesteps, steps),
+        )
     if timesteps is not None:
-        raise ValueError(f"solver {name_of(solver)!r} takes steps, and no timesteps; got {timesteps!r}")
+        raise ValueError(
+            f"solver {name_of(solver)!r} takes steps, and no timesteps; got {timesteps!r}"
+        )
     return make(bridge, steps)
 
 
@@ -124,22 +145,36 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
 
 def check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
     """Raise ValueError for an unknown solver, or for ``steps`` together with ``timesteps``."""
-    is_known = solver in SOLVERS if isinstance(solver, str) else callable(solver) or isinstance(solver, StepTable)
+    is_known = (
+        solver in SOLVERS
+        if isinstance(solver, str)
+        else callable(solver) or isinstance(solver, StepTable)
+    )
     if not is_known:
         names = ", ".join(map(repr, SOLVERS))
-        raise ValueError(f"solver must be one of {names}, a StepTable or a function of (bridge, steps), got {solver!r}")
+        raise ValueError(
+            f"solver must be one of {names}, a StepTable or a function of (bridge, steps), got {solver!r}"
+        )
     if steps is not None and timesteps is not None:
-        raise ValueError(f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}")
+        raise ValueError(
+            f"give steps or timesteps, not both; got steps={steps} and timesteps={timesteps!r}"
+        )
 
 
-def table(bridge: Bridge, times: skips.Timesteps, coefficients: npt.NDArray[np.float64]) -> StepTable:
+def table(
+    bridge: Bridge, times: skips.Timesteps, coefficients: npt.NDArray[np.float64]
+) -> StepTable:
     """The table of (K, 5) coefficients, with what the bridge says of the network at these times."""
     seen = bridge.network_times(times)
     start = bridge.start(times[0].item())
-    return StepTable(times, bridge.prediction(times), coefficients, bridge.input(times), seen, start)
+    return StepTable(
+        times, bridge.prediction(times), coefficients, bridge.input(times), seen, start
+    )
 
 
-def default_times(bridge: Bridge, steps: int | None, least: float = 40, most: float = 4) -> skips.Timesteps:
+def default_times(
+    bridge: Bridge, steps: int | None, least: float = 40, most: float = 4
+) -> skips.Timesteps:
     """Times of noise levels, which start from noise where ``most`` calls or fewer can hide the source in it.
 
     Networks that were distilled are trained for it. For others it saves a call, which counts up to 4, and is
@@ -350,7 +385,9 @@ def ancestral(bridge: Bridge, times: skips.Timesteps) -> StepTable:
 def _top(bridge: Bridge, steps: int | None) -> skips.Timesteps:
     """The bridge's top alone."""
     if steps not in (None, 1):
-        raise ValueError(f"steps must be 1: solver 'mean' is one network call at the bridge's top, got {steps}")
+        raise ValueError(
+            f"steps must be 1: solver 'mean' is one network call at the bridge's top, got {steps}"
+        )
     return skips.uniform(bridge, 1)
 
 
@@ -358,5 +395,7 @@ def _top(bridge: Bridge, steps: int | None) -> skips.Timesteps:
 def mean(bridge: Bridge, times: skips.Timesteps) -> StepTable:
     """One network call at the top, the mean of all results."""
     if len(times) > 1 or times[0] != bridge.top:
-        raise ValueError(f"solver 'mean' is one network call at the bridge's top, got timesteps {times.tolist()}")
+        raise ValueError(
+            f"solver 'mean' is one network call at the bridge's top, got timesteps {times.tolist()}"
+        )
     return ddim(bridge, times)

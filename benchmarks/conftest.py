@@ -24,8 +24,15 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--quick", action="store_true", help="a small network, small images and few rounds: some minutes")
-    parser.addoption("--pairs", help="folder with train/*.png, source left and target right, for test_throughput.py")
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="a small network, small images and few rounds: some minutes",
+    )
+    parser.addoption(
+        "--pairs",
+        help="folder with train/*.png, source left and target right, for test_throughput.py",
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,7 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.benchmark(timer=REPLAY))
 
 
-def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+def pytest_benchmark_update_machine_info(
+    config: pytest.Config, machine_info: dict[str, Any]
+) -> None:
     machine_info["bbdm"] = {**hardware(DEVICE), "quick": config.getoption("--quick")}
 
 

@@ -33,7 +33,9 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.sampling.sampler import BridgeSampler
 from benchmarks.scores import closed_areas, flatness, saturation
 
-RUNS = ["fast:199"] + [f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)]
+RUNS = ["fast:199"] + [
+    f"{solver}:{steps}" for solver in ("dpm2m", "sde-dpm2m") for steps in (5, 10, 20, 40)
+]
 Sampler = Callable[..., torch.Tensor]  # called with (B, C, H, W) sources, seed and batch_size
 
 
@@ -42,7 +44,9 @@ def build_sampler(weights: Path, solver: str, steps: int, device: str, dtype: st
     if weights.is_dir():
         from bbdm.runtime.sampler import OnnxBridgeSampler
 
-        exported = partial(OnnxBridgeSampler(weights, threads=torch.get_num_threads()), solver=solver, steps=steps)
+        exported = partial(
+            OnnxBridgeSampler(weights, threads=torch.get_num_threads()), solver=solver, steps=steps
+        )
         return lambda sources, **settings: torch.from_numpy(exported(sources.numpy(), **settings))
     checkpoint = load_checkpoint(weights)
     kind = {"device": device, "dtype": getattr(torch, dtype)}
@@ -50,7 +54,12 @@ def build_sampler(weights: Path, solver: str, steps: int, device: str, dtype: st
 
 
 def measure(
-    sampler: Sampler, indices: list[int], sources: torch.Tensor, targets: torch.Tensor, seeds: int, batch: int
+    sampler: Sampler,
+    indices: list[int],
+    sources: torch.Tensor,
+    targets: torch.Tensor,
+    seeds: int,
+    batch: int,
 ) -> dict[str, Any]:
     """Scores of each image. Sample j of image i of the split has the seed i + 10^6 j."""
     started = time.perf_counter()
@@ -64,7 +73,9 @@ def measure(
         "saturation": saturation(results).mean(1).tolist(),
         "target_saturation": saturation(targets).tolist(),
         "flatness": [float(flatness(r, a).mean()) for r, a in zip(results, areas, strict=True)],
-        "target_flatness": [float(flatness(t[None], a)[0]) for t, a in zip(targets, areas, strict=True)],
+        "target_flatness": [
+            float(flatness(t[None], a)[0]) for t, a in zip(targets, areas, strict=True)
+        ],
         "seconds_per_image": seconds / (len(sources) * seeds),
     }
 
@@ -97,10 +108,15 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
-    parser.add_argument("data_dir", help="a folder with val/, source left and target right in each picture")
+    parser.add_argument(
+        "data_dir", help="a folder with val/, source left and target right in each picture"
+    )
     parser.add_argument("output", type=Path)
     parser.add_argument(
-        "--checkpoint", type=Path, default=demo.WEIGHTS, help="or an export's folder, which runs on ONNX Runtime"
+        "--checkpoint",
+        type=Path,
+        default=demo.WEIGHTS,
+        help="or an export's folder, which runs on ONNX Runtime",
     )
     parser.add_argument("--runs", nargs="+", default=RUNS, metavar="SOLVER:NFE[:N]")
     parser.add_argument("--seeds", type=int, default=8, help="results for each image")
@@ -119,9 +135,15 @@ def main(argv: list[str] | None = None) -> None:
     dataset = Pairs(read_rows("edge2shoes", args.data_dir, "val"), Spec(size=size or 256))
     weights = hashlib.sha256(file.read_bytes()).hexdigest()
     setting = {"pairs": len(dataset), "seeds": args.seeds, "dtype": dtype, "weights": weights}
-    done = json.loads(args.output.read_text()) if args.output.exists() else {"setting": setting, "runs": {}}
+    done = (
+        json.loads(args.output.read_text())
+        if args.output.exists()
+        else {"setting": setting, "runs": {}}
+    )
     if done["setting"] != setting:
-        raise SystemExit(f"{args.output} was measured with {done['setting']}, not {setting}: name another file")
+        raise SystemExit(
+            f"{args.output} was measured with {done['setting']}, not {setting}: name another file"
+        )
     for run in args.runs:
         if run in done["runs"]:
             continue

@@ -20,7 +20,8 @@ class Peaks:
     """Measured peak rates, the best of several sizes and rounds."""
 
     bfloat16: float  # FLOP/s of a matrix product
-    float32: float  # the same. Convolutions can beat it by Winograd's algorithm on a CPU, by TF32 on a GPU
+    # the same. Convolutions can beat it by Winograd's algorithm on a CPU, by TF32 on a GPU
+    float32: float
     copy: float  # bytes/s read and written by a copy too large for caches
 
     def flops(self, dtype: torch.dtype) -> float:

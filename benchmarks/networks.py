@@ -15,7 +15,12 @@ from bbdm.networks.config import UNETS
 BRIDGE = ABridge(num_steps=1000, c_lambda=2.0)
 STEPS = 10  # of our sampler
 # For --quick: compiled in seconds, and in 32 groups as sde-bbdm's norms always are.
-SMALL: dict[str, Any] = {"model_channels": 32, "channel_mult": (1,), "head_channels": 32, "num_res_blocks": 1}
+SMALL: dict[str, Any] = {
+    "model_channels": 32,
+    "channel_mult": (1,),
+    "head_channels": 32,
+    "num_res_blocks": 1,
+}
 
 
 def build(device: str | torch.device, quick: bool) -> UNet:
@@ -28,7 +33,10 @@ def build(device: str | torch.device, quick: bool) -> UNet:
         unet = UNet(3, 3, **(SMALL if quick else {}))
         for parameter in unet.parameters():
             if not parameter.any():
-                nn.init.normal_(parameter, std=(3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02)
+                nn.init.normal_(
+                    parameter,
+                    std=(3 * parameter[0].numel()) ** -0.5 if parameter.ndim > 1 else 0.02,
+                )
     return unet.to(device).eval()
 
 
@@ -46,13 +54,20 @@ def build_volume(device: str | torch.device, quick: bool, narrow: bool = False) 
 
 def volumes(size: tuple[int, ...], device: str | torch.device) -> torch.Tensor:
     """(1, 1, D, H, W) in [-1, 1], the same in every process."""
-    return torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(1)).mul(2).sub(1).to(device)
+    return (
+        torch.rand(1, 1, *size, generator=torch.Generator().manual_seed(1)).mul(2).sub(1).to(device)
+    )
 
 
 def images(batch: int, device: str | torch.device, quick: bool) -> torch.Tensor:
     """(B, 3, 64, 64), or (B, 3, 32, 32) for the small network, in [-1, 1], the same in every process."""
     size = 32 if quick else 64
-    return torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1)).mul(2).sub(1).to(device)
+    return (
+        torch.rand(batch, 3, size, size, generator=torch.Generator().manual_seed(1))
+        .mul(2)
+        .sub(1)
+        .to(device)
+    )
 
 
 @torch.no_grad()

@@ -49,7 +49,9 @@ def environment(**changes: str) -> dict[str, str]:
 def run(task: Callable[..., Any], **arguments: Any) -> Any:
     """Call ``task(**arguments)`` in a fresh process; arguments are plain values."""
     command = [sys.executable, "-m", "benchmarks.processes", task.__name__, json.dumps(arguments)]
-    done = subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment(), cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{task.__name__} with {arguments} ended with {done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -60,14 +62,17 @@ def peak_memory(device: str) -> int:
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss starts at the parent's, so it is useless for a child of a large process
+    # ru_maxrss starts at the parent's, so it is useless for a child of a large process
+    if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def _our_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor, settings: dict[str, Any]) -> Row:
+def _our_step(
+    device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor, settings: dict[str, Any]
+) -> Row:
     config = TrainConfig(batch_size=len(y), epochs=1000, **settings)
     pairs = TensorDataset(y, x0)
     folder = Path(tempfile.gettempdir())  # a step writes nothing
@@ -84,14 +89,19 @@ def _peer_step(device: str, quick: bool, y: torch.Tensor, x0: torch.Tensor) -> R
     from benchmarks.peers import sde_bbdm
 
     unet = networks.build(device, quick)
-    return sde_bbdm.train_step(unet, y.contiguous(), x0.contiguous())  # ``unet`` itself is dropped here
+    # ``unet`` itself is dropped here
+    return sde_bbdm.train_step(unet, y.contiguous(), x0.contiguous())
 
 
 def train(settings: dict[str, Any] | None, batch: int, steps: int, device: str, quick: bool) -> Any:
     """Seconds of each training step after the first, and the peak memory; settings None for sde-bbdm."""
     y = networks.images(batch, device, quick).to(memory_format=torch.channels_last)
     x0 = y.flip(-1).contiguous(memory_format=torch.channels_last)
-    step = _peer_step(device, quick, y, x0) if settings is None else _our_step(device, quick, y, x0, settings)
+    step = (
+        _peer_step(device, quick, y, x0)
+        if settings is None
+        else _our_step(device, quick, y, x0, settings)
+    )
     step()
     return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
 
@@ -110,9 +120,18 @@ def train_volume(row: str, size: list[int], steps: int, device: str, quick: bool
         step = _plain_step(unet, y, x0, half)
     else:
         unet.gradient_checkpointing = row == "checkpointed"
-        config = TrainConfig(batch_size=1, epochs=1000, loss="l2", precision="bf16" if half else "fp32")
+        config = TrainConfig(
+            batch_size=1, epochs=1000, loss="l2", precision="bf16" if half else "fp32"
+        )
         bridge = BrownianBridge(objective="pinned")
-        trainer = Trainer(unet, bridge, config, TensorDataset(y.cpu(), x0.cpu()), None, Path(tempfile.gettempdir()))
+        trainer = Trainer(
+            unet,
+            bridge,
+            config,
+            TensorDataset(y.cpu(), x0.cpu()),
+            None,
+            Path(tempfile.gettempdir()),
+        )
         step = partial(trainer.train_step, Example(y, x0))
     step()
     return {"seconds": [seconds_of(step) for _ in range(steps)], "peak_bytes": peak_memory(device)}
@@ -156,11 +175,22 @@ def peer_epochs(data: str, device: str) -> Any:
 def bare_steps(data: str, device: str, compiled: bool) -> Any:
     """Seconds of each of our steps with that network, on one batch in memory, after the first two."""
     pairs = Pairs(read_rows("edge2shoes", data), Spec(size=64))
-    flags = ["edge2shoes", data, "model.pt", "--preset", "demo-residual", *(["--compile"] * compiled)]
+    flags = [
+        "edge2shoes",
+        data,
+        "model.pt",
+        "--preset",
+        "demo-residual",
+        *(["--compile"] * compiled),
+    ]
     config = from_values(TrainConfig, vars(train_script.Train.parse(flags)))
-    trainer = Trainer(_demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir()))
+    trainer = Trainer(
+        _demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir())
+    )
     batch = next(trainer.batches(range(BATCH)))
-    seconds = [seconds_of(lambda: trainer.train_step(batch)) for _ in range(len(pairs) // BATCH + 2)]
+    seconds = [
+        seconds_of(lambda: trainer.train_step(batch)) for _ in range(len(pairs) // BATCH + 2)
+    ]
     return seconds[2:]
 
 
@@ -169,7 +199,16 @@ def script_epochs(data: str, device: str, *flags: str, cached: bool = False) -> 
     with tempfile.TemporaryDirectory() as folder:
         cache = ["--cache_images", f"{folder}/cache"] if cached else []
         command = [sys.executable, "-m", "bbdm", "train", "edge2shoes", data, f"{folder}/model.pt"]
-        command += ["--preset", "demo-residual", "--source_as", "none", "-e", str(EPOCHS), "--device", device]
+        command += [
+            "--preset",
+            "demo-residual",
+            "--source_as",
+            "none",
+            "-e",
+            str(EPOCHS),
+            "--device",
+            device,
+        ]
         command += [*cache, *flags]
         subprocess.run(command, env=environment(), cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
         records = (Path(folder) / "model.run" / "metrics.jsonl").read_text().splitlines()

@@ -95,21 +95,27 @@ def read(path: Path) -> Results:
 
 def rank(case: str) -> int:
     """The place of a case in a report; those that are not plotted come last."""
-    return next((place for place, start in enumerate(PLOTTED) if case.startswith(start)), len(PLOTTED))
+    return next(
+        (place for place, start in enumerate(PLOTTED) if case.startswith(start)), len(PLOTTED)
+    )
 
 
 def describe(machine: dict[str, Any], peaks: dict[str, float]) -> str:
     """Hardware, its measured peaks, and versions, in one line."""
     flags = f" ({', '.join(machine['flags'])})" if machine["flags"] else ""
     cpu = f"{machine['cpu']}{flags}, {machine['cores']} cores, {machine['threads']} threads, {machine['ram_gb']:.0f} GB"
-    rates = ", ".join(f"{peaks[dtype] / 1e12:.3g} TFLOP/s {dtype}" for dtype in ("float32", "bfloat16"))
+    rates = ", ".join(
+        f"{peaks[dtype] / 1e12:.3g} TFLOP/s {dtype}" for dtype in ("float32", "bfloat16")
+    )
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [
         f"{machine['gpu']}; {cpu}" if machine["gpu"] else cpu,
         f"measured peaks {rates}, copy {peaks['copy'] / 1e9:.3g} GB/s",
         f"Python {machine['python']}, {versions}",
     ]
-    return "; ".join(parts) + ("; --quick: a small network, 3 x 32 x 32" if machine["quick"] else "")
+    return "; ".join(parts) + (
+        "; --quick: a small network, 3 x 32 x 32" if machine["quick"] else ""
+    )
 
 
 def duration(seconds: float) -> str:
@@ -122,10 +128,17 @@ def duration(seconds: float) -> str:
 
 def table(rows: list[Row]) -> str:
     """Markdown: a line for each row, and a column for each value that at least one of them has."""
-    columns = {key: column for key, column in COLUMNS.items() if any(key in row.info for row in rows)}
-    lines = [["", "median", *(title for title, _ in columns.values())], ["---"] * (2 + len(columns))]
+    columns = {
+        key: column for key, column in COLUMNS.items() if any(key in row.info for row in rows)
+    }
+    lines = [
+        ["", "median", *(title for title, _ in columns.values())],
+        ["---"] * (2 + len(columns)),
+    ]
     for row in rows:
-        cells = [write(row.info[key]) if key in row.info else "" for key, (_, write) in columns.items()]
+        cells = [
+            write(row.info[key]) if key in row.info else "" for key, (_, write) in columns.items()
+        ]
         lines.append([row.name, duration(row.median), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -147,15 +160,22 @@ def plot(results: Results) -> Figure:
 
     shown = {case: rows for case, rows in results.comparisons.items() if rank(case) < len(PLOTTED)}
     if not shown:
-        raise ValueError(f"nothing to plot: want one of {PLOTTED}, got {tuple(results.comparisons)}")
+        raise ValueError(
+            f"nothing to plot: want one of {PLOTTED}, got {tuple(results.comparisons)}"
+        )
     counts = [len(rows) for rows in shown.values()]
     layout = ConstrainedLayoutEngine(h_pad=0.1)
-    figure = Figure(figsize=(8, 0.28 * sum(counts) + 0.6 * len(counts) + 0.8), facecolor="white", layout=layout)
+    figure = Figure(
+        figsize=(8, 0.28 * sum(counts) + 0.6 * len(counts) + 0.8), facecolor="white", layout=layout
+    )
     panels = figure.subplots(len(shown), squeeze=False, height_ratios=counts)[:, 0]
     for axes, (case, rows) in zip(panels, shown.items(), strict=True):
         rows = sorted(rows, key=lambda row: row.median, reverse=True)
         others = [row.name.startswith(OTHERS) for row in rows]
-        names = [row.name if other else f"bbdm {row.name}" for row, other in zip(rows, others, strict=True)]
+        names = [
+            row.name if other else f"bbdm {row.name}"
+            for row, other in zip(rows, others, strict=True)
+        ]
         colors = [GREY if other else BLUE for other in others]
         bars = axes.barh(names, [row.median for row in rows], color=colors, height=0.72)
         axes.bar_label(bars, [duration(row.median) for row in rows], padding=4, fontsize=9)

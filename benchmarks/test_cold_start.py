@@ -58,7 +58,9 @@ def first_image(folder: Path, device: str, settings: dict[str, Any]) -> float:
 
 
 @pytest.fixture(scope="module")
-def folder(unet: UNet, sampler: BridgeSampler, quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    unet: UNet, sampler: BridgeSampler, quick: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A checkpoint, a source, and the package of its shape."""
     folder = tmp_path_factory.mktemp("cold")
     save_checkpoint(folder / "unet.safetensors", unet, BRIDGE)
@@ -78,7 +80,9 @@ def cold(folder: Path, unet: UNet, sampler: BridgeSampler, quick: bool) -> Compa
         "compiled, empty cache": {"steps": STEPS, "compile": True},
         "from package": {"steps": STEPS, "compiled": str(folder / "unet.pt2")},
     }
-    expected = BridgeSampler(unet, BRIDGE, steps=STEPS)(images(1, sampler.device, quick), seed=0).cpu()
+    expected = BridgeSampler(unet, BRIDGE, steps=STEPS)(
+        images(1, sampler.device, quick), seed=0
+    ).cpu()
     comparison = Comparison("Cold start to the first image", ROWS[0], {row: [] for row in ROWS})
     rounds = 1 if quick else 3
     for turn in range(rounds):
@@ -88,7 +92,10 @@ def cold(folder: Path, unet: UNet, sampler: BridgeSampler, quick: bool) -> Compa
             comparison.seconds[row].append(first_image(folder, device, setting))
             error = relative_error(torch.load(folder / "image.pt"), expected)
             assert error < 0.1, f"{row}: relative error {error:.3g}"
-            comparison.info[row] = {"relative_error": error, "processes": len(comparison.seconds[row])}
+            comparison.info[row] = {
+                "relative_error": error,
+                "processes": len(comparison.seconds[row]),
+            }
     package = folder / "unet.pt2"
     comparison.info["from package"]["package_bytes"] = package.stat().st_size
     return comparison
@@ -98,7 +105,10 @@ def cold(folder: Path, unet: UNet, sampler: BridgeSampler, quick: bool) -> Compa
 def steady(folder: Path, sampler: BridgeSampler, quick: bool) -> Comparison:
     source = images(1, sampler.device, quick)
     loaded = BridgeSampler.from_checkpoint(
-        folder / "unet.safetensors", device=sampler.device, steps=STEPS, compiled=folder / "unet.pt2"
+        folder / "unet.safetensors",
+        device=sampler.device,
+        steps=STEPS,
+        compiled=folder / "unet.pt2",
     )
     rows: dict[str, Callable[[], torch.Tensor]] = {
         "compiled": lambda: sampler(source, seed=0),
@@ -107,7 +117,12 @@ def steady(folder: Path, sampler: BridgeSampler, quick: bool) -> Comparison:
     error = relative_error(rows["package"](), rows["compiled"]())
     assert error < 0.1, f"relative error {error:.3g}"
     seconds = interleaved(rows, rounds=3 if quick else 5, settle=False)
-    return Comparison("Steady translation of one image", "compiled", seconds, {"package": {"relative_error": error}})
+    return Comparison(
+        "Steady translation of one image",
+        "compiled",
+        seconds,
+        {"package": {"relative_error": error}},
+    )
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -51,9 +51,14 @@ def noise_rows(size: Size, drawn: bool) -> tuple[Rows, int]:
     """Training's noise, in float32: explicit, or drawn from seeds."""
     x0, y, noise = random(*size), random(*size).flip(0), random(*size).flip(1)
     t = torch.arange(1, size[0] + 1, device=DEVICE)
-    table = torch.from_numpy(BRIDGE.training_weights(range(BRIDGE.num_steps + 1))).to(DEVICE, torch.float32)
-    seeds, step = torch.arange(size[0], device=DEVICE), torch.ones(1, dtype=torch.int64, device=DEVICE)
-    arguments = (x0, y, t, table, None, seeds, step) if drawn else (x0, y, t, table, noise, None, None)
+    table = torch.from_numpy(BRIDGE.training_weights(range(BRIDGE.num_steps + 1))).to(
+        DEVICE, torch.float32
+    )
+    seeds = torch.arange(size[0], device=DEVICE)
+    step = torch.ones(1, dtype=torch.int64, device=DEVICE)
+    arguments = (
+        (x0, y, t, table, None, seeds, step) if drawn else (x0, y, t, table, noise, None, None)
+    )
     plain = _noise_step._init_fn
     compiled = torch.compile(plain, fullgraph=True, dynamic=False)
     functions = {"reference": plain, "compiled": compiled, "op": noise_step}
@@ -71,7 +76,8 @@ def bridge_rows(size: Size, noise: str) -> tuple[Rows, int]:
     y, pred = random(*size), random(*size, dtype=torch.bfloat16)
 
     def row(function: Callable[..., None], *mask: None) -> Callable[[], Tensor]:
-        x, x0hat, inputs = y.clone(), y.clone(), torch.empty_like(pred)  # own buffers, which it overwrites
+        # own buffers, which it overwrites
+        x, x0hat, inputs = y.clone(), y.clone(), torch.empty_like(pred)
 
         def call() -> Tensor:
             function(x, x0hat, inputs, pred, y, weights, step, seeds, z, *mask)
@@ -88,17 +94,25 @@ def norm_rows(size: Size, backward: bool) -> tuple[Rows, int]:
     x = random(*size, dtype=torch.bfloat16).requires_grad_(backward)
     dy = random(*size, dtype=torch.bfloat16)
     weight, bias = (random(size[0], size[1]).add(1).requires_grad_(backward) for _ in range(2))
-    compiled, own = (torch.compile(form, fullgraph=True, dynamic=False) for form in (reference, decomposed))
+    compiled, own = (
+        torch.compile(form, fullgraph=True, dynamic=False) for form in (reference, decomposed)
+    )
 
     def row(function: Callable[..., Tensor]) -> Callable[[], Tensor]:
         forward = partial(function, x, 32, weight, bias, 1e-5, True)
         if not backward:
             return forward
-        with functorch_config.patch(donated_buffer=False):  # the graph is kept for another backward pass
+        # the graph is kept for another backward pass
+        with functorch_config.patch(donated_buffer=False):
             y = forward()
         return lambda: torch.autograd.grad(y, (x, weight, bias), dy, retain_graph=True)[0]
 
-    functions = {"reference": reference, "compiled": compiled, "own form, compiled": own, "op": group_norm_silu}
+    functions = {
+        "reference": reference,
+        "compiled": compiled,
+        "own form, compiled": own,
+        "op": group_norm_silu,
+    }
     rows: Rows = {name: row(function) for name, function in functions.items()}
     return rows, (3 if backward else 2) * x.nbytes
 

@@ -24,7 +24,10 @@ from benchmarks.timing import Comparison, interleaved
 BASELINE = "diffusers float32"
 PUBLIC = "diffusers and sde-bbdm float32, 199 steps"
 PARTS = [BASELINE, "eager float32", "eager bfloat16", "compiled"]
-TRANSLATIONS = [PUBLIC, *(f"{row}, {networks.STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled"))]
+TRANSLATIONS = [
+    PUBLIC,
+    *(f"{row}, {networks.STEPS} steps" for row in ("eager float32", "eager bfloat16", "compiled")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,9 @@ def codec(quick: bool) -> Codec:
 def picture() -> torch.Tensor:
     """(1, 3, 256, 256), smooth, as no encoder is trained on noise."""
     coarse = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    return torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic").clamp(-1, 1).to(DEVICE)
+    return (
+        torch.nn.functional.interpolate(coarse, (256, 256), mode="bicubic").clamp(-1, 1).to(DEVICE)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +87,9 @@ def part(
             comparison.missing[BASELINE] = f"needs the extra peers: {error}"
         else:
             rows[BASELINE] = (
-                (lambda: peer.encode(given).latents) if name == "encode" else (lambda: peer.decode(given).sample)
+                (lambda: peer.encode(given).latents)
+                if name == "encode"
+                else (lambda: peer.decode(given).sample)
             )
         expected = rows["eager float32"]()
         for row, call in rows.items():
@@ -101,10 +108,15 @@ def part(
 
 
 @pytest.fixture(scope="module")
-def translation(unet: UNet, codec: Codec, samplers: dict[str, BridgeSampler], picture: torch.Tensor) -> Comparison:
-    comparison = Comparison(f"Translation in latent space, {picture.shape[2]} x {picture.shape[3]}", PUBLIC, {})
+def translation(
+    unet: UNet, codec: Codec, samplers: dict[str, BridgeSampler], picture: torch.Tensor
+) -> Comparison:
+    comparison = Comparison(
+        f"Translation in latent space, {picture.shape[2]} x {picture.shape[3]}", PUBLIC, {}
+    )
     rows: dict[str, Callable[[], torch.Tensor]] = {
-        f"{name}, {networks.STEPS} steps": (lambda s=s: s(picture, seed=0)) for name, s in samplers.items()
+        f"{name}, {networks.STEPS} steps": (lambda s=s: s(picture, seed=0))
+        for name, s in samplers.items()
     }
     expected = rows[TRANSLATIONS[1]]()
     for row, call in rows.items():

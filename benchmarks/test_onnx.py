@@ -46,12 +46,16 @@ SIZE = 64  # of the demo's pictures
 
 def write(model: onnx.ModelProto, folder: Path) -> Path:
     folder.mkdir()
-    onnx.save_model(model, folder / "unet.onnx", save_as_external_data=True, location="unet.onnx.data")
+    onnx.save_model(
+        model, folder / "unet.onnx", save_as_external_data=True, location="unet.onnx.data"
+    )
     return folder / "unet.onnx"
 
 
 @pytest.fixture(scope="module")
-def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_path_factory: Any) -> Comparison:
+def measured(
+    unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_path_factory: Any
+) -> Comparison:
     comparison = Comparison("UNet call in ONNX Runtime, batch 1", BASELINE, {})
     x = images(1, DEVICE, quick).to(memory_format=torch.channels_last)
     t = torch.tensor([500])
@@ -67,7 +71,9 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     files["ONNX Runtime float16"] = write(graphs.network_graph(halved.half()), folder / "float16")
     calls: dict[str, Callable[[], Any]] = {}
     try:
-        onnx_runtime.export(import_module("benchmarks.peers.sde_bbdm").network(unet), x, t, folder / "public.onnx")
+        onnx_runtime.export(
+            import_module("benchmarks.peers.sde_bbdm").network(unet), x, t, folder / "public.onnx"
+        )
         calls[BASELINE] = onnx_runtime.call(folder / "public.onnx", x, t)
     except ImportError as error:
         comparison.missing[BASELINE] = f"needs the extra peers: {error}"
@@ -80,7 +86,9 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
         calls["compiled float32"] = lambda: float32.backend.body(x, modulation, {})
         chosen = x.to(sampler.dtype)
         body = sampler.backend.body
-        calls["compiled, as compile=True chooses"] = lambda: body(chosen, modulation.to(torch.float32), {})
+        calls["compiled, as compile=True chooses"] = lambda: body(
+            chosen, modulation.to(torch.float32), {}
+        )
         reference = unet(x, t)
         for row, call in calls.items():
             error = relative_error(call(), reference)
@@ -90,7 +98,9 @@ def measured(unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_
     work = gflop(unet, x)
     for row, info in comparison.info.items():
         if "int8" not in row:
-            info |= peaks.rates(work, comparison.median(row), torch.float32 if "float" in row else sampler.dtype)
+            info |= peaks.rates(
+                work, comparison.median(row), torch.float32 if "float" in row else sampler.dtype
+            )
     return comparison
 
 
@@ -100,7 +110,11 @@ def test_unet(measured: Comparison, row: str, record: Record) -> None:
 
 
 EAGER = "eager float32"
-FORMS = {"ONNX Runtime float32": [], "ONNX Runtime float16": ["--dtype", "fp16"], "ONNX Runtime int8": []}
+FORMS = {
+    "ONNX Runtime float32": [],
+    "ONNX Runtime float16": ["--dtype", "fp16"],
+    "ONNX Runtime int8": [],
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +122,12 @@ def translated(tmp_path_factory: Any) -> Comparison:
     """The bundled network, one picture at a time, the solver and steps of the README."""
     folder: Path = tmp_path_factory.mktemp("demo")
     (folder / "sources").mkdir()
-    drawings = [Image.open(path).crop((0, 0, SIZE, SIZE)) for path in sorted((demo.FOLDER / "val").glob("*.png"))]
-    for i, drawing in enumerate(drawings[::2]):  # half for calibration, the other half for the error
+    drawings = [
+        Image.open(path).crop((0, 0, SIZE, SIZE))
+        for path in sorted((demo.FOLDER / "val").glob("*.png"))
+    ]
+    # half for calibration, the other half for the error
+    for i, drawing in enumerate(drawings[::2]):
         drawing.save(folder / "sources" / f"{i}.png")
     file, solver = demo.WEIGHTS, ["--solver", "sde-dpm2m", "--steps", "5"]  # as the README
     reference = BridgeSampler.from_checkpoint(file, solver="sde-dpm2m", steps=5)
@@ -124,7 +142,10 @@ def translated(tmp_path_factory: Any) -> Comparison:
         exported = OnnxBridgeSampler(folder / row, threads=torch.get_num_threads())
         calls[row] = lambda exported=exported: exported(source[:1].numpy(), seed=0)
         off = np.abs(exported(source.numpy(), seed=0) - wanted)
-        comparison.info[row] = {"image_error": float(off.mean() / 2), "image_error_max": float(off.max() / 2)}
+        comparison.info[row] = {
+            "image_error": float(off.mean() / 2),
+            "image_error_max": float(off.max() / 2),
+        }
     comparison.seconds = interleaved(calls, rounds=5)
     return comparison
 

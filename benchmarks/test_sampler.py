@@ -64,14 +64,26 @@ def int8_export(unet: UNet, source: torch.Tensor, folder: Path) -> OnnxBridgeSam
     save_checkpoint(folder / "unet.pt", unet, BRIDGE)
     (folder / "pictures").mkdir()
     from_array(source[0].numpy()).save(folder / "pictures" / "source.png")
-    flags = ["--steps", str(STEPS), "--quantize", "int8", "--calibrate", str(folder / "pictures"), "--no-check"]
+    flags = [
+        "--steps",
+        str(STEPS),
+        "--quantize",
+        "int8",
+        "--calibrate",
+        str(folder / "pictures"),
+        "--no-check",
+    ]
     Export.main([str(folder / "unet.pt"), str(folder / "export"), *flags])
     return OnnxBridgeSampler(folder / "export", threads=torch.get_num_threads())
 
 
 @pytest.fixture(scope="module")
 def measured(
-    unet: UNet, sampler: BridgeSampler, peaks: Peaks, quick: bool, tmp_path_factory: pytest.TempPathFactory
+    unet: UNet,
+    sampler: BridgeSampler,
+    peaks: Peaks,
+    quick: bool,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Comparison:
     source = images(1, sampler.device, quick)
     comparison = Comparison("Translation of one image", BASELINE, {})
@@ -81,18 +93,26 @@ def measured(
         COMPILED: sampler,
     }
     # Explicit noise makes a sampler go without its graph, and is the same for every row.
-    noise = torch.randn(STEPS, *source.shape, generator=torch.Generator().manual_seed(2)) if source.is_cuda else None
+    noise = (
+        torch.randn(STEPS, *source.shape, generator=torch.Generator().manual_seed(2))
+        if source.is_cuda
+        else None
+    )
     rows: dict[str, Callable[[], Any]] = {
         name: (lambda s=s: s(source, seed=None if noise is not None else 0, noise=noise))
         for name, s in samplers.items()
     }
     expected = rows[EAGER]()
-    comparison.info = {name: {"relative_error": relative_error(row(), expected)} for name, row in rows.items()}
+    comparison.info = {
+        name: {"relative_error": relative_error(row(), expected)} for name, row in rows.items()
+    }
     if source.is_cuda:
         rows[GRAPH] = lambda: sampler(source, seed=0)
         with_seed = samplers[EAGER](source, seed=0)
         comparison.info[GRAPH] = {"relative_error": relative_error(rows[GRAPH](), with_seed)}
-    forms: dict[str, Callable[..., Any]] = {"compiled": lambda **settings: sampler(source, seed=0, **settings)}
+    forms: dict[str, Callable[..., Any]] = {
+        "compiled": lambda **settings: sampler(source, seed=0, **settings)
+    }
     if not source.is_cuda:
         exported = int8_export(unet, source, tmp_path_factory.mktemp("int8"))
         forms[INT8] = lambda **settings: exported(source.numpy(), seed=0, **settings)

@@ -28,13 +28,17 @@ ROWS: dict[str, Callable[[str], list[float]]] = {  # seconds of steps on a folde
     "bare step": lambda data: run(bare_steps, data=data, device=DEVICE.type, compiled=False),
     "train.py, from files": lambda data: script_epochs(data, DEVICE.type),
     "train.py, from cached pictures": lambda data: script_epochs(data, DEVICE.type, cached=True),
-    "bare step, compiled": lambda data: run(bare_steps, data=data, device=DEVICE.type, compiled=True),
+    "bare step, compiled": lambda data: run(
+        bare_steps, data=data, device=DEVICE.type, compiled=True
+    ),
     "train.py, compiled": lambda data: script_epochs(data, DEVICE.type, "--compile"),
 }
 
 
 @pytest.fixture(scope="module")
-def pairs(request: pytest.FixtureRequest, quick: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pairs(
+    request: pytest.FixtureRequest, quick: bool, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder ``train`` of drawings side by side: those of --pairs, or the bundled ones over and over."""
     given = request.config.getoption("--pairs")
     drawings = sorted((Path(given) / "train" if given else demo.FOLDER / "val").glob("*.png"))

@@ -44,15 +44,23 @@ def measured(request: pytest.FixtureRequest, unet: UNet, peaks: Peaks, quick: bo
     for _ in range(rounds):
         for row, samples in comparison.seconds.items():
             done = processes.run(
-                processes.train, settings=ROWS[row], batch=batch, steps=steps, device=DEVICE.type, quick=quick
+                processes.train,
+                settings=ROWS[row],
+                batch=batch,
+                steps=steps,
+                device=DEVICE.type,
+                quick=quick,
             )
             samples += done["seconds"]
             info = comparison.info[row]
             info["peak_bytes"] = max(info["peak_bytes"], done["peak_bytes"])
-    work = 3 * gflop(unet, images(batch, DEVICE, quick))  # the call, and backward to its inputs and to its weights
+    # the call, and backward to its inputs and to its weights
+    work = 3 * gflop(unet, images(batch, DEVICE, quick))
     for row, info in comparison.info.items():
         info |= {"images_per_s": batch / comparison.median(row), "processes": rounds}
-        info |= peaks.rates(work, comparison.median(row), torch.float32 if row == BASELINE else torch.bfloat16)
+        info |= peaks.rates(
+            work, comparison.median(row), torch.float32 if row == BASELINE else torch.bfloat16
+        )
     return comparison
 
 

@@ -36,14 +36,17 @@ ROWS = [
     "compiled float32",
     "compiled bfloat16",
 ]
-ALLOWED = {torch.float32: 1e-2, torch.bfloat16: 0.1}  # relative error of what is timed (TF32 on GPUs); wrong is 1
+# relative error of what is timed (TF32 on GPUs); wrong is 1
+ALLOWED = {torch.float32: 1e-2, torch.bfloat16: 0.1}
 
 
 def dtype_of(row: str) -> torch.dtype:
     return torch.bfloat16 if "bfloat16" in row else torch.float32
 
 
-def peers(unet: UNet, x: torch.Tensor, t: torch.Tensor, folder: Path) -> dict[str, Callable[[], Call]]:
+def peers(
+    unet: UNet, x: torch.Tensor, t: torch.Tensor, folder: Path
+) -> dict[str, Callable[[], Call]]:
     """For each peer a function that returns its call, or raises ImportError."""
 
     def peer(name: str) -> Any:
@@ -75,11 +78,15 @@ def peers(unet: UNet, x: torch.Tensor, t: torch.Tensor, folder: Path) -> dict[st
     }
     if x.device.type == "cpu":
         for name, precision in (("float32", "f32"), ("bfloat16", "bf16")):
-            made[f"OpenVINO {name}"] = lambda p=precision: peer("openvino_runtime").call(file(), x, t, p)
+            made[f"OpenVINO {name}"] = lambda p=precision: peer("openvino_runtime").call(
+                file(), x, t, p
+            )
     return made
 
 
-def ours(unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor) -> dict[str, Callable[[], Call]]:
+def ours(
+    unet: UNet, sampler: BridgeSampler, x: torch.Tensor, t: torch.Tensor
+) -> dict[str, Callable[[], Call]]:
     """A function for each of our calls. The sampler has one of the two compiled networks already."""
     modulation = unet.embed(t[:1])
     rounded = copy.deepcopy(unet).bfloat16()
@@ -115,7 +122,10 @@ def measured(
     calls: dict[str, Call] = {}
     with torch.inference_mode():
         reference = unet(x, t)
-        for row, make in {**peers(unet, x, t, tmp_path_factory.mktemp("peers")), **ours(unet, sampler, x, t)}.items():
+        for row, make in {
+            **peers(unet, x, t, tmp_path_factory.mktemp("peers")),
+            **ours(unet, sampler, x, t),
+        }.items():
             try:
                 call = make()
             except ImportError as error:

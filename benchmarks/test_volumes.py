@@ -29,7 +29,11 @@ from benchmarks.conftest import DEVICE, Record
 from benchmarks.machine import Peaks
 from benchmarks.timing import Comparison, Row, interleaved
 
-TRAINING = {"plain PyTorch": "plain", "bbdm": "kept", "bbdm, gradient checkpointing": "checkpointed"}
+TRAINING = {
+    "plain PyTorch": "plain",
+    "bbdm": "kept",
+    "bbdm, gradient checkpointing": "checkpointed",
+}
 WINDOWS = ["MONAI", "bbdm"]
 STEPS, OVERLAP = 5, 0.25
 
@@ -38,12 +42,21 @@ STEPS, OVERLAP = 5, 0.25
 def training(peaks: Peaks, quick: bool) -> Comparison:
     size = [4, 16, 16] if quick else [64, 96, 96]
     rounds, steps = (1, 2) if quick else (2, 10 if DEVICE.type == "cuda" else 3)
-    rows: dict[str, dict[str, Any]] = {row: {"peak_bytes": 0, "processes": rounds} for row in TRAINING}
-    comparison = Comparison(f"Training step on {size}", "plain PyTorch", {row: [] for row in TRAINING}, rows)
+    rows: dict[str, dict[str, Any]] = {
+        row: {"peak_bytes": 0, "processes": rounds} for row in TRAINING
+    }
+    comparison = Comparison(
+        f"Training step on {size}", "plain PyTorch", {row: [] for row in TRAINING}, rows
+    )
     for _ in range(rounds):
         for row, kind in TRAINING.items():
             done = processes.run(
-                processes.train_volume, row=kind, size=size, steps=steps, device=DEVICE.type, quick=quick
+                processes.train_volume,
+                row=kind,
+                size=size,
+                steps=steps,
+                device=DEVICE.type,
+                quick=quick,
             )
             comparison.seconds[row] += done["seconds"]
             rows[row]["peak_bytes"] = max(rows[row]["peak_bytes"], done["peak_bytes"])
@@ -54,13 +67,17 @@ def training(peaks: Peaks, quick: bool) -> Comparison:
 def windows(quick: bool) -> Comparison:
     size, window = ((16, 24, 24), (8, 16, 16)) if quick else ((160, 256, 256), (64, 96, 96))
     unet = networks.build_volume(DEVICE, quick, narrow=DEVICE.type == "cpu").eval()
-    sampler = BridgeSampler(unet, BrownianBridge(objective="pinned"), "dpm2m", STEPS, dtype=best_dtype(DEVICE))
+    sampler = BridgeSampler(
+        unet, BrownianBridge(objective="pinned"), "dpm2m", STEPS, dtype=best_dtype(DEVICE)
+    )
     source, calls = networks.volumes(size, DEVICE), dict.fromkeys(WINDOWS, 0)
     made: dict[str, torch.Tensor] = {}
 
     def by_windows() -> None:
         done = list[int]()
-        counted = calling(sampler, lambda *arguments: done.append(1) or sampler.backend.body(*arguments))
+        counted = calling(
+            sampler, lambda *arguments: done.append(1) or sampler.backend.body(*arguments)
+        )
         made["bbdm"] = counted(source, seed=0, batch_size=1, window=window, overlap=OVERLAP)
         calls["bbdm"] = len(done)
 
@@ -109,7 +126,9 @@ def of_monai(
 
         def predict(part: Tensor) -> Tensor:
             each = part.split([x.shape[1], *(conditions[name].shape[1] for name in names)], 1)
-            state, *seen = (part.contiguous(memory_format=CHANNELS_LAST[part.ndim]) for part in each)
+            state, *seen = (
+                part.contiguous(memory_format=CHANNELS_LAST[part.ndim]) for part in each
+            )
             prediction = body(state, embedding, dict(zip(names, seen, strict=True))).float()
             report(1)
             return prediction

@@ -42,7 +42,12 @@ def best_seconds(row: Row, rounds: int) -> float:
 
 
 def interleaved(
-    rows: Mapping[str, Row], rounds: int, *, settle: bool = True, once: Collection[str] = (), least: float = 0.0
+    rows: Mapping[str, Row],
+    rounds: int,
+    *,
+    settle: bool = True,
+    once: Collection[str] = (),
+    least: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of each row, timed in turns.
 
@@ -54,7 +59,10 @@ def interleaved(
         once: rows that have a single turn, since a call of theirs takes minutes.
         least: seconds of a sample; faster rows are called several times for one.
     """
-    loops = {name: max(1, math.ceil(least / seconds_of(row))) if least else 1 for name, row in rows.items()}
+    loops = {
+        name: max(1, math.ceil(least / seconds_of(row))) if least else 1
+        for name, row in rows.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in rows}
     for turn in range(rounds):
         for name, row in rows.items():

@@ -26,10 +26,12 @@ PAGES = {  # a page of the site: its file in the repository
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
-NOTEBOOKS = {"own_pictures.ipynb": "examples", "volumes.ipynb": "examples"}  # pages of the site, and their folders
+# pages of the site, and their folders
+NOTEBOOKS = {"own_pictures.ipynb": "examples", "volumes.ipynb": "examples"}
 DEMO = ROOT / "examples/web/dist"  # what npm run build writes, if it ran
 DEMO_PAGE, DEMO_PLACE = "try.md", "web"  # the page that shows it, and its folder on the site
-DEMO_PICTURE = re.compile(r"!\[[^\]]*\]\(figures/web\.png\)\n\n\*[^*]+\*\n")  # and its caption, where it was not built
+# and its caption, where it was not built
+DEMO_PICTURE = re.compile(r"!\[[^\]]*\]\(figures/web\.png\)\n\n\*[^*]+\*\n")
 SHOWN = f"""<iframe class="demo" src="{DEMO_PLACE}/index.html" title="The page"></iframe>
 
 <a href="{DEMO_PLACE}/index.html" target="_blank">Open it in a window of its own</a>
@@ -47,7 +49,8 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and figures that are outside docs/."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
-    for page, folder in NOTEBOOKS.items():  # as files of their own folder, since their plugin reads them there
+    # as files of their own folder, since their plugin reads them there
+    for page, folder in NOTEBOOKS.items():
         files.append(File(page, str(ROOT / folder), config.site_dir, config.use_directory_urls))
     for pattern in FIGURES:
         for figure in ROOT.glob(pattern):
@@ -71,14 +74,18 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         places = {source: page for page, source in PAGES.items()} | {"README.md": "index.md"}
         places |= {f"{folder}/{page}": page for page, folder in NOTEBOOKS.items()}
         place = places.get(target, target.removeprefix("docs/"))
-        return f"{link[1]}{posixpath.relpath(place, posixpath.dirname(name) or '.')}{link[3] or ''})"
+        return (
+            f"{link[1]}{posixpath.relpath(place, posixpath.dirname(name) or '.')}{link[3] or ''})"
+        )
 
     return LINK.sub(on_site, markdown)
 
 
 def on_post_page(output: str, page: Any, **_: Any) -> str:
     """Warns of a page that fetches from the network; with --strict, this ends the build."""
-    for fetched in re.findall(r'<(?:script|link|img|iframe)[^>]* (?:src|href)="(?:https?:)?//[^"]+', output):
+    for fetched in re.findall(
+        r'<(?:script|link|img|iframe)[^>]* (?:src|href)="(?:https?:)?//[^"]+', output
+    ):
         log.warning("%s fetches from the network: %s", page.file.src_uri, fetched)
     return output
 
@@ -116,25 +123,37 @@ class Roles(griffe.Extension):
 class Fields(griffe.Extension):
     """Lists a dataclass's fields with what is said of each: a setting's help, or the comment after it."""
 
-    def on_attribute_instance(self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any) -> None:
+    def on_attribute_instance(
+        self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any
+    ) -> None:
         """Keeps the comment after a field, and shows a setting's default in place of the call."""
         call = attr.value if isinstance(attr.value, griffe.ExprCall) else None
-        if call and str(call.function) in ("setting", "position"):  # (default, help), and (help) or (help, default)
-            words: list[Any] = [each for each in call.arguments if not isinstance(each, griffe.ExprKeyword)]
-            attr.value = words[0] if str(call.function) == "setting" else next(iter(words[1:]), None)
+        # (default, help), and (help) or (help, default)
+        if call and str(call.function) in ("setting", "position"):
+            words: list[Any] = [
+                each for each in call.arguments if not isinstance(each, griffe.ExprKeyword)
+            ]
+            attr.value = (
+                words[0] if str(call.function) == "setting" else next(iter(words[1:]), None)
+            )
             attr.labels.add("setting")
         elif comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1]):
             attr.extra["bbdm"]["comment"] = comment[1]
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Adds the list to the docstring of a dataclass that has none; a Config has to explain all fields."""
-        own = any("dataclass" in str(decorator.value) for decorator in cls.decorators)  # the label is inherited
+        # the label is inherited
+        own = any("dataclass" in str(decorator.value) for decorator in cls.decorators)
         if not own or not cls.docstring or LISTED.search(cls.docstring.value):
             return
         said: dict[str, str] = {}
-        for attr in (attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()):
+        for attr in (
+            attr for each in (*reversed(cls.mro()), cls) for attr in each.attributes.values()
+        ):
             if "setting" in attr.labels:
-                fields = getattr(importlib.import_module(cls.module.path), cls.name).__dataclass_fields__
+                fields = getattr(
+                    importlib.import_module(cls.module.path), cls.name
+                ).__dataclass_fields__
                 if "help" in fields[attr.name].metadata:  # else a subclass has it as no flag
                     said[attr.name] = fields[attr.name].metadata["help"]
             elif "comment" in attr.extra["bbdm"] and "instance-attribute" in attr.labels:
@@ -144,4 +163,6 @@ class Fields(griffe.Extension):
         if said:
             text, _, errors = cls.docstring.value.partition("\n\nRaises:\n")
             entries = "".join(f"\n    {name}: {what}" for name, what in said.items())
-            cls.docstring.value = f"{text}\n\nArgs:{entries}" + (f"\n\nRaises:\n{errors}" if errors else "")
+            cls.docstring.value = f"{text}\n\nArgs:{entries}" + (
+                f"\n\nRaises:\n{errors}" if errors else ""
+            )

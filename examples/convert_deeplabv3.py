@@ -16,10 +16,16 @@ from bbdm.base.atomic import check_suffix
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = scripts.Parser(__doc__)
-    parser.add_argument("state_dict", type=Path, help="the checkpoint, with its weights under 'model_state'")
+    parser.add_argument(
+        "state_dict", type=Path, help="the checkpoint, with its weights under 'model_state'"
+    )
     parser.add_argument("output", type=Path, help="the converted network: .pt or .safetensors")
-    parser.add_argument("-n", "--num_classes", type=int, default=19, help="that the network must have")
-    parser.add_argument("--output_stride", type=int, choices=[8, 16], default=16, help="as it was trained")
+    parser.add_argument(
+        "-n", "--num_classes", type=int, default=19, help="that the network must have"
+    )
+    parser.add_argument(
+        "--output_stride", type=int, choices=[8, 16], default=16, help="as it was trained"
+    )
     args = parser.parse_args(argv)
     optional.package("torchvision", "convert_deeplabv3.py")
     from deeplab import load_deeplab, save_deeplab
@@ -28,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = load_deeplab(args.state_dict, args.output_stride)
     config = model.config
     if config.num_classes != args.num_classes:
-        raise ValueError(f"{args.state_dict} has {config.num_classes} classes, got -n {args.num_classes}")
+        raise ValueError(
+            f"{args.state_dict} has {config.num_classes} classes, got -n {args.num_classes}"
+        )
     save_deeplab(args.output, model)
     print(f"{args.output}: {config.head} on {config.backbone}, {config.num_classes} classes")
 

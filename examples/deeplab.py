@@ -33,11 +33,16 @@ from bbdm.networks.config import check_integers
 FORMAT = "bbdm deeplab"
 Head = Literal["deeplabv3", "deeplabv3plus"]
 Backbone = Literal["resnet50", "resnet101", "mobilenet"]
-RESNET_OF_BLOCKS: dict[int, Backbone] = {6: "resnet50", 23: "resnet101"}  # by the number of blocks of layer3
+# by the number of blocks of layer3
+RESNET_OF_BLOCKS: dict[int, Backbone] = {6: "resnet50", 23: "resnet101"}
 ASPP_CHANNELS = 256
 LOW_CHANNELS = 48  # of DeepLabV3+'s reduced early features
 # channels of the early features, and of the last ones
-CHANNELS: dict[str, tuple[int, int]] = {"resnet50": (256, 2048), "resnet101": (256, 2048), "mobilenet": (24, 320)}
+CHANNELS: dict[str, tuple[int, int]] = {
+    "resnet50": (256, 2048),
+    "resnet101": (256, 2048),
+    "mobilenet": (24, 320),
+}
 
 
 @dataclass(frozen=True)
@@ -69,24 +74,36 @@ class DeepLab(nn.Module):
         super().__init__()
         self.config = config
         mobile = config.backbone == "mobilenet"
-        self.backbone = _mobilenet(config.output_stride) if mobile else _resnet(config.backbone, config.output_stride)
+        self.backbone = (
+            _mobilenet(config.output_stride)
+            if mobile
+            else _resnet(config.backbone, config.output_stride)
+        )
         low, high = CHANNELS[config.backbone]
         rates = (6, 12, 18) if config.output_stride == 16 else (12, 24, 36)
         if config.head == "deeplabv3":
-            self.classifier = nn.ModuleDict({"classifier": DeepLabHead(high, config.num_classes, rates)})
+            self.classifier = nn.ModuleDict(
+                {"classifier": DeepLabHead(high, config.num_classes, rates)}
+            )
         else:
             self.classifier = _PlusHead(low, high, config.num_classes, rates)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) to (B, num_classes, H, W)."""
         features, head = self.backbone(image), self.classifier
-        logits = head(**features) if isinstance(head, _PlusHead) else head["classifier"](features["high"])
+        logits = (
+            head(**features)
+            if isinstance(head, _PlusHead)
+            else head["classifier"](features["high"])
+        )
         return F.interpolate(logits, size=image.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _resnet(name: str, output_stride: int) -> nn.Module:
     """Features of strides 4 and ``output_stride``; the last stages have dilations in place of strides."""
-    resnet = get_model(name, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True])
+    resnet = get_model(
+        name, weights=None, replace_stride_with_dilation=[False, output_stride == 8, True]
+    )
     return IntermediateLayerGetter(resnet, {"layer1": "low", "layer4": "high"})
 
 
@@ -122,8 +139,12 @@ def _mobilenet(output_stride: int) -> nn.Module:
             dilation *= step
         else:
             stride *= step
-    parts = nn.ModuleDict({"low_level_features": features[:4], "high_level_features": features[4:-1]})
-    return IntermediateLayerGetter(parts, {"low_level_features": "low", "high_level_features": "high"})
+    parts = nn.ModuleDict(
+        {"low_level_features": features[:4], "high_level_features": features[4:-1]}
+    )
+    return IntermediateLayerGetter(
+        parts, {"low_level_features": "low", "high_level_features": "high"}
+    )
 
 
 class _PlusHead(nn.Module):
@@ -155,7 +176,9 @@ def save_deeplab(path: str | os.PathLike[str], model: DeepLab) -> None:
     weights.write(path, Snapshot(FORMAT, *content))
 
 
-def load_deeplab(path: str | os.PathLike[str], output_stride: Literal[8, 16] | None = None) -> DeepLab:
+def load_deeplab(
+    path: str | os.PathLike[str], output_stride: Literal[8, 16] | None = None
+) -> DeepLab:
     """Read a network, frozen; no code of the file runs.
 
     The file is of :func:`save_deeplab`, of DeepLabV3Plus-Pytorch, or a whole pickled network of its classes.
@@ -178,7 +201,9 @@ def _read(content: Any) -> tuple[DeepLabConfig, State]:
     file = states.File(content)  # the public A-Bridge code's converter pickles the whole network
     state = file.below("model_state.") or file.tensors
     if not state:
-        raise ValueError(f"it is {states.summary(content)}; wanted: a state dict, or one under 'model_state'")
+        raise ValueError(
+            f"it is {states.summary(content)}; wanted: a state dict, or one under 'model_state'"
+        )
     # some files hold weights of the criterion as well
     state = {key: value for key, value in state.items() if "loss" not in key}
     config = recognise(state)
@@ -191,18 +216,34 @@ def recognise(state: Mapping[str, Any]) -> DeepLabConfig:
     Raises:
         ValueError: it is no such network.
     """
-    if not any(key.startswith("backbone.") for key in state) or not any(".convs." in key for key in state):
-        raise ValueError(f"its weights are not a DeepLab's: they begin with {', '.join(list(state)[:3]) or 'nothing'}")
+    if not any(key.startswith("backbone.") for key in state) or not any(
+        ".convs." in key for key in state
+    ):
+        raise ValueError(
+            f"its weights are not a DeepLab's: they begin with {', '.join(list(state)[:3]) or 'nothing'}"
+        )
     if any(".body." in key for key in state):
-        raise ValueError("its head has separable convolutions, which none of the published weights have")
+        raise ValueError(
+            "its head has separable convolutions, which none of the published weights have"
+        )
     head: Head = "deeplabv3plus" if "classifier.aspp.convs.0.0.weight" in state else "deeplabv3"
-    last = "classifier.classifier.3.weight" if head == "deeplabv3plus" else "classifier.classifier.4.weight"
+    last = (
+        "classifier.classifier.3.weight"
+        if head == "deeplabv3plus"
+        else "classifier.classifier.4.weight"
+    )
     if last not in state:
-        raise ValueError(f"it has no {last!r}, a DeepLab's last layer in the layout of VainF's DeepLabV3Plus-Pytorch")
+        raise ValueError(
+            f"it has no {last!r}, a DeepLab's last layer in the layout of VainF's DeepLabV3Plus-Pytorch"
+        )
     if any(key.startswith("backbone.high_level_features.") for key in state):
         backbone: Backbone | None = "mobilenet"
     else:
-        blocks = {match[1] for key in state if (match := re.match(r"backbone\.layer3\.(\d+)\.conv3\.", key))}
+        blocks = {
+            match[1]
+            for key in state
+            if (match := re.match(r"backbone\.layer3\.(\d+)\.conv3\.", key))
+        }
         backbone = RESNET_OF_BLOCKS.get(len(blocks))
     shape = state[last].shape
     if not shape:

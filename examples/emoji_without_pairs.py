@@ -37,7 +37,9 @@ def small_on_white(path: Path) -> Image.Image:
 
 def save_sets(sources: dict[str, Path], folder: Path) -> None:
     """Write A/train and B/train, which share no code point, and A/val and B/val, which have the same ones."""
-    names = sorted(set.intersection(*({path.stem for path in each.glob("*.png")} for each in sources.values())))
+    names = sorted(
+        set.intersection(*({path.stem for path in each.glob("*.png")} for each in sources.values()))
+    )
     names = [name for name in names if not any(tone in name for tone in TONES)]
     random.Random(0).shuffle(names)
     middle = (len(names) + HELD_BACK) // 2
@@ -49,10 +51,15 @@ def save_sets(sources: dict[str, Path], folder: Path) -> None:
                 small_on_white(source / f"{name}.png").save(folder / letter / split / f"{name}.png")
 
 
-def scores(results: torch.Tensor, counterparts: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
+def scores(
+    results: torch.Tensor, counterparts: torch.Tensor, others: torch.Tensor
+) -> dict[str, float]:
     """Root mean square distance to true counterparts, and energy distance to other pictures of the set."""
     error = (results - counterparts).flatten(1).square().mean(1).sqrt().mean()
-    return {"distance": round(float(error), 4), "energy": round(energy_distance(results, others), 4)}
+    return {
+        "distance": round(float(error), 4),
+        "energy": round(energy_distance(results, others), 4),
+    }
 
 
 def main() -> None:
@@ -74,11 +81,19 @@ def main() -> None:
     if not data.exists():
         save_sets({"A": args.a, "B": args.b}, data)
     spec = Spec(size=SIZE, direction="both")
-    rows = {split: read_rows("unpaired", f"{data}/A/{split},{data}/B/{split}") for split in ("train", "val")}
+    rows = {
+        split: read_rows("unpaired", f"{data}/A/{split},{data}/B/{split}")
+        for split in ("train", "val")
+    }
     train = Pairs(rows["train"], spec)
     val = Pairs([rows["val"][index] for index in range(VALIDATED)], spec)
     torch.manual_seed(0)
-    shape = {"model_channels": args.width, "channel_mult": (1, 2, 3), "head_channels": args.width, "patch": 2}
+    shape = {
+        "model_channels": args.width,
+        "channel_mult": (1, 2, 3),
+        "head_channels": args.width,
+        "patch": 2,
+    }
     shape |= {"num_res_blocks": 1, "attention_resolutions": (4,), "num_groups": 8}
     unet = UNet(3, 3, classes={"direction": DIRECTIONS}, **shape)
     bridge = between_sets(fitted(BrownianBridge(objective="preconditioned"), unet, train), args.eps)
@@ -94,7 +109,9 @@ def main() -> None:
 
 def pictures(folder: Path) -> torch.Tensor:
     """(N, 3, H, W) the pictures of a folder by their names."""
-    rows = [{"name": path.stem, "source": path, "target": path} for path in sorted(folder.glob("*.png"))]
+    rows = [
+        {"name": path.stem, "source": path, "target": path} for path in sorted(folder.glob("*.png"))
+    ]
     return torch.stack([source for source, _ in Pairs(rows, Spec(size=SIZE))])
 
 

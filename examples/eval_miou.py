@@ -60,16 +60,22 @@ def label_path(row: Row) -> Path:
 def read_labels(path: Path) -> torch.Tensor:
     """Training ids of a Cityscapes ``*_gtFine_labelIds.png``: (H, W) int64, 0..18; 255 for other classes."""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no label map {path}; mIoU needs the official *_gtFine_labelIds.png")
+        raise FileNotFoundError(
+            f"there is no label map {path}; mIoU needs the official *_gtFine_labelIds.png"
+        )
     ids = np.asarray(images.open_image(path))
     if ids.ndim != 2 or ids.dtype != np.uint8:
-        raise ValueError(f"{path} must have one 8-bit channel of label ids, got {ids.shape} of {ids.dtype}")
+        raise ValueError(
+            f"{path} must have one 8-bit channel of label ids, got {ids.shape} of {ids.dtype}"
+        )
     table = np.full(256, IGNORED, dtype=np.int64)
     table[list(CITYSCAPES.values())] = np.arange(len(CITYSCAPES))
     return torch.from_numpy(table[ids])
 
 
-def sliding_logits(network: Network, image: torch.Tensor, window: int = 768, stride: int = 512) -> torch.Tensor:
+def sliding_logits(
+    network: Network, image: torch.Tensor, window: int = 768, stride: int = 512
+) -> torch.Tensor:
     """A network's output (B, K, H, W) on windows of an image (B, C, H, W), averaged where they overlap.
 
     Windows begin at multiples of ``stride``, and the last one ends at the edge. A shorter side is one window.
@@ -88,16 +94,22 @@ def sliding_logits(network: Network, image: torch.Tensor, window: int = 768, str
 
 
 @torch.inference_mode()
-def confusion(network: Network, picture: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
+def confusion(
+    network: Network, picture: torch.Tensor, labels: torch.Tensor, classes: int
+) -> torch.Tensor:
     """The confusion matrix of (B, 3, h, w) uint8 and (B, H, W) labels: label by predicted class, int64."""
     from torchmetrics.functional.classification import multiclass_confusion_matrix
 
-    pixels = F.interpolate(picture.float() / 255, size=labels.shape[-2:], mode="bilinear", align_corners=False)
+    pixels = F.interpolate(
+        picture.float() / 255, size=labels.shape[-2:], mode="bilinear", align_corners=False
+    )
     mean, std = (pixels.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     logits = sliding_logits(network, (pixels - mean) / std)
     if logits.shape[1] != classes:
         raise ValueError(f"the network must have {classes} classes, got {logits.shape[1]}")
-    return multiclass_confusion_matrix(logits.argmax(1), labels, classes, ignore_index=IGNORED).cpu()
+    return multiclass_confusion_matrix(
+        logits.argmax(1), labels, classes, ignore_index=IGNORED
+    ).cpu()
 
 
 def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> dict[str, Any]:
@@ -108,7 +120,8 @@ def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> 
         raise ValueError("mIoU needs at least one pixel with a class")
 
     def index(average: Literal["macro", "none"]) -> torch.Tensor:
-        about = {"ignore_index": IGNORED, "sync_on_compute": False}  # the counts are of all processes
+        # the counts are of all processes
+        about = {"ignore_index": IGNORED, "sync_on_compute": False}
         metric = MulticlassJaccardIndex(len(classes), average=average, **about)
         metric.confmat = counts
         with warnings.catch_warnings():
@@ -117,10 +130,15 @@ def scores(counts: torch.Tensor, classes: Sequence[str] = tuple(CITYSCAPES)) -> 
 
     occurs = (counts.sum(0) + counts.sum(1) > 0).tolist()
     found = zip(classes, index("none").tolist(), occurs, strict=True)
-    return {"miou": index("macro").item(), "iou": {name: iou if known else None for name, iou, known in found}}
+    return {
+        "miou": index("macro").item(),
+        "iou": {name: iou if known else None for name, iou, known in found},
+    }
 
 
-def counted(network: Network, about: dict[str, Any], result: Path, labels: Path, device: torch.device) -> torch.Tensor:
+def counted(
+    network: Network, about: dict[str, Any], result: Path, labels: Path, device: torch.device
+) -> torch.Tensor:
     """A result's confusion matrix, stored beside it and used again for the same files and network."""
     path = result.with_suffix(".confusion.json")
     of = {"picture": file_sha256(result), "labels": file_sha256(labels), "network": about}
@@ -129,7 +147,9 @@ def counted(network: Network, about: dict[str, Any], result: Path, labels: Path,
             if stored["of"] == of:
                 return torch.tensor(stored["confusion"])
     picture = torch.from_numpy(images.pixels(images.open_image(result), 3).copy())
-    counts = confusion(network, picture[None].to(device), read_labels(labels)[None].to(device), len(CITYSCAPES))
+    counts = confusion(
+        network, picture[None].to(device), read_labels(labels)[None].to(device), len(CITYSCAPES)
+    )
     manifest.write(path, {"of": of, "confusion": counts.tolist()})
     return counts
 
@@ -176,7 +196,9 @@ class Miou(GPUsCommand, TranslateConfig):
         if self.direction != "AtoB":
             raise ValueError("mIoU is of photographs: leave out direction")
         if self.image_size in ("fit", "keep"):
-            raise ValueError(f"labels need pictures of their shape, got image_size {self.image_size}")
+            raise ValueError(
+                f"labels need pictures of their shape, got image_size {self.image_size}"
+            )
 
     def run(self) -> None:
         """Make, segment and score the results."""
@@ -197,14 +219,18 @@ class Miou(GPUsCommand, TranslateConfig):
         check_eight_bit(translator.checkpoint.pictures, "eval_miou.py")
         deeplab = load_deeplab(self.deeplab, self.output_stride).to(processes.device)
         if deeplab.config.num_classes != len(CITYSCAPES):
-            raise ValueError(f"{self.deeplab} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}")
+            raise ValueError(
+                f"{self.deeplab} must have {len(CITYSCAPES)} classes, got {deeplab.config.num_classes}"
+            )
         read_labels(label_path(rows[0]))  # before the translation, since it may fail
         jobs, _, report = translator.run(self.solver, self.steps, self.folder)
         about = {"weights": file_sha256(self.deeplab), **vars(deeplab.config)}
         counts = torch.zeros(len(CITYSCAPES), len(CITYSCAPES), dtype=torch.int64)
         share = jobs[processes.rank :: processes.count]
         for job in progress.counted(share, "segmenting", len(share), "results", translator.verbose):
-            counts += counted(deeplab, about, job.path, label_path(rows[job.index]), processes.device)
+            counts += counted(
+                deeplab, about, job.path, label_path(rows[job.index]), processes.device
+            )
         counts = sum(processes.gather(counts), torch.zeros_like(counts))
         if processes.first:
             report = {"scores": scores(counts), "deeplab": vars(deeplab.config), **report}

@@ -38,7 +38,8 @@ BRIDGE = BrownianBridge(density="high")
 PRETRAINING_STEPS, STEPS = 4000, 800
 SCORED_AT = (100, 200, 400, 800)
 AUGMENTATION = {"shift": 0.1, "turn": 15.0, "zoom": 0.15}
-PREDICTIONS: dict[str, Any] = {"others": "v_prediction", "noise": "epsilon"}  # of denoisers of the other makers' emoji
+# of denoisers of the other makers' emoji
+PREDICTIONS: dict[str, Any] = {"others": "v_prediction", "noise": "epsilon"}
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,11 @@ class Start:
 
     denoiser: str | None = None  # in PREDICTIONS; None for a network without training
     aligned: bool = True  # whether the denoiser is told the noise of the bridge
-    own: bool = False  # first a bridge to all targets of training, from sources that are made of them (degrade any)
+    # first a bridge to all targets of training, from sources that are made of them (degrade any)
+    own: bool = False
     moved: bool = False  # pairs are moved, turned and scaled
-    drawn: bool = False  # sources of all targets are drawn by a bridge from colour to lines, trained on the pairs
+    # sources of all targets are drawn by a bridge from colour to lines, trained on the pairs
+    drawn: bool = False
 
 
 STARTS = {
@@ -158,12 +161,21 @@ class Scores(Callback):
 def results_of(network: Any, bridge: Any, sources: torch.Tensor) -> torch.Tensor:
     """(N, S, 3, H, W) several results of each source."""
     sampler = BridgeSampler(network, bridge, "sde-dpm2m", CALLS)
-    samples = [torch.cat([sampler(part, seed=seed) for part in sources.split(BATCH)]) for seed in range(SAMPLES)]
+    samples = [
+        torch.cat([sampler(part, seed=seed) for part in sources.split(BATCH)])
+        for seed in range(SAMPLES)
+    ]
     return torch.stack(samples, dim=1)
 
 
 def train(
-    network: Any, bridge: Any, pairs: Pairs, folder: Path, seed: int, scores: Scores | None, **settings: Any
+    network: Any,
+    bridge: Any,
+    pairs: Pairs,
+    folder: Path,
+    seed: int,
+    scores: Scores | None,
+    **settings: Any,
 ) -> Any:
     """Train a bridge; returns its averaged network."""
     settings = {"max_steps": STEPS, **settings}
@@ -201,7 +213,9 @@ class Experiment:
         self.validation = Pairs(validation, Spec(size=SIZE))
         self.pictures = folder / "others"
         if not self.pictures.exists():
-            save_others(others, {code_point(path) for path in (data / "val").glob("*.png")}, self.pictures)
+            save_others(
+                others, {code_point(path) for path in (data / "val").glob("*.png")}, self.pictures
+            )
 
     def chosen(self, count: int, seed: int) -> list[Any]:
         """The rows of some pairs, drawn by a seed."""
@@ -228,9 +242,13 @@ class Experiment:
                 targets.mkdir()
                 for number, (_, target) in enumerate(examples_of(self.pairs(self.rows))):
                     images.from_array(target.numpy()).save(targets / f"{number:04d}.png")
-            pairs = Pairs(read_rows("folder", f"{targets}"), Spec(size=SIZE), prepare=Degradation("any"))
+            pairs = Pairs(
+                read_rows("folder", f"{targets}"), Spec(size=SIZE), prepare=Degradation("any")
+            )
             network, bridge = bbdm.pretrained(self.denoiser("others"), BRIDGE)
-            average = train(network, bridge, pairs, self.folder / "runs/own", 0, None, max_steps=2 * STEPS)
+            average = train(
+                network, bridge, pairs, self.folder / "runs/own", 0, None, max_steps=2 * STEPS
+            )
             torch.save(average.state_dict(), place)
         return torch.load(place)
 
@@ -244,7 +262,8 @@ class Experiment:
         if start.own:
             network.load_state_dict(self.own_start())
         if not start.aligned:
-            levels = tuple(np.linspace(np.log(0.05), np.log(40.0), 1000).tolist())  # the bridge's own, evenly
+            # the bridge's own, evenly
+            levels = tuple(np.linspace(np.log(0.05), np.log(40.0), 1000).tolist())
             config = replace(network.config, log_levels=levels)
             other = type(network)(config)
             other.load_state_dict(network.state_dict())
@@ -285,7 +304,15 @@ class Experiment:
         network, bridge = self.begin(start, int(seed))
         scores = Scores(self.validation)
         augmentation = AUGMENTATION if start.moved else {}
-        train(network, bridge, self.pairs(rows), self.folder / "runs" / recipe, int(seed), scores, **augmentation)
+        train(
+            network,
+            bridge,
+            self.pairs(rows),
+            self.folder / "runs" / recipe,
+            int(seed),
+            scores,
+            **augmentation,
+        )
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(json.dumps(scores.by_step))
 
@@ -296,7 +323,9 @@ class Experiment:
             scores = json.loads(path.read_text())
             best = min(scores.values(), key=lambda score: score["energy"])
             cells = [f"{scores[str(step)]['energy']:.4f}" for step in SCORED_AT]
-            lines.append(" | ".join([path.stem, *cells, f"{best['energy']:.4f}", f"{best['rmse']:.4f}"]))
+            lines.append(
+                " | ".join([path.stem, *cells, f"{best['energy']:.4f}", f"{best['rmse']:.4f}"])
+            )
         return "\n".join(lines)
 
 

@@ -32,7 +32,9 @@ def path_of(name: str, count: int) -> np.ndarray:
     return waves * [TURN, ZOOM, SHIFT, SHIFT] + [0, 1, 0, 0]
 
 
-def moved(picture: Image.Image, degrees: float, scale: float, right: float, down: float) -> Image.Image:
+def moved(
+    picture: Image.Image, degrees: float, scale: float, right: float, down: float
+) -> Image.Image:
     """A picture turned around its middle, scaled and shifted, on white."""
     width, height = picture.size
     angle = np.deg2rad(degrees)
@@ -41,17 +43,23 @@ def moved(picture: Image.Image, degrees: float, scale: float, right: float, down
     shift = np.array([right * width, down * height])
     start = middle - turn @ (middle + shift)
     numbers = (turn[0, 0], turn[0, 1], start[0], turn[1, 0], turn[1, 1], start[1])
-    return picture.transform(picture.size, Image.Transform.AFFINE, numbers, Image.Resampling.BICUBIC, fillcolor="white")
+    return picture.transform(
+        picture.size, Image.Transform.AFFINE, numbers, Image.Resampling.BICUBIC, fillcolor="white"
+    )
 
 
 def main() -> None:
     """Write the frames."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("dataset", help="layout of the pairs, such as edge2shoes or paired")
     parser.add_argument("data_dir", help="their folder")
     parser.add_argument("films", type=Path, help="the folder that A and B are written to")
     parser.add_argument("--split", default="val", help="the part of the data set")
-    parser.add_argument("--sequences", type=int, default=100, help="the first pairs, one sequence each")
+    parser.add_argument(
+        "--sequences", type=int, default=100, help="the first pairs, one sequence each"
+    )
     parser.add_argument("--frames", type=int, default=16, help="of each sequence")
     options = parser.parse_args()
     rows = read_rows(options.dataset, options.data_dir, options.split)[: options.sequences]

@@ -7,5 +7,6 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run on all cores
 
 if not os.access(Path.home(), os.W_OK):
-    HOME = tempfile.TemporaryDirectory(prefix="home-")  # for other packages' caches; it ends with this process
+    # for other packages' caches; it ends with this process
+    HOME = tempfile.TemporaryDirectory(prefix="home-")
     os.environ["HOME"] = HOME.name

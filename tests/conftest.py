@@ -87,8 +87,17 @@ def same_threads() -> Iterator[None]:
 def own_names() -> Iterator[None]:
     """What a test registers under a name is forgotten at its end."""
     tables: list[dict[str, Any]] = [FACTORIES, METRICS, formats.SUFFIXES]
-    registries: list[Registry[Any]] = [BRIDGES, solvers.SOLVERS, OWN, DATASETS, CONDITION_KINDS, formats.LIBRARIES]
-    tables += [vars(registry)[field] for registry in registries for field in ("_things", "_origins")]
+    registries: list[Registry[Any]] = [
+        BRIDGES,
+        solvers.SOLVERS,
+        OWN,
+        DATASETS,
+        CONDITION_KINDS,
+        formats.LIBRARIES,
+    ]
+    tables += [
+        vars(registry)[field] for registry in registries for field in ("_things", "_origins")
+    ]
     before = [dict(table) for table in tables]
     yield
     for table, known in zip(tables, before, strict=True):
@@ -162,10 +171,14 @@ def tiny_demo(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def noise(seed: int, width: int = 16, height: int = 16) -> Image.Image:
     """A picture of random colours."""
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    return Image.fromarray(
+        np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    )
 
 
-def save_random_pairs(folder: Path, train: int, validation: int, save: SavePicture, size: int = 16) -> Path:
+def save_random_pairs(
+    folder: Path, train: int, validation: int, save: SavePicture, size: int = 16
+) -> Path:
     """A data set edge2shoes of random pairs; returns the folder."""
     for index in range(train + validation):
         place = folder / ("train" if index < train else "val") / f"{index:02d}.png"
@@ -179,7 +192,9 @@ def save_picture() -> SavePicture:
 
     def save(path: Path, image: Image.Image, **options: Any) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lossless = {".jpg": {"quality": 98, "subsampling": 0}, ".webp": {"lossless": True}}.get(path.suffix, {})
+        lossless = {".jpg": {"quality": 98, "subsampling": 0}, ".webp": {"lossless": True}}.get(
+            path.suffix, {}
+        )
         image.save(path, **lossless, **options)
         return path
 
@@ -243,7 +258,10 @@ def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
 def sweep(values: Iterable[Any], daily: Collection[Any]) -> list[Any]:
     """Values for ``parametrize``, marked nightly unless ``daily``; a tuple has a value for each name."""
     rows = ((value, value if isinstance(value, tuple) else (value,)) for value in values)
-    return [pytest.param(*row, marks=() if value in daily else pytest.mark.nightly) for value, row in rows]
+    return [
+        pytest.param(*row, marks=() if value in daily else pytest.mark.nightly)
+        for value, row in rows
+    ]
 
 
 def wait_until(done: Callable[[], object], what: str, seconds: float = 120) -> None:
@@ -262,18 +280,24 @@ def relative_gap(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     """Whether two networks have the same weights and buffers, to the bit."""
     one, other = first.state_dict(), second.state_dict()
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[key]) for key, value in one.items()
+    )
 
 
 def batch_of(pairs: Pairs, count: int) -> Example:
     """The first pairs as a batch, with values in [-1, 1]."""
-    source, target = (torch.stack(side) for side in zip(*(pairs[i] for i in range(count)), strict=True))
+    source, target = (
+        torch.stack(side) for side in zip(*(pairs[i] for i in range(count)), strict=True)
+    )
     return Example(source, target)
 
 
 def metrics_of(trainer: Trainer) -> list[dict[str, Any]]:
     """What a run wrote of its epochs."""
-    return [json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (trainer.folder / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def newest(trainer: Trainer) -> Path:

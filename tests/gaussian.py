@@ -16,7 +16,8 @@ from bbdm.solvers import StepTable
 
 Array = npt.NDArray[np.float64]
 CASES = [(1.0, 0.5), (1.0, 0.1), (0.5, 1.0)]  # (mu, s)
-AREA = 256  # pixels of one colour: their mean is hidden by a noise that is 16 times smaller, the root of it
+# pixels of one colour: their mean is hidden by a noise that is 16 times smaller, the root of it
+AREA = 256
 
 
 def ideal_x0hat(bridge: Bridge, t: float, mu: float, s: float) -> tuple[float, float]:
@@ -31,7 +32,9 @@ def ideal_x0hat(bridge: Bridge, t: float, mu: float, s: float) -> tuple[float, f
 def end_distribution(bridge: Bridge, table: StepTable, mu: float, s: float) -> tuple[float, float]:
     """Mean and standard deviation of a table's result with the ideal denoiser."""
     mean, covariance = np.zeros(2), np.diag([table.start[1] ** 2, 0.0])  # of (x, x0hat before)
-    for t, (c_x, _, c_0, c_h, c_z) in zip(table.timesteps.tolist(), table.coefficients, strict=True):
+    for t, (c_x, _, c_0, c_h, c_z) in zip(
+        table.timesteps.tolist(), table.coefficients, strict=True
+    ):
         gain, offset = ideal_x0hat(bridge, t, mu, s)
         step = np.array([[c_x + c_0 * gain, c_h], [gain, 0.0]])
         mean = step @ mean + np.array([c_0 * offset, offset])
@@ -48,7 +51,9 @@ def w2(bridge: Bridge, table: StepTable, mu: float, s: float) -> float:
 class Ideal(nn.Module):
     """The ideal denoiser of pixels x0 ~ N(mean(y), spread(y)^2), as a network that sees the source y."""
 
-    def __init__(self, bridge: Bridge, mean: Callable[..., torch.Tensor], spread: Callable[..., torch.Tensor]) -> None:
+    def __init__(
+        self, bridge: Bridge, mean: Callable[..., torch.Tensor], spread: Callable[..., torch.Tensor]
+    ) -> None:
         super().__init__()
         self.bridge, self.mean, self.spread = bridge, mean, spread
         self.weight = nn.Parameter(torch.zeros(1))  # a network has some

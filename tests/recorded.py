@@ -77,7 +77,9 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> int:
             found.setdefault((str(before), str(after)), []).append(path)
         for (before, after), paths in found.items():
             more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-            print(f"\n{name}: {paths[0]}{more}\n  old: {before[:SHOWN]!r}\n  new: {after[:SHOWN]!r}")
+            print(
+                f"\n{name}: {paths[0]}{more}\n  old: {before[:SHOWN]!r}\n  new: {after[:SHOWN]!r}"
+            )
             count += len(paths)
     return count
 
@@ -87,7 +89,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Record what bbdm does.")
     parser.add_argument("output", type=Path, help="the file of the record")
     parser.add_argument("--compare", type=Path, metavar="OLD", help="a record of before")
-    parser.add_argument("-k", dest="word", default="", help="run the cases whose names have this word")
+    parser.add_argument(
+        "-k", dest="word", default="", help="run the cases whose names have this word"
+    )
     settings = parser.parse_args()
     output = settings.output.resolve()
     old: dict[str, Any] = json.loads(settings.compare.read_text()) if settings.compare else {}

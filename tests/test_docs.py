@@ -24,12 +24,34 @@ from PIL import Image
 from bbdm.cli import COMMANDS
 from tests.conftest import ROOT
 
-OTHERS = ["CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "bbdm/demo/README.md", "benchmarks/RESULTS.md"]
-PAGES = [ROOT / "README.md", *(ROOT / name for name in OTHERS), *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+OTHERS = [
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
+    "bbdm/demo/README.md",
+    "benchmarks/RESULTS.md",
+]
+PAGES = [
+    ROOT / "README.md",
+    *(ROOT / name for name in OTHERS),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+FENCE = re.compile(
+    r"(?:<!-- (nightly|compile only): [^>]+ -->\n)?^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE
+)
 # Flags of all commands, and of scripts, Docker, TensorBoard and uv
-OF_OTHERS = {"--pairs", "--logdir", "--help", "--import", "--compare", "--shm-size", "--resolution", "-e"}
-PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}  # options that are not of benchmarks/conftest.py
+OF_OTHERS = {
+    "--pairs",
+    "--logdir",
+    "--help",
+    "--import",
+    "--compare",
+    "--shm-size",
+    "--resolution",
+    "-e",
+}
+# options that are not of benchmarks/conftest.py
+PYTEST = {"--benchmark-only", "--benchmark-json", "-m", "-k", "-n"}
 
 
 def name(page: Path) -> str:
@@ -39,7 +61,12 @@ def name(page: Path) -> str:
 
 def fences(language: str) -> list[tuple[str, str, str]]:
     """(page, mark, text) of each code block in a language."""
-    return [(name(page), m[1], m[3]) for page in PAGES for m in FENCE.finditer(page.read_text()) if m[2] == language]
+    return [
+        (name(page), m[1], m[3])
+        for page in PAGES
+        for m in FENCE.finditer(page.read_text())
+        if m[2] == language
+    ]
 
 
 def prose(page: Path) -> str:
@@ -55,9 +82,12 @@ def anchors(page: Path) -> set[str]:
 
 def snippets() -> list[Any]:
     """Each Python snippet as a test case."""
-    once = {snippet: (page, mark, snippet) for page, mark, snippet in fences("python")}  # some are on two pages
+    # some are on two pages
+    once = {snippet: (page, mark, snippet) for page, mark, snippet in fences("python")}
     return [
-        pytest.param(*case, id=f"{case[0]}-{i}", marks=[pytest.mark.nightly] * (case[1] == "nightly"))
+        pytest.param(
+            *case, id=f"{case[0]}-{i}", marks=[pytest.mark.nightly] * (case[1] == "nightly")
+        )
         for i, case in enumerate(once.values())
     ]
 
@@ -67,9 +97,17 @@ def flags(program: str) -> set[str]:
     """The flags in a program's help: of a script, of a module, or of ``bbdm COMMAND``."""
     text = io.StringIO()
     name, *command = program.split()
-    run = partial(runpy.run_path, str(ROOT / name)) if name.endswith(".py") else partial(runpy.run_module, name)
+    run = (
+        partial(runpy.run_path, str(ROOT / name))
+        if name.endswith(".py")
+        else partial(runpy.run_module, name)
+    )
     argv = [name, *command, "--help", "all"]
-    with mock.patch.object(sys, "argv", argv), contextlib.redirect_stdout(text), pytest.raises(SystemExit) as ended:
+    with (
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stdout(text),
+        pytest.raises(SystemExit) as ended,
+    ):
         run(run_name="__main__")
     assert not ended.value.code, program
     return set(re.findall(r"(?<![\w-])--?[A-Za-z][\w-]*", text.getvalue()))
@@ -84,16 +122,27 @@ def commands() -> Iterator[tuple[str, str, set[str]]]:
             if Path(word).name == "bbdm" and (i == 0 or words[i - 1] == "-m"):
                 i += 2 if words[i + 1] == "--import" else 0  # a module of the reader's
                 word, i = f"bbdm {words[i + 1]}", i + 1
-            elif not (word == "bbdm.runtime" or word.endswith(".py") or word.startswith("benchmarks/")):
+            elif not (
+                word == "bbdm.runtime" or word.endswith(".py") or word.startswith("benchmarks/")
+            ):
                 continue
-            yield line, word, {word.split("=")[0] for word in words[i + 1 :] if re.match(r"--?[A-Za-z]", word)}
+            yield (
+                line,
+                word,
+                {word.split("=")[0] for word in words[i + 1 :] if re.match(r"--?[A-Za-z]", word)},
+            )
             break
 
 
 @pytest.mark.usefixtures("own_names")
 @pytest.mark.parametrize(("page", "mark", "snippet"), snippets())
 def test_snippet_runs(
-    page: str, mark: str, snippet: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    page: str,
+    mark: str,
+    snippet: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ):
     code = compile(snippet, page, "exec")
     if mark == "compile only":
@@ -111,7 +160,9 @@ def test_programs_and_flags_of_commands_exist():
     for line, program, used in commands():
         assert program.startswith("bbdm") or (ROOT / program).exists(), line
         if "pytest " in line:
-            known = PYTEST | set(re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text()))
+            known = PYTEST | set(
+                re.findall(r'"(--\w+)"', (ROOT / "benchmarks/conftest.py").read_text())
+            )
         else:
             known = flags(program)
         assert used <= known, f"{used - known} in: {line}"
@@ -119,7 +170,11 @@ def test_programs_and_flags_of_commands_exist():
 
 def test_each_command_is_shown():
     """In the README or the documentation: what the changelog shows is no help to a reader."""
-    shown = "\n".join(block for page, _, block in fences("bash") if page == "README.md" or page.startswith("docs/"))
+    shown = "\n".join(
+        block
+        for page, _, block in fences("bash")
+        if page == "README.md" or page.startswith("docs/")
+    )
     for command in COMMANDS:
         assert re.search(rf"\bbbdm (--import \S+ )?{command}\b(?!-)", shown), command
 
@@ -127,7 +182,12 @@ def test_each_command_is_shown():
 def test_each_code_block_is_tested():
     """A line that opens one is counted without the pattern that finds it."""
     for language in ("python", "bash"):
-        lines = [line for page in PAGES for line in page.read_text().splitlines() if line == f"```{language}"]
+        lines = [
+            line
+            for page in PAGES
+            for line in page.read_text().splitlines()
+            if line == f"```{language}"
+        ]
         assert len(fences(language)) == len(lines) > 0
 
 
@@ -135,7 +195,9 @@ def test_no_page_cites_a_commit():
     """A clone of depth 1 has none but the newest."""
     for page in PAGES:
         words = re.findall(r"\b[0-9a-f]{7,40}\b", page.read_text())
-        assert [word for word in words if re.search("[0-9]", word) and re.search("[a-f]", word)] == [], name(page)
+        assert [
+            word for word in words if re.search("[0-9]", word) and re.search("[a-f]", word)
+        ] == [], name(page)
         assert re.findall(r"commit `?\d{7,40}\b", page.read_text()) == [], name(page)
 
 
@@ -150,7 +212,11 @@ def test_flags_in_the_text_exist():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_names_and_links_lead_to_files_and_headings_in_lines_of_110_columns(page: Path):
     """Rows of tables have 120, and the commands that do everything are one line."""
-    wide = [line for line in page.read_text().splitlines() if len(line) > (120 if line.startswith("|") else 110)]
+    wide = [
+        line
+        for line in page.read_text().splitlines()
+        if len(line) > (120 if line.startswith("|") else 110)
+    ]
     assert [line for line in wide if not line.startswith("python3 -m venv")] == []
     for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b", prose(page)):
         assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), file
@@ -177,12 +243,17 @@ def test_a_first_screen_has_the_picture_what_it_is_and_two_commands(page: str):
 
 
 @pytest.mark.usefixtures("own_names")
-def test_the_picture_of_the_first_example_is_what_it_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_picture_of_the_first_example_is_what_it_saves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Four seeds that nobody chose, to a level or so: processors round differently."""
     snippet = next(text for page, _, text in fences("python") if page == "README.md")
     monkeypatch.chdir(tmp_path)
     exec(compile(snippet, "README.md", "exec"), {"__name__": "__main__"})
-    made, shown = (np.asarray(Image.open(path), float) for path in ("pumpkins.png", ROOT / "docs/figures/pumpkins.png"))
+    made, shown = (
+        np.asarray(Image.open(path), float)
+        for path in ("pumpkins.png", ROOT / "docs/figures/pumpkins.png")
+    )
     assert made.shape == shown.shape
     assert np.abs(made - shown).mean() < 2
 
@@ -198,9 +269,12 @@ def test_the_tutorial_runs_and_its_file_has_outputs_where_a_run_has_some(tmp_pat
     """The site shows the outputs of the file, which are of an earlier run."""
     notebook = nbformat.read(ROOT / "examples/own_pictures.ipynb", 4)
     stored = [kinds_of_outputs(cell) for cell in notebook.cells]
-    nbclient.NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     assert [kinds_of_outputs(cell) for cell in notebook.cells] == stored
-    assert len([*(tmp_path / "out/own/results").glob("*.png")]) == 5  # of four pairs, and their grid
+    # of four pairs, and their grid
+    assert len([*(tmp_path / "out/own/results").glob("*.png")]) == 5
 
 
 def kinds_of_outputs(cell: Any) -> set[str]:
@@ -215,7 +289,9 @@ def kinds_of_outputs(cell: Any) -> set[str]:
 def test_notebooks_keep_their_outputs(name: str):
     """An ordinary build of the site runs none of them. Their outputs name no folder of the machine."""
     path = ROOT / f"examples/{name}.ipynb"
-    outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
+    outputs = [
+        output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())
+    ]
     assert any("image/png" in output.get("data", ()) for output in outputs)
     assert all(output.output_type != "error" for output in outputs)
     text = path.read_text()
@@ -230,5 +306,7 @@ def test_the_notebook_on_volumes_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     for name, value in {"TRAIN_SECONDS": "30", "TEST_PATIENTS": "2", "SAMPLES": "2"}.items():
         monkeypatch.setenv(name, value)
     notebook = nbformat.read(ROOT / "examples/volumes.ipynb", 4)
-    nbclient.NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=3600, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     assert len([*(tmp_path / "out/volumes/results").glob("*.nii.gz")]) >= 2

@@ -11,7 +11,10 @@ import pytest
 
 from tests.conftest import ROOT
 
-MODULES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorted((ROOT / "bbdm").rglob("*.py"))}
+MODULES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted((ROOT / "bbdm").rglob("*.py"))
+}
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 SECTION = re.compile(r"^(Args|Raises|Returns|Yields|Attributes):\n((?:(?: .*)?\n)*)", re.MULTILINE)
 NAMED = re.compile(r"^ {4}([*\w, ]+): (\S(?:.*\n)(?: {5,}.*\n|\n)*)", re.MULTILINE)
@@ -23,7 +26,11 @@ def entries(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         docstring = (isinstance(node, DOCUMENTED) and ast.get_docstring(node)) or ""
         for section, block in SECTION.findall(docstring + "\n"):
-            texts = [block] if section in ("Returns", "Yields") else [text for _, text in NAMED.findall(block)]
+            texts = (
+                [block]
+                if section in ("Returns", "Yields")
+                else [text for _, text in NAMED.findall(block)]
+            )
             yield from (" ".join(text.split()) for text in texts)
 
 

@@ -16,17 +16,25 @@ FROM_NOISE: dict[str, Bridge] = {
     "ecsi": ECSI(),
     "goub": GOUB(objective="residual"),
 }
-PUBLISHED = [(ABridge(), "fast"), (BrownianBridge(), "posterior"), (BrownianBridge(schedule="linear"), "posterior")]
+PUBLISHED = [
+    (ABridge(), "fast"),
+    (BrownianBridge(), "posterior"),
+    (BrownianBridge(schedule="linear"), "posterior"),
+]
 
 
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior"])
 @pytest.mark.parametrize("bridge", [ABridge(), BrownianBridge()], ids=["abridge", "brownian"])
 @pytest.mark.parametrize(("mu", "s"), [(1.0, 0.5), (0.5, 1.0)])
-def test_solvers_converge_to_the_true_conditional(solver: str, bridge: ABridge | BrownianBridge, mu: float, s: float):
+def test_solvers_converge_to_the_true_conditional(
+    solver: str, bridge: ABridge | BrownianBridge, mu: float, s: float
+):
     """At all times two known errors remain, and 0.01 for a thousand first-order steps."""
-    last = float(bridge.nu(1)) ** 2 / s  # the clean image is x0hat at t = 1: nu(1) of noise taken off a spread s
+    # the clean image is x0hat at t = 1: nu(1) of noise taken off a spread s
+    last = float(bridge.nu(1)) ** 2 / s
     first = 0.0
-    if solver in ("ddim", "dpm2m"):  # the first step draws noise around E[x0], a spread of nu instead of hypot(nu, s)
+    # the first step draws noise around E[x0], a spread of nu instead of hypot(nu, s)
+    if solver in ("ddim", "dpm2m"):
         nu = float(bridge.nu(bridge.top - 1))
         first = s * (1 - nu / np.hypot(nu, s))
     assert w2(bridge, solvers.build(bridge, solver, steps=1000), mu, s) < first + last + 0.01
@@ -67,13 +75,17 @@ def test_solvers_of_other_bridges_converge_and_the_second_order_is_nearer(name: 
             for n in (10, 90)
         }
         assert all(
-            at[solver, 90] < min(0.08, at[solver, 10]) for solver, _ in at if (name, solver) != ("ve", "posterior")
+            at[solver, 90] < min(0.08, at[solver, 10])
+            for solver, _ in at
+            if (name, solver) != ("ve", "posterior")
         )
         assert at["dpm2m", 10] < at["ddim", 10]
 
 
 @pytest.mark.parametrize(("bridge", "solver"), PUBLISHED, ids=repr)
-def test_dpm2m_with_20_evaluations_is_nearer_than_the_published_sampler(bridge: Bridge, solver: str):
+def test_dpm2m_with_20_evaluations_is_nearer_than_the_published_sampler(
+    bridge: Bridge, solver: str
+):
     published = solvers.build(bridge, solver)
     assert len(published) >= 199
     assert mean_w2(bridge, solvers.build(bridge, "dpm2m", steps=20)) < mean_w2(bridge, published)
@@ -84,7 +96,10 @@ def test_midpoint_is_nearer_than_dpm2m_from_10_calls_on(name: str):
     """By more than half, at 10 calls and at 20, where sampling begins at a high noise level."""
     bridge = FROM_NOISE[name]
     for steps in (10, 20):
-        ours, other = (mean_w2(bridge, solvers.build(bridge, solver, steps=steps)) for solver in ("midpoint", "dpm2m"))
+        ours, other = (
+            mean_w2(bridge, solvers.build(bridge, solver, steps=steps))
+            for solver in ("midpoint", "dpm2m")
+        )
         assert ours < 0.45 * other
 
 
@@ -103,5 +118,7 @@ def test_a_start_from_noise_is_nearer_where_it_is_the_default(name: str, solver:
 def test_areas_keep_their_spread_only_where_the_bridge_has_high_noise_levels():
     """The distances of 10 calls for 256 pixels of one colour, as the documentation has them."""
     bridges = [ABridge(), ABridge(c_lambda=4.0), BrownianBridge(), DDBM("vp")]
-    distances = [mean_w2(bridge, solvers.build(bridge, "dpm2m", steps=10), AREA) for bridge in bridges]
+    distances = [
+        mean_w2(bridge, solvers.build(bridge, "dpm2m", steps=10), AREA) for bridge in bridges
+    ]
     assert distances == pytest.approx([0.305, 0.184, 0.016, 0.021], abs=0.005)

@@ -61,7 +61,9 @@ def test_posterior_row_is_bayes_rule():
     # x_s = (a_s / a_r) x_r + (b_s - b_r a_s / a_r) y + noise of the remaining variance
     slope, left = a_s / a_r, v_s**2 - (a_s / a_r * v_r) ** 2
     precision = 1 / v_r**2 + slope**2 / left
-    mean = ((a_r * x0 + b_r * y) / v_r**2 + slope * (x_s - (b_s - slope * b_r) * y) / left) / precision
+    mean = (
+        (a_r * x0 + b_r * y) / v_r**2 + slope * (x_s - (b_s - slope * b_r) * y) / left
+    ) / precision
     c_x, c_y, c_0, _, c_z = table.coefficients[1]
     assert c_x * x_s + c_y * y + c_0 * x0 == pytest.approx(mean, rel=1e-12)
     assert c_z == pytest.approx(precision**-0.5, rel=1e-12)
@@ -84,7 +86,9 @@ def test_dpm2m_row_is_dpm_solver_plus_plus():
 
 
 def test_sde_dpm2m_adds_the_noise_of_the_posterior():
-    sde, posterior = (solvers.build(ABridge(), s, timesteps="karras") for s in ("sde-dpm2m", "posterior"))
+    sde, posterior = (
+        solvers.build(ABridge(), s, timesteps="karras") for s in ("sde-dpm2m", "posterior")
+    )
     assert np.array_equal(sde.coefficients[:, 4], posterior.coefficients[:, 4])
     assert np.array_equal(sde.coefficients[:, :2], posterior.coefficients[:, :2])
     assert sde.coefficients[:, 2:4].sum(1) == pytest.approx(posterior.coefficients[:, 2], abs=1e-12)
@@ -99,7 +103,8 @@ def test_ancestral_brownian_steps_of_any_length(steps: int):
     assert times[0] == 1000
     assert np.all(np.diff(times) < 0)
     ideal = 1000 * (1 - np.arange(steps) / steps) ** 2
-    assert np.all((np.abs(times - ideal) < 0.501) | (times == steps - np.arange(steps)))  # or each time is taken
+    # or each time is taken
+    assert np.all((np.abs(times - ideal) < 0.501) | (times == steps - np.arange(steps)))
     rows = solvers.build(bridge, "ancestral", [1000, 400, 3]).coefficients
     assert rows[:2, 4] == pytest.approx([0.6**0.5, 0.397**0.5])
     assert rows[:, 0] == pytest.approx([0.4, 3 / 400, 0])
@@ -107,10 +112,19 @@ def test_ancestral_brownian_steps_of_any_length(steps: int):
 
 
 def test_choices():
-    every = {"dpm2m": 10, "sde-dpm2m": 10, "midpoint": 10, "ddim": 10, "posterior": 200, "fast": 199, "ancestral": 1000}
+    every = {
+        "dpm2m": 10,
+        "sde-dpm2m": 10,
+        "midpoint": 10,
+        "ddim": 10,
+        "posterior": 200,
+        "fast": 199,
+        "ancestral": 1000,
+    }
     assert solvers.choices(ABridge()) == {**every, "mean": 1}
     assert solvers.choices(ABridge(), steps=5) == dict.fromkeys(FAMILY, 5)
-    original = solvers.choices(BrownianBridge(schedule="linear"))  # whose ancestral sampler is another
+    # whose ancestral sampler is another
+    original = solvers.choices(BrownianBridge(schedule="linear"))
     assert original.keys() == {*FAMILY, "mean"}
     assert solvers.choices(ABridge(), calls=2) == {"consistency": 2}
 
@@ -130,19 +144,26 @@ def test_one_step_is_the_first_guess_and_so_is_the_mean():
         assert solvers.build(ABridge(), "dpm2m", steps=1).coefficients.tolist() == [CLEAN]
         assert not table.noisy
         for times, steps in ((None, 2), ("karras", None), ([bridge.top, bridge.low], None)):
-            with pytest.raises(ValueError, match="solver 'mean' is one network call at the bridge's top"):
+            with pytest.raises(
+                ValueError, match="solver 'mean' is one network call at the bridge's top"
+            ):
                 solvers.build(bridge, "mean", times, steps)
 
 
 def test_a_table_comes_back_from_its_description():
-    table = solvers.build(DDBM("ve"), "consistency", steps=3)  # from noise; its network is shown more than x and t
+    # from noise; its network is shown more than x and t
+    table = solvers.build(DDBM("ve"), "consistency", steps=3)
     described = table.description()
     assert solvers.StepTable.from_description(described).description() == described
     with pytest.raises(KeyError, match="inputs"):
         solvers.StepTable.from_description({k: v for k, v in described.items() if k != "inputs"})
-    with pytest.raises(ValueError, match=r"start of a table must be finite numbers of shape \(2,\), got \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"start of a table must be finite numbers of shape \(2,\), got \(2,\)"
+    ):
         solvers.StepTable.from_description({**described, "start": [np.nan, 0.0]})
-    with pytest.raises(ValueError, match=r"coefficients of a table must be finite numbers of shape \(3, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"coefficients of a table must be finite numbers of shape \(3, 5\)"
+    ):
         replace(table, coefficients=np.ones((3, 4)))
 
 
@@ -150,7 +171,9 @@ def test_the_last_row_of_a_table_draws_no_noise():
     """Noise of its number is that of the start, of which it would be a copy."""
     rows = solvers.build(ABridge(), "ddim", steps=3).coefficients.copy()
     rows[-1, 4] = 0.5
-    with pytest.raises(ValueError, match=r"^the last row of a table draws no noise, got the weight 0\.5$"):
+    with pytest.raises(
+        ValueError, match=r"^the last row of a table draws no noise, got the weight 0\.5$"
+    ):
         solvers.table(ABridge(), np.array([1000, 500, 1]), rows)
 
 
@@ -166,7 +189,9 @@ def test_a_solver_of_one_s_own():
         table.coefficients[0, 0] = 1.0
     assert (table.timesteps.tolist(), table.coefficients.tolist()) == ([1000, 500, 1], [CLEAN] * 3)
     assert solvers.choices(ABridge())["jump"] == 200
-    with pytest.raises(ValueError, match=r"the solver 'jump' is taken by tests\.test_solvers\..*jump"):
+    with pytest.raises(
+        ValueError, match=r"the solver 'jump' is taken by tests\.test_solvers\..*jump"
+    ):
         solvers.register("jump")(solvers.ddim)
 
     @solvers.register("halves")
@@ -196,39 +221,76 @@ STEPS = "steps must be an integer in "
 @pytest.mark.parametrize(
     ("solver", "bridge", "request_", "message"),
     [
-        ("euler", ABridge(), {}, r"solver must be one of 'dpm2m', .*, a StepTable or a function of .*, got 'euler'"),
+        (
+            "euler",
+            ABridge(),
+            {},
+            r"solver must be one of 'dpm2m', .*, a StepTable or a function of .*, got 'euler'",
+        ),
         ("ddim", ECSI(), {"timesteps": "sines"}, r"or a list of numbers, got 'sines'"),
         ("ddim", ABridge(), {"timesteps": "sines"}, r"or a list of integers, got 'sines'"),
-        ("ddim", I2SB(deterministic=True), {"timesteps": [900, 1]}, r"must start at the bridge's top \d+, got 900$"),
+        (
+            "ddim",
+            I2SB(deterministic=True),
+            {"timesteps": [900, 1]},
+            r"must start at the bridge's top \d+, got 900$",
+        ),
         ("dpm2m", ABridge(), {"steps": 10, "timesteps": "karras"}, "steps or timesteps, not both"),
-        (solvers.build(ABridge()), ABridge(), {"steps": 2}, "a table has its own steps, got steps=2"),
+        (
+            solvers.build(ABridge()),
+            ABridge(),
+            {"steps": 2},
+            "a table has its own steps, got steps=2",
+        ),
         ("ancestral", ABridge(), {"steps": 10}, "steps=1000; got steps=10"),
         ("ancestral", ABridge(4), {"timesteps": [4, 3, 1]}, "consecutive"),
-        ("ancestral", ABridge(4), {"timesteps": [4, 3, 2]}, r"timesteps down to 1, got \[4, 3, 2\]"),
+        (
+            "ancestral",
+            ABridge(4),
+            {"timesteps": [4, 3, 2]},
+            r"timesteps down to 1, got \[4, 3, 2\]",
+        ),
         ("ancestral", I2SB(), {"steps": 10.0}, STEPS + r"\[1, 999\] for .*, got 10.0"),
         ("ancestral", I2SB(), {"steps": 0}, STEPS + r"\[1, 999\] for .*, got 0"),
         ("ancestral", BrownianBridge(4), {"steps": 5}, STEPS + r"\[1, 4\] for .*, got 5"),
-        ("ancestral", BrownianBridge(schedule="linear"), {}, "does not exist for the original BBDM"),
+        (
+            "ancestral",
+            BrownianBridge(schedule="linear"),
+            {},
+            "does not exist for the original BBDM",
+        ),
     ],
 )
-def test_bad_requests(solver: solvers.AnySolver, bridge: Bridge, request_: dict[str, Any], message: str):
+def test_bad_requests(
+    solver: solvers.AnySolver, bridge: Bridge, request_: dict[str, Any], message: str
+):
     with pytest.raises(ValueError, match=message):
         solvers.build(bridge, solver, **request_)
 
 
-NOISY = [ABridge(), ABridge(c_lambda=4.0), BrownianBridge(), DDBM("vp"), ECSI(), GOUB(objective="residual")]
+NOISY = [
+    ABridge(),
+    ABridge(c_lambda=4.0),
+    BrownianBridge(),
+    DDBM("vp"),
+    ECSI(),
+    GOUB(objective="residual"),
+]
 
 
 @pytest.mark.parametrize("bridge", NOISY, ids=repr)
 @pytest.mark.parametrize("solver", ["dpm2m", "sde-dpm2m", "ddim", "posterior", "consistency"])
-def test_a_start_from_noise_is_on_the_bridge_for_targets_near_the_source(bridge: Bridge, solver: str):
+def test_a_start_from_noise_is_on_the_bridge_for_targets_near_the_source(
+    bridge: Bridge, solver: str
+):
     """With x0 = y + 0.5 z, every state of the table has mean y, and the variance of the bridge's marginal."""
     table = solvers.build(bridge, solver, timesteps=timesteps.noise(bridge, 5))
     alpha, beta, sigma = bridge.marginal(table.timesteps)
     of_y, of_z = table.start
     assert of_y == pytest.approx(alpha[0] + beta[0])
     assert of_z**2 == pytest.approx(sigma[0] ** 2 + (0.5 * alpha[0]) ** 2)
-    for i, (c_x, c_y, c_0, c_h, _) in enumerate(table.coefficients[:-1]):  # the true x0hat is y on average
+    # the true x0hat is y on average
+    for i, (c_x, c_y, c_0, c_h, _) in enumerate(table.coefficients[:-1]):
         of_y = c_x * of_y + c_y + c_0 + c_h
         assert of_y == pytest.approx(alpha[i + 1] + beta[i + 1], abs=1e-12)
     assert table.coefficients[0, 3] == 0
@@ -243,9 +305,18 @@ def test_which_tables_start_from_noise_by_default():
     for bridge in [*NOISY, ABridge(c_lambda=0.5)]:  # whose highest level is 0.5 sqrt(ln 1000) = 1.3
         assert from_noise(bridge, "consistency") == list(range(1, 12))
         high = [] if isinstance(bridge, ABridge) else [1, 2, 3, 4]
-        assert from_noise(bridge, "dpm2m") == from_noise(bridge, "sde-dpm2m") == from_noise(bridge, "ddim") == high
+        assert (
+            from_noise(bridge, "dpm2m")
+            == from_noise(bridge, "sde-dpm2m")
+            == from_noise(bridge, "ddim")
+            == high
+        )
         assert from_noise(bridge, "posterior") == []
-    for bridge in (BrownianBridge(max_variance=0.0), BrownianBridge(schedule="linear"), ABridge(c_lambda=0.1)):
+    for bridge in (
+        BrownianBridge(max_variance=0.0),
+        BrownianBridge(schedule="linear"),
+        ABridge(c_lambda=0.1),
+    ):
         assert from_noise(bridge, "consistency") == from_noise(bridge, "dpm2m") == []
 
 

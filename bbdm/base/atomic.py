@@ -80,7 +80,9 @@ def locked(folder: Path, patience: float = -1) -> Iterator[None]:
         with suppress(NotImplementedError):
             lock.acquire(timeout=patience)
     except Timeout:
-        raise InUseError(f"another process works in {folder}: wait for it, or give another folder") from None
+        raise InUseError(
+            f"another process works in {folder}: wait for it, or give another folder"
+        ) from None
     try:
         yield
     finally:
@@ -167,7 +169,8 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
                     with file.open("rb+") as opened:
                         os.fsync(opened.fileno())
             if written.is_dir() and target.is_dir():
-                target.replace(folder / temporary_name(target.name))  # and away with the temporary folder
+                # and away with the temporary folder
+                target.replace(folder / temporary_name(target.name))
             written.replace(target)
     except OSError as error:
         if error.filename is not None:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = 2**32  # bytes that are taken to be free where the system does not say
 CGROUP = Path("/sys/fs/cgroup")  # of a container
-CONTAINERS = (  # the files of its limit and use, and the name in memory.stat of pages that can be dropped
+# the files of its limit and use, and the name in memory.stat of pages that can be dropped
+CONTAINERS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
@@ -66,9 +67,14 @@ def free_memory() -> int:
     if about.exists():
         lines = dict(line.split(":", 1) for line in about.read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
-    for limit, used, cached in CONTAINERS:  # a container's is its limit, less what is used but for files' pages
-        with suppress(OSError, ValueError, KeyError):  # no such file, or no limit, which is the word max
-            pages = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+    # a container's is its limit, less what is used but for files' pages
+    for limit, used, cached in CONTAINERS:
+        # no such file, or no limit, which is the word max
+        with suppress(OSError, ValueError, KeyError):
+            pages = dict(
+                line.split()
+                for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines()
+            )
             most, taken = (int((CGROUP / name).read_text()) for name in (limit, used))
             free = min(free, max(most - taken + int(pages[cached]), 0))
     return free

@@ -45,7 +45,14 @@ def parsing(path: Path | str, remedy: str) -> Iterator[None]:
     """ValueError with the ``remedy`` where content of a manifest is not as expected."""
     try:
         yield
-    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ) as error:
         raise ValueError(f"cannot read {path}: {remedy}") from error
 
 

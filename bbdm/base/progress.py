@@ -95,7 +95,10 @@ class Meter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -175,7 +178,9 @@ class Meter:
         return f"; about {duration(seconds)} left"
 
 
-def counted(items: Iterable[Item], what: str, total: int, unit: str, shown: Shown) -> Iterator[Item]:
+def counted(
+    items: Iterable[Item], what: str, total: int, unit: str, shown: Shown
+) -> Iterator[Item]:
     """The items, each of which is done when the next one is asked for; else as of a :class:`Meter`."""
     with Meter(what, total, unit, shown) as meter:
         for item in items:

@@ -30,7 +30,8 @@ INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
 READER_ENDED = 141  # and for SIGPIPE: who reads the output, such as head, has ended
 MAIN = "what is used most"  # the heading of the fields that the help shows first
-METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}  # what stands for a value in the help
+# what stands for a value in the help
+METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
 SCREEN = 24  # lines of a terminal, in which the help of a first run fits
 FEW = 4  # choices, which a screen of help names
 ALL = "all"  # the word after --help that asks for all flags
@@ -40,7 +41,8 @@ imported: list[str] = []  # the words that named what this process imported so
 Self = TypeVar("Self", bound="Command")
 ROOT = f"{Path(__file__).parents[1]}{os.sep}"  # not a folder beside it, such as bbdm_scripts
 BETWEEN = ("contextlib.py", "_contextlib.py")  # files of functions that call the library for itself
-TRACEBACK = "BBDM_TRACEBACK"  # the environment variable that asks for the traceback of an expected error
+# the environment variable that asks for the traceback of an expected error
+TRACEBACK = "BBDM_TRACEBACK"
 RAISE = dis.opmap["RAISE_VARARGS"]  # the instruction of a raise statement
 # What PyTorch says where its workers cannot hand over a batch
 SHARED_MEMORY_FULL = re.compile(r"shared memory.*No space left on device|Bus error.*shared memory")
@@ -67,7 +69,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, description: str | None, **settings: Any) -> None:
         settings |= {"formatter_class": Formatter, "allow_abbrev": False}
         super().__init__(description=description, **settings)
-        self._negative_number_matcher = re.compile(r"-\.?\d")  # values such as -1024:3071:HU are no flags
+        # values such as -1024:3071:HU are no flags
+        self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
         """Exit with status 2; of an unknown flag, name the one that it begins, or else is most like."""
@@ -85,7 +88,8 @@ class Parser(argparse.ArgumentParser):
             return text
         text = self.first.format_help()
         if text.count("\n") > SCREEN:
-            self.first.epilog = (self.first.epilog or "").rpartition("\n\n")[2]  # which says what shows the others
+            # which says what shows the others
+            self.first.epilog = (self.first.epilog or "").rpartition("\n\n")[2]
             text = self.first.format_help()
         return text
 
@@ -100,7 +104,9 @@ class Formatter(argparse.RawDescriptionHelpFormatter):
 class Help(argparse.Action):
     """Print the help, of all flags after the word ``all``, and exit."""
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
         """Print and exit; ``values`` is the word after the flag, None if there is none."""
         print(parser.format_help() if values == ALL else parser.screen(), end="")
         parser.exit()
@@ -121,11 +127,23 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any, brief: bool = F
     """
     about = _brief(each) if brief else each.metadata
     name, kind, off = each.name, without_none(hint), argparse.SUPPRESS
-    usual = "" if any(default is unset for unset in (MISSING, None, False, ())) else f" (default: {default})"
+    usual = (
+        ""
+        if any(default is unset for unset in (MISSING, None, False, ()))
+        else f" (default: {default})"
+    )
     if kind is bool:
-        parser.add_argument(*about["names"], f"--{name}", action="store_true", default=off, help=about["help"] + usual)
+        parser.add_argument(
+            *about["names"],
+            f"--{name}",
+            action="store_true",
+            default=off,
+            help=about["help"] + usual,
+        )
         if default is True:
-            parser.add_argument(f"--no-{name}", dest=name, action="store_false", default=off, help="off")
+            parser.add_argument(
+                f"--no-{name}", dest=name, action="store_false", default=off, help="off"
+            )
         return
 
     def parsed(text: str) -> Any:
@@ -135,7 +153,10 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any, brief: bool = F
             raise argparse.ArgumentTypeError(str(error)) from error
 
     choices, several = choices_of(each, kind), get_origin(kind) is tuple
-    options: dict[str, Any] = {"help": about["help"], "type": get_args(kind)[0] if several else kind}
+    options: dict[str, Any] = {
+        "help": about["help"],
+        "type": get_args(kind)[0] if several else kind,
+    }
     if about["parse"] is not None:
         options["type"], several = parsed, False
     elif choices:
@@ -144,15 +165,30 @@ def _add(parser: Any, each: Field[Any], hint: Any, default: Any, brief: bool = F
             options["help"] += f": {', '.join(map(str, choices))}"
     options |= {"nargs": "+"} if several else {}
     if about["position"]:
-        left_out = {"nargs": "?", "default": default} if default is not MISSING and not several else {}
+        left_out = (
+            {"nargs": "?", "default": default} if default is not MISSING and not several else {}
+        )
         parser.add_argument(name, metavar=about["metavar"] or name.upper(), **options, **left_out)
         if about["names"]:
             options["help"] = f"the same as {name.upper()}"
-            parser.add_argument(*about["names"], dest=f"{name}{BY_FLAG}", metavar="PATH", default=off, **options)
+            parser.add_argument(
+                *about["names"], dest=f"{name}{BY_FLAG}", metavar="PATH", default=off, **options
+            )
         return
     metavar = about["metavar"] or METAVARS.get(kind, name.rpartition("_")[2].upper())
-    options |= {"help": options["help"] + usual, "default": off, "required": default is MISSING, "metavar": metavar}
-    parser.add_argument(*about["names"], f"--{name}", dest=name, **options, **({"action": "extend"} if several else {}))
+    options |= {
+        "help": options["help"] + usual,
+        "default": off,
+        "required": default is MISSING,
+        "metavar": metavar,
+    }
+    parser.add_argument(
+        *about["names"],
+        f"--{name}",
+        dest=name,
+        **options,
+        **({"action": "extend"} if several else {}),
+    )
 
 
 def import_modules(words: Sequence[str]) -> list[str]:
@@ -181,12 +217,15 @@ class Command:
         ValueError: a field is out of range, or fields contradict each other.
     """
 
-    PROGRAM: ClassVar[str] = ""  # the words that start it, where they are not bbdm and the name of the class
-    FIRST: ClassVar[str] = ""  # the fields that the help shows first, in this order; other positions come before
+    # the words that start it, where they are not bbdm and the name of the class
+    PROGRAM: ClassVar[str] = ""
+    # the fields that the help shows first, in this order; other positions come before
+    FIRST: ClassVar[str] = ""
     DECIDING: ClassVar[str] = ""  # the field that decides defaults of others
     DEFAULTS: ClassVar[Mapping[str, Any]] = {}  # in place of the fields' own
     HIDDEN: ClassVar[frozenset[str]] = frozenset()  # the fields that are no flags of this command
-    ENDS_BY_INTERRUPT: ClassVar[bool] = False  # whether Ctrl-C is its usual end, after which nothing is missing
+    # whether Ctrl-C is its usual end, after which nothing is missing
+    ENDS_BY_INTERRUPT: ClassVar[bool] = False
 
     named: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
@@ -225,7 +264,8 @@ class Command:
     def parser(cls, words: Sequence[str] = ()) -> Parser:
         """The parser of the fields; its help shows the defaults that ``words`` decide."""
         known, hints = flag_fields(cls), get_type_hints(cls)
-        positions, first = [name for name, each in known.items() if each.metadata["position"]], cls.FIRST.split()
+        positions = [name for name, each in known.items() if each.metadata["position"]]
+        first = cls.FIRST.split()
         groups = {MAIN: [*(name for name in positions if name not in first), *first]}
         for name in known:
             if name not in groups[MAIN]:
@@ -239,7 +279,11 @@ class Command:
             usage.append(word if each.default is MISSING else f"[{word}]")
         summary, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
         program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-        about: dict[str, Any] = {"prog": program, "usage": " ".join([*usage, "[flags]"]), "add_help": False}
+        about: dict[str, Any] = {
+            "prog": program,
+            "usage": " ".join([*usage, "[flags]"]),
+            "add_help": False,
+        }
         others = f"--help {ALL} lists all {len(known) - len(positions)} flags."
         parser = Parser(summary, epilog=more, **about)
         parser.first = Parser(summary, epilog=f"{more}\n\n{others}".lstrip(), **about)
@@ -253,10 +297,14 @@ class Command:
                 _add(group, known[name], hints[name], defaults.get(name, known[name].default))
         shown = parser.first.add_argument_group(MAIN)
         for name in groups[MAIN]:
-            _add(shown, known[name], hints[name], defaults.get(name, known[name].default), brief=True)
+            _add(
+                shown, known[name], hints[name], defaults.get(name, known[name].default), brief=True
+            )
         off = argparse.SUPPRESS
         about = {"action": Help, "nargs": "?", "dest": off, "default": off, "metavar": ALL}
-        parser.add_argument_group("help").add_argument("-h", "--help", help=f"show this; {ALL}: all flags", **about)
+        parser.add_argument_group("help").add_argument(
+            "-h", "--help", help=f"show this; {ALL}: all flags", **about
+        )
         return parser
 
     @classmethod
@@ -274,9 +322,16 @@ class Command:
             name = given.removesuffix(BY_FLAG)
             known = flag_fields(cls)[name]
             if values[name] != known.default:
-                parser.error(f"{name.upper()} and {known.metadata['names'][0]} are the same: give one")
+                parser.error(
+                    f"{name.upper()} and {known.metadata['names'][0]} are the same: give one"
+                )
             values[name] = values.pop(given)
-        return cls.of(**{name: tuple(each) if isinstance(each, list) else each for name, each in values.items()})
+        return cls.of(
+            **{
+                name: tuple(each) if isinstance(each, list) else each
+                for name, each in values.items()
+            }
+        )
 
     @classmethod
     @contextmanager
@@ -304,7 +359,9 @@ class Command:
         compound = "|".join(name for name in known if "_" in name)
         anywhere = rf"(?<![\w/.'\"=-])({compound})(?![\w/.(=])" if compound else "(?!)"
         beginning = rf"^{several}(?= (?:must|needs?|is|are|cannot|names|writes|\d))"
-        advice = rf"(?<=[:,] ){one}(?= (?:replaces|makes|calibrates|gives) )|(?<=leave out ){several}"
+        advice = (
+            rf"(?<=[:,] ){one}(?= (?:replaces|makes|calibrates|gives) )|(?<=leave out ){several}"
+        )
         alone = rf"(?<=\(){one}(?=\))"
 
         def flag(match: re.Match[str]) -> str:
@@ -370,7 +427,9 @@ def open_streams() -> None:
 
 def message_of(error: Exception) -> str | None:
     """What a command prints of an expected error; None of another, whose traceback is printed."""
-    if isinstance(error, ModuleNotFoundError) or (isinstance(error, ImportError) and optional.install(error)):
+    if isinstance(error, ModuleNotFoundError) or (
+        isinstance(error, ImportError) and optional.install(error)
+    ):
         return f"{error}{optional.install(error)}"
     if isinstance(error, OSError):
         return str(error)
@@ -404,7 +463,10 @@ def run(main: Callable[[], object]) -> None:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         main()
     except KeyboardInterrupt as error:
-        print(f"\ninterrupted: {error if error.args else 'the same command makes what is missing'}", file=sys.stderr)
+        print(
+            f"\ninterrupted: {error if error.args else 'the same command makes what is missing'}",
+            file=sys.stderr,
+        )
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)

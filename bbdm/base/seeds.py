@@ -16,13 +16,20 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
         ValueError: not integers, not one for each image, or outside [0, 2^63).
     """
     value: Any = secrets.randbelow(2**32) if seed is None else seed
-    several = hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0  # a 0-dimensional array is one number
+    # a 0-dimensional array is one number
+    several = hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0
     try:
-        seeds = [operator.index(s) for s in value] if several else [operator.index(value) + i for i in range(count)]
+        seeds = (
+            [operator.index(s) for s in value]
+            if several
+            else [operator.index(value) + i for i in range(count)]
+        )
     except TypeError as error:
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
     if len(seeds) != count:
-        raise ValueError(f"seed must be one integer or one for each of {count} images, got {len(seeds)}")
+        raise ValueError(
+            f"seed must be one integer or one for each of {count} images, got {len(seeds)}"
+        )
     if not all(0 <= s < 2**63 for s in seeds):
         raise ValueError(f"seed must be in [0, 2^63), got {seed}")
     return seeds

@@ -61,7 +61,11 @@ def position(help: str, default: Any = ..., names: Sequence[str] = (), **about: 
 def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:
     """The fields of a dataclass that are flags or positions, by name, without those in its ``HIDDEN``."""
     hidden = getattr(settings, "HIDDEN", ())
-    return {each.name: each for each in fields(settings) if "help" in each.metadata and each.name not in hidden}
+    return {
+        each.name: each
+        for each in fields(settings)
+        if "help" in each.metadata and each.name not in hidden
+    }
 
 
 def choices_of(each: Field[Any], kind: Any) -> Collection[Any]:
@@ -106,7 +110,9 @@ class ShownConfig:
 
     HEADING: ClassVar[str] = "run"
 
-    show_verbose: bool = setting(False, "show progress by a bar where there is no terminal too, not a line each minute")
+    show_verbose: bool = setting(
+        False, "show progress by a bar where there is no terminal too, not a line each minute"
+    )
     quiet: bool = setting(False, "say neither what is done nor how far it is")
 
     @property

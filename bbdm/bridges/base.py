@@ -60,7 +60,8 @@ class Bridge(Path):
     """
 
     name: ClassVar[str]  # in files
-    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = OBJECTIVES  # a bridge's own may stand beside them
+    # a bridge's own may stand beside them
+    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = OBJECTIVES
     positive: ClassVar[tuple[str, ...]] = ()  # fields that must be finite numbers above 0
     spread: float = field(default=PICTURES, kw_only=True, repr=False)
     sigma_data: float = field(default=PICTURES, kw_only=True, repr=False)
@@ -74,9 +75,13 @@ class Bridge(Path):
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
             raise ValueError(f"num_steps must be an integer of at least 2, got {self.num_steps!r}")
         if self.objective not in self.objectives:
-            raise ValueError(f"objective must be one of {tuple(self.objectives)}, got {self.objective!r}")
+            raise ValueError(
+                f"objective must be one of {tuple(self.objectives)}, got {self.objective!r}"
+            )
         if self.deterministic and self.objective in ("noise", *HIDDEN):
-            raise ValueError(f"objective {self.objective!r} needs noise, and this {type(self).__name__} has none")
+            raise ValueError(
+                f"objective {self.objective!r} needs noise, and this {type(self).__name__} has none"
+            )
         if self.density not in get_args(Density):
             raise ValueError(f"density must be one of {get_args(Density)}, got {self.density!r}")
         if self.density == "top" and self.objective != "pinned":
@@ -86,18 +91,24 @@ class Bridge(Path):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         self._check_noise_range()
         if not abs(self.cov) < (limit := self.sigma_data * self.sigma_source):
-            raise ValueError(f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}")
+            raise ValueError(
+                f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}"
+            )
 
     def _check_noise_range(self) -> None:
         """Raise ValueError unless levels of a pretrained denoiser go with its objective, and are a range."""
         if (self.objective == "denoiser") != (self.noise_range is not None):
-            raise ValueError(f"noise_range is of the objective 'denoiser' alone, got {self.noise_range!r}")
+            raise ValueError(
+                f"noise_range is of the objective 'denoiser' alone, got {self.noise_range!r}"
+            )
         if self.noise_range is None:
             return
         low, high = self.noise_range
         object.__setattr__(self, "noise_range", (low, high))  # of a file, a list
         if not 0 < low < high < np.inf:
-            raise ValueError(f"noise_range must be two numbers, 0 < low < high, got {self.noise_range!r}")
+            raise ValueError(
+                f"noise_range must be two numbers, 0 < low < high, got {self.noise_range!r}"
+            )
 
     def check(self) -> None:
         """Check settings, and that times give a path from a target to a source, as samplers and trainings do.
@@ -114,10 +125,19 @@ class Bridge(Path):
         """
         Bridge.__post_init__(self)  # of a subclass whose own is another, too
         name = type(self).__name__
-        times = np.linspace(self.low, self.end, 1001) if self.continuous else np.arange(self.low, self.end + 1)
-        for what, value in {**self.marginal(times)._asdict(), "network_time": self.network_times(times)}.items():
+        times = (
+            np.linspace(self.low, self.end, 1001)
+            if self.continuous
+            else np.arange(self.low, self.end + 1)
+        )
+        for what, value in {
+            **self.marginal(times)._asdict(),
+            "network_time": self.network_times(times),
+        }.items():
             if len(bad := times[~np.isfinite(np.broadcast_to(value, times.shape))]):
-                raise ValueError(f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}")
+                raise ValueError(
+                    f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}"
+                )
         for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
             found = [float(weight) for weight in self.marginal(time)]
             if np.max(np.abs(np.subtract(found, expected))) > ENDS:
@@ -133,7 +153,9 @@ class Bridge(Path):
     @property
     def statistics(self) -> dict[str, float]:
         """The statistics of pairs by name."""
-        return {name: getattr(self, name) for name in ("spread", "sigma_data", "sigma_source", "cov")}
+        return {
+            name: getattr(self, name) for name in ("spread", "sigma_data", "sigma_source", "cov")
+        }
 
     def weights(self, t: npt.ArrayLike) -> Weights:
         """What the network is shown, and x0hat from what it predicts; see :mod:`bbdm.bridges.path`.
@@ -151,7 +173,11 @@ class Bridge(Path):
         What the network is shown and x0hat have no part of y, and the path is a bridge of a diffusion, with
         sigma^2 in proportion to alpha beta. Then a step of the solver ``posterior`` has no part of y either.
         """
-        times = np.linspace(self.low, self.top, 65)[:-1] if self.continuous else np.arange(self.low, self.top)
+        times = (
+            np.linspace(self.low, self.top, 65)[:-1]
+            if self.continuous
+            else np.arange(self.low, self.top)
+        )
         alpha, beta, sigma = self.at(times)
         if self.deterministic or not times.size or not np.all(sigma > 0):
             return False
@@ -176,10 +202,14 @@ class Bridge(Path):
             ValueError: there is no such solver, or not with this number of steps.
         """
         if self.ancestral is None:
-            raise ValueError(f"solver 'ancestral' does not exist for {type(self).__name__}; use 'posterior'")
+            raise ValueError(
+                f"solver 'ancestral' does not exist for {type(self).__name__}; use 'posterior'"
+            )
         times = np.arange(self.top, self.low - 1, -1).astype(np.int64)
         if steps is not None and steps != len(times):
-            raise ValueError(f"solver 'ancestral' takes every time, steps={len(times)}; got steps={steps}")
+            raise ValueError(
+                f"solver 'ancestral' takes every time, steps={len(times)}; got steps={steps}"
+            )
         return times
 
     def training_weights(self, t: npt.ArrayLike) -> Array:
@@ -192,7 +222,8 @@ class Bridge(Path):
         with np.errstate(divide="ignore", invalid="ignore"):
             target = (1 - p_x * alpha) / p_f, -(p_x * beta + p_y) / p_f, -p_x * sigma / p_f
         columns = np.stack([i_x * alpha, i_x * beta + i_y, i_x * sigma, *target], axis=-1)
-        known = np.isfinite(columns) & (np.abs(columns) > ROUNDING)  # at times without noise, F may have no weight
+        # at times without noise, F may have no weight
+        known = np.isfinite(columns) & (np.abs(columns) > ROUNDING)
         return np.where(known, columns, 0.0)
 
     def _state(self, t: npt.ArrayLike) -> Array:
@@ -214,15 +245,30 @@ class Bridge(Path):
         import torch
 
         real = t.is_floating_point()
-        if t.shape != images.shape[:1] or t.is_complex() or t.dtype == torch.bool or (real and not self.continuous):
+        if (
+            t.shape != images.shape[:1]
+            or t.is_complex()
+            or t.dtype == torch.bool
+            or (real and not self.continuous)
+        ):
             kind = "numbers" if self.continuous else "integers"
-            raise ValueError(f"t must be {len(images)} {kind}, got shape {tuple(t.shape)} of {t.dtype}")
-        if t.device.type == "cpu" and len(t) and not (self.low <= float(t.min()) and float(t.max()) <= self.top):
-            raise ValueError(f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]")
-        device, dtype = images.device, torch.float64 if images.dtype == torch.float64 else torch.float32
+            raise ValueError(
+                f"t must be {len(images)} {kind}, got shape {tuple(t.shape)} of {t.dtype}"
+            )
+        if (
+            t.device.type == "cpu"
+            and len(t)
+            and not (self.low <= float(t.min()) and float(t.max()) <= self.top)
+        ):
+            raise ValueError(
+                f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]"
+            )
+        device = images.device
+        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
         if not self.continuous:
             return t, self._on_device(name, device, dtype)
-        rows = torch.from_numpy(getattr(self, name)(t.double().cpu().numpy()))  # a step waited for the device anyway
+        # a step waited for the device anyway
+        rows = torch.from_numpy(getattr(self, name)(t.double().cpu().numpy()))
         return torch.arange(len(t), device=device), rows.to(device=device, dtype=dtype)
 
     def _sum(self, name: str, t: Tensor, *images: Tensor) -> Tensor:
@@ -327,7 +373,9 @@ class Bridge(Path):
         """
         if "name" not in vars(type(self)):
             mine = type(self).__qualname__
-            raise ValueError(f"a bridge that has a config is registered: @bbdm.bridges.register('name') above {mine}")
+            raise ValueError(
+                f"a bridge that has a config is registered: @bbdm.bridges.register('name') above {mine}"
+            )
         settings = asdict(cast(Any, self))
         if self.noise_range is None:  # of most bridges
             del settings["noise_range"]
@@ -341,7 +389,10 @@ class Bridge(Path):
         """
         if self.objective != "preconditioned" or self.sigma_data == self.sigma_source:
             return self
-        return cast(Any, replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data))
+        return cast(
+            Any,
+            replace(cast(Any, self), sigma_data=self.sigma_source, sigma_source=self.sigma_data),
+        )
 
 
 BRIDGES: Registry[Callable[..., Bridge]] = Registry("bridge")  # what builds them, by name

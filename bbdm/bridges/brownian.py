@@ -55,7 +55,9 @@ class ABridge(Bridge):
             ValueError: times are not consecutive, or do not end at 1.
         """
         if times[-1] != 1 or np.any(np.diff(times) != -1):
-            raise ValueError(f"solver 'ancestral' needs consecutive timesteps down to 1, got {times.tolist()}")
+            raise ValueError(
+                f"solver 'ancestral' needs consecutive timesteps down to 1, got {times.tolist()}"
+            )
         return np.array([self._ancestral_row(t) for t in times.tolist()])
 
     def _ancestral_row(self, t: int) -> tuple[float, float, float, float, float]:
@@ -104,7 +106,9 @@ class BrownianBridge(Bridge):
         vars(self).update(deterministic=self.max_variance == 0, closed=exact, low=int(exact))
         super().__post_init__()
         if not (np.isfinite(self.max_variance) and self.max_variance >= 0):
-            raise ValueError(f"max_variance must be 0 or a positive number, got {self.max_variance!r}")
+            raise ValueError(
+                f"max_variance must be 0 or a positive number, got {self.max_variance!r}"
+            )
         if self.schedule not in ("exact", "linear", "sin"):
             raise ValueError(f"schedule must be 'exact', 'linear' or 'sin', got {self.schedule!r}")
 
@@ -133,7 +137,9 @@ class BrownianBridge(Bridge):
         """Noise level in pinned coordinates; m / (1 - m) without noise."""
         m = self._m(t)
         with np.errstate(divide="ignore"):
-            return m / (1 - m) if self.deterministic else np.sqrt(2 * self.max_variance * m / (1 - m))
+            return (
+                m / (1 - m) if self.deterministic else np.sqrt(2 * self.max_variance * m / (1 - m))
+            )
 
     def ancestral_times(self, steps: int | None) -> npt.NDArray[np.int64]:
         """Every time, or T (1 - i / steps)^2, whose steps are as the root of the time.
@@ -142,10 +148,13 @@ class BrownianBridge(Bridge):
             ValueError: of the original BBDM's schedules, or steps out of range.
         """
         if not self.closed:
-            raise ValueError("solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'")
+            raise ValueError(
+                "solver 'ancestral' does not exist for the original BBDM's schedules; use 'posterior'"
+            )
         if steps is None:
             return super().ancestral_times(None)
-        left = (steps := check_steps(steps, self.num_steps)) - np.arange(steps)  # so many times are still to come
+        # so many times are still to come
+        left = (steps := check_steps(steps, self.num_steps)) - np.arange(steps)
         return np.maximum(np.rint(self.num_steps * (left / steps) ** 2), left).astype(np.int64)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:

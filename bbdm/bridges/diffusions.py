@@ -11,9 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from bbdm.bridges.base import BRIDGES, Bridge, register
-from bbdm.bridges.path import OBJECTIVES, Array, Marginal, Objective, ObjectiveFunction, Weights, check_steps
+from bbdm.bridges.path import (
+    OBJECTIVES,
+    Array,
+    Marginal,
+    Objective,
+    ObjectiveFunction,
+    Weights,
+    check_steps,
+)
 
-LEFT = 0.005  # of the target at the end of GOUB, before the bridge pulls it to the source: exp(-theta_T)
+# of the target at the end of GOUB, before the bridge pulls it to the source: exp(-theta_T)
+LEFT = 0.005
 OFFSET = 0.008  # of its cosine schedule
 TIMES = {"ve": (0.002, 80.0), "vp": (1e-4, 1.0)}  # t_min and t_max
 
@@ -28,7 +37,9 @@ class RealTimeBridge(Bridge):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.t_min < self.t_max < np.inf:
-            raise ValueError(f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}")
+            raise ValueError(
+                f"t_min and t_max must be 0 < t_min < t_max, got {self.t_min} and {self.t_max}"
+            )
         top = self.t_max
         if self.objective == "noise":  # it has no x0hat at the end
             top = self.t_max - 1e-4 * (self.t_max - self.t_min)
@@ -106,7 +117,9 @@ def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:
     So has the published code, on which the published networks were trained.
     """
     weights, (alpha, beta, _) = OBJECTIVES["preconditioned"](bridge, t), bridge.at(t)
-    return weights._replace(p_x=(alpha * bridge.sigma_data**2 + beta * bridge.cov**2) * weights.i_x**2)
+    return weights._replace(
+        p_x=(alpha * bridge.sigma_data**2 + beta * bridge.cov**2) * weights.i_x**2
+    )
 
 
 @register("ecsi")
@@ -127,7 +140,10 @@ class ECSI(RealTimeBridge):
         ValueError: an argument is out of range.
     """
 
-    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = {**OBJECTIVES, "preconditioned": preconditioned}
+    objectives: ClassVar[Mapping[str, ObjectiveFunction]] = {
+        **OBJECTIVES,
+        "preconditioned": preconditioned,
+    }
     positive = ("gamma_max",)
     t_max: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -180,7 +196,9 @@ class I2SB(Bridge):
         """S_n and R_n at all indices."""
         roots = np.linspace(np.sqrt(1e-4), np.sqrt(self.beta_max / self.num_steps), self.num_steps)
         half = roots[: self.num_steps // 2] ** 2
-        increments = np.concatenate([half, roots[len(half) : self.num_steps - len(half)] ** 2, half[::-1]])
+        increments = np.concatenate(
+            [half, roots[len(half) : self.num_steps - len(half)] ** 2, half[::-1]]
+        )
         return np.cumsum(increments), np.cumsum(increments[::-1])[::-1]
 
     def _at(self, t: npt.ArrayLike) -> tuple[Array, Array]:
@@ -193,7 +211,9 @@ class I2SB(Bridge):
         forward, backward = self._at(t)
         total = forward + backward
         sigma = np.sqrt(forward * backward / total)
-        return Marginal(backward / total, forward / total, 0 * sigma if self.deterministic else sigma)
+        return Marginal(
+            backward / total, forward / total, 0 * sigma if self.deterministic else sigma
+        )
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """The noise level that the paper's network sees, from N 1e-4 at index 0 to N at N - 1."""
@@ -260,8 +280,11 @@ class GOUB(Bridge):
 
     def marginal(self, t: npt.ArrayLike) -> Marginal:
         """Weights at times in [0, T]."""
-        pulled, end = np.interp(self._time(t), np.arange(self.num_steps + 1), self._pulled), self._pulled[-1]
+        pulled = np.interp(self._time(t), np.arange(self.num_steps + 1), self._pulled)
+        end = self._pulled[-1]
         # variances in units of noise_scale^2
-        before, after, whole = -np.expm1(-2 * pulled), -np.expm1(-2 * (end - pulled)), -np.expm1(-2 * end)
+        before = -np.expm1(-2 * pulled)
+        after = -np.expm1(-2 * (end - pulled))
+        whole = -np.expm1(-2 * end)
         alpha = np.exp(-pulled) * after / whole
         return Marginal(alpha, 1 - alpha, self.noise_scale * np.sqrt(before * after / whole))

@@ -18,15 +18,19 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Objective = Literal["residual", "displacement", "noise", "preconditioned", "pinned", "denoiser"]
-HIDDEN = ("pinned", "denoiser")  # objectives whose network is shown nothing of the state where nu is infinite
+# objectives whose network is shown nothing of the state where nu is infinite
+HIDDEN = ("pinned", "denoiser")
 Density = Literal["uniform", "log-normal", "wide", "high", "top"]
 POINTS = 2**16  # quantiles; a drawn time is one of them
-LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6), "high": (1.0, 1.4)}  # mean, standard deviation of ln nu
+# mean, standard deviation of ln nu
+LEVELS = {"log-normal": (-0.9, 1.2), "wide": (-0.4, 1.6), "high": (1.0, 1.4)}
 UNIFORM = 0.05  # the share of these that is uniform
-TOP = 0.02  # the share of the top, where a network of these objectives is shown nothing of the state
+# the share of the top, where a network of these objectives is shown nothing of the state
+TOP = 0.02
 GRID = 4096  # times at which a continuous density is tabulated, of each kind
 ENDS = 1e-6  # how near the ends of a path are to target and source; less is rounding
-PICTURES = 0.5  # the spread that levels of densities and timesteps are written for, of pictures in [-1, 1]
+# the spread that levels of densities and timesteps are written for, of pictures in [-1, 1]
+PICTURES = 0.5
 
 
 class Marginal(NamedTuple):
@@ -46,10 +50,12 @@ class Path(ABC):
 
     continuous: ClassVar[bool] = False
     deterministic: bool = False  # sigma is 0 everywhere
-    closed: bool = True  # the path ends in the target and in the source; published schedules stop short of them
+    # the path ends in the target and in the source; published schedules stop short of them
+    closed: bool = True
     learns_top: ClassVar[bool] = True  # training draws the time T too, where there is an x0hat
     low: float = 1  # the smallest time in training and sampling; of 0, times are the indices 0..T-1
-    ancestral: Callable[..., Array] | None = None  # of times, the (K, 5) rows of a published sampler of its own
+    # of times, the (K, 5) rows of a published sampler of its own
+    ancestral: Callable[..., Array] | None = None
     num_steps: int
     objective: Any  # a name in OBJECTIVES, or of the bridge's own
     spread: float  # this and the next three are statistics of pairs: see Bridge
@@ -73,7 +79,9 @@ class Path(ABC):
         """
         alpha, beta, sigma = self.marginal(t)
         last = (np.asarray(t) == self.end) & (np.abs(alpha) < ENDS) & (np.abs(sigma) < ENDS)
-        return Marginal(np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma))
+        return Marginal(
+            np.where(last, 0.0, alpha), np.where(last, 1.0, beta), np.where(last, 0.0, sigma)
+        )
 
     @cached_property
     def end(self) -> float:
@@ -104,7 +112,9 @@ class Path(ABC):
     def denoiser_level(self, t: npt.ArrayLike) -> Array:
         """nu, clipped to the noise levels that a pretrained denoiser knows."""
         if self.noise_range is None:
-            raise ValueError("the objective 'denoiser' needs noise_range, the levels that its network knows")
+            raise ValueError(
+                "the objective 'denoiser' needs noise_range, the levels that its network knows"
+            )
         return np.clip(self.nu(t), *self.noise_range)
 
     @property
@@ -246,7 +256,8 @@ def denoiser(path: Path, t: npt.ArrayLike) -> Weights:
 
 
 OBJECTIVES: dict[str, ObjectiveFunction] = {
-    objective.__name__: objective for objective in (residual, displacement, noise, preconditioned, pinned, denoiser)
+    objective.__name__: objective
+    for objective in (residual, displacement, noise, preconditioned, pinned, denoiser)
 }
 
 
@@ -266,7 +277,9 @@ def quantiles(path: Path, density: Density) -> Array:
     if path.objective in HIDDEN and np.isinf(path.nu(path.top)):
         count = round(POINTS * TOP)
         below = high if path.continuous else min(high, path.top - 1)
-        return np.concatenate([_quantiles(path, density, low, below, POINTS - count), np.full(count, float(path.top))])
+        return np.concatenate(
+            [_quantiles(path, density, low, below, POINTS - count), np.full(count, float(path.top))]
+        )
     return _quantiles(path, density, low, high, POINTS)
 
 
@@ -284,7 +297,9 @@ def _quantiles(path: Path, density: Density, low: float, high: float, points: in
     if density == "uniform":
         return times[(shares * len(times)).astype(int)].astype(np.float64)
     edges = np.concatenate([[low], times[:-1] + 0.5, [high]])
-    return times[np.searchsorted(_cumulative(path, density, edges)[1:-1], shares)].astype(np.float64)
+    return times[np.searchsorted(_cumulative(path, density, edges)[1:-1], shares)].astype(
+        np.float64
+    )
 
 
 def _cumulative(path: Path, density: Density, times: Array) -> Array:

@@ -20,10 +20,13 @@ Timesteps = npt.NDArray[Any]  # (K,) int64, or float64 for a continuous bridge
 
 RHO = 7  # Karras et al. 2022 (EDM), eq. 5
 MOST = 10_000  # times of a continuous bridge
-HIGHEST = 50.0  # noise level below a continuous top, of pairs of spread 0.5: nothing can be seen there
-LOWEST = 0.01  # noise level of the last call: a step of 8 bits is 0.008, and less costs long steps in ln nu
+# noise level below a continuous top, of pairs of spread 0.5: nothing can be seen there
+HIGHEST = 50.0
+# noise level of the last call: a step of 8 bits is 0.008, and less costs long steps in ln nu
+LOWEST = 0.01
 COARSE = 0.4  # noise level of the last call of coarse, of pairs of spread 0.5
-REFERENCE = 2.6  # total noise of the process that midpoint measures steps in, that of DDBM's vp; of spread 0.5
+# total noise of the process that midpoint measures steps in, that of DDBM's vp; of spread 0.5
+REFERENCE = 2.6
 ARRAYS: dict[str, tuple[int, ...]] = {  # of a table, and the columns of each
     "timesteps": (),
     "prediction": (3,),
@@ -53,7 +56,9 @@ def noise(bridge: Bridge, steps: int | None = None) -> Timesteps:
     Two levels are the highest and one a third of the way up from the lowest.
     """
     steps = _count(bridge, steps, 10)
-    return _levels(bridge, highest(bridge), np.linspace(0, 1, steps) if steps != 2 else np.array([0, 2 / 3]))
+    return _levels(
+        bridge, highest(bridge), np.linspace(0, 1, steps) if steps != 2 else np.array([0, 2 / 3])
+    )
 
 
 def coarse(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -114,11 +119,16 @@ def highest(bridge: Bridge) -> float:
     return time if bridge.continuous else min(bridge.top - 1, round(time))
 
 
-def _levels(bridge: Bridge, high: float, shares: npt.NDArray[np.float64], first: Iterable[float] = ()) -> Timesteps:
+def _levels(
+    bridge: Bridge, high: float, shares: npt.NDArray[np.float64], first: Iterable[float] = ()
+) -> Timesteps:
     """``first``, then the times of levels at shares of the way from ``high`` to the lowest, in nu^(1/7)."""
     top = float(bridge.nu(high))
-    warped, lowest = top ** (1 / RHO), min(max(float(bridge.nu(bridge.low)), LOWEST), top) ** (1 / RHO)
-    return _distinct([*first, *bridge.time_at((warped + shares * (lowest - warped)) ** RHO)], bridge)
+    warped = top ** (1 / RHO)
+    lowest = min(max(float(bridge.nu(bridge.low)), LOWEST), top) ** (1 / RHO)
+    return _distinct(
+        [*first, *bridge.time_at((warped + shares * (lowest - warped)) ** RHO)], bridge
+    )
 
 
 def uniform(bridge: Bridge, steps: int | None = None) -> Timesteps:
@@ -133,9 +143,13 @@ def paper(bridge: Bridge, steps: int | None = None) -> Timesteps:
         ValueError: ``steps`` was given; the length of this list follows from T.
     """
     if steps is not None:
-        raise ValueError(f"steps must be None with the 'paper' timesteps, whose length is fixed; got steps={steps}")
+        raise ValueError(
+            f"steps must be None with the 'paper' timesteps, whose length is fixed; got steps={steps}"
+        )
     if bridge.continuous:
-        raise ValueError(f"timesteps 'paper' are integers, and {type(bridge).__name__} has real times")
+        raise ValueError(
+            f"timesteps 'paper' are integers, and {type(bridge).__name__} has real times"
+        )
     listed = np.concatenate([np.arange(1000, 905, -2), np.arange(902, 1, -6)])
     scaled = np.rint(listed * bridge.num_steps / 1000).astype(np.int64)
     return np.unique(np.clip(scaled, bridge.low, bridge.top)).astype(np.int64)[::-1]
@@ -150,11 +164,14 @@ def bbdm(bridge: Bridge, steps: int | None = None) -> Timesteps:
         ValueError: the bridge has real times.
     """
     if bridge.continuous:
-        raise ValueError(f"timesteps 'bbdm' are integers, and {type(bridge).__name__} has real times")
+        raise ValueError(
+            f"timesteps 'bbdm' are integers, and {type(bridge).__name__} has real times"
+        )
     steps = _count(bridge, steps, 200)
     if steps < 3:
         return uniform(bridge, steps)
-    middle = [bridge.top + (-k * bridge.top) // (steps - 2) for k in range(steps - 2)]  # exact floor of the real time
+    # exact floor of the real time
+    middle = [bridge.top + (-k * bridge.top) // (steps - 2) for k in range(steps - 2)]
     return _distinct([*middle, bridge.low + 1, bridge.low], bridge)
 
 
@@ -163,7 +180,9 @@ SKIPS: dict[str, Callable[[Bridge, int | None], Timesteps]] = {
 }
 
 
-def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None = None) -> Timesteps:
+def resolve(
+    bridge: Bridge, timesteps: str | Iterable[float], steps: int | None = None
+) -> Timesteps:
     """The times of a name or of a list.
 
     Args:
@@ -183,7 +202,9 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
     if isinstance(timesteps, str):
         if timesteps not in SKIPS:
             numbers = "numbers" if bridge.continuous else "integers"
-            raise ValueError(f"timesteps must be one of {tuple(SKIPS)} or a list of {numbers}, got {timesteps!r}")
+            raise ValueError(
+                f"timesteps must be one of {tuple(SKIPS)} or a list of {numbers}, got {timesteps!r}"
+            )
         return SKIPS[timesteps](bridge, steps)
     times: Any = list(timesteps) if isinstance(timesteps, Iterable) else timesteps
     values = np.asarray(times)
@@ -197,7 +218,9 @@ def resolve(bridge: Bridge, timesteps: str | Iterable[float], steps: int | None 
         numbers = "integers"
         are_numbers = values.dtype.kind in "iu"
     if not is_list or not are_numbers:
-        raise ValueError(f"timesteps must be a name or a non-empty list of {numbers}, got {times!r}")
+        raise ValueError(
+            f"timesteps must be a name or a non-empty list of {numbers}, got {times!r}"
+        )
     values = values.astype(np.float64 if bridge.continuous else np.int64)
     if np.any(np.diff(values) >= 0):
         raise ValueError(f"timesteps must strictly decrease, got {times}")
@@ -252,7 +275,8 @@ class StepTable:
 
     timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
     prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
-    coefficients: npt.NDArray[np.float64]  # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
+    # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
+    coefficients: npt.NDArray[np.float64]
     inputs: npt.NDArray[np.float64]  # (K, 2) what the network is shown, as weights of x and y
     network_times: npt.NDArray[np.float64]  # (K,) what it sees of the times
     start: tuple[float, float] = (1.0, 0.0)  # the first state as weights of y and noise
@@ -274,7 +298,9 @@ class StepTable:
         array = np.array(getattr(self, name), order="C")
         are_numbers = array.dtype.kind in "if" and bool(np.isfinite(array).all())
         if array.shape != shape or array.size == 0 or not are_numbers:
-            raise ValueError(f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}")
+            raise ValueError(
+                f"{name} of a table must be finite numbers of shape {shape}, got {array.shape}"
+            )
         return array
 
     def __len__(self) -> int:
@@ -287,7 +313,10 @@ class StepTable:
         Raises:
             KeyError: an array is missing.
         """
-        return cls(**{name: np.array(values[name]) for name in ARRAYS}, start=values.get("start", (1.0, 0.0)))
+        return cls(
+            **{name: np.array(values[name]) for name in ARRAYS},
+            start=values.get("start", (1.0, 0.0)),
+        )
 
     def description(self) -> dict[str, Any]:
         """Plain values, as exports hold them."""

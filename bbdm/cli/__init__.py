@@ -17,7 +17,8 @@ from bbdm import __version__
 from bbdm.base import scripts
 from bbdm.base.settings import setting
 
-COMMANDS: dict[str, tuple[str, ...]] = {  # the class of each, its summary, and what runs mere settings
+# the class of each, its summary, and what runs mere settings
+COMMANDS: dict[str, tuple[str, ...]] = {
     "demo": ("bbdm.cli.translate.Demo", "translate the bundled drawings with the bundled weights"),
     "restore": ("bbdm.cli.translate.Restore", "restore photographs of any size"),
     "train": ("bbdm.cli.train.Train", "train a bridge on pairs"),
@@ -30,7 +31,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {  # the class of each, its summary, and 
     "info": ("bbdm.cli.files.Info", "what a file, a folder or a name on the Hub holds"),
     "export": ("bbdm.cli.files.Export", "write ONNX graphs, which run without PyTorch"),
     "app": ("bbdm.serving.config.App", "translate in the browser", "bbdm.serving.app.launch"),
-    "serve": ("bbdm.serving.config.Serve", "serve a network over HTTP", "bbdm.serving.cluster.serve"),
+    "serve": (
+        "bbdm.serving.config.Serve",
+        "serve a network over HTTP",
+        "bbdm.serving.cluster.serve",
+    ),
     "translate-ray": (
         "bbdm.serving.config.TranslateRay",
         "translate pictures on many machines",
@@ -55,7 +60,8 @@ class GPUsCommand(scripts.Command):
     def main(cls, words: Sequence[str] | None = None) -> None:
         """Parse words, and run: in a process for each GPU where that is asked for."""
         command = cls.parse(sys.argv[1:] if words is None else words)
-        if not (command.use_multi_gpus and "WORLD_SIZE" in os.environ):  # which the process before has said
+        # which the process before has said
+        if not (command.use_multi_gpus and "WORLD_SIZE" in os.environ):
             command.announce()
         if command.use_multi_gpus:
             from bbdm.execution.processes import start_on_each_gpu
@@ -118,4 +124,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.parse_args(words)
     meant = scripts.most_like(words[0], [*COMMANDS])
     suggestion = "" if meant is None else f"did you mean {meant}? "
-    parser.exit(2, f"error: there is no command {words[0]!r}; {suggestion}bbdm --help lists the commands\n")
+    parser.exit(
+        2, f"error: there is no command {words[0]!r}; {suggestion}bbdm --help lists the commands\n"
+    )

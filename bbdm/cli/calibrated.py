@@ -35,6 +35,7 @@ class CalibratedCommand(GPUsCommand, TranslateConfig):
                 raise ValueError(
                     f"--{name} is {chosen}, and {path} was calibrated with {value}: leave it out, or calibrate again"
                 )
-        if self.image_size is None and self.window != fixed["window"]:  # which keeps pictures as they are, if named
+        # which keeps pictures as they are, if named
+        if self.image_size is None and self.window != fixed["window"]:
             fixed["image_size"] = self.usual_size
         return replace(self, **fixed, intervals=path, fast_sampling=False)

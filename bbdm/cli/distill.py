@@ -35,7 +35,9 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         "warmup_steps": 100,
         "flip": True,
     }
-    FIRST: ClassVar[str] = "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
+    FIRST: ClassVar[str] = (
+        "teacher data_dir output_model dataset calls epochs batch_size device ckpt_path overwrite"
+    )
 
     teacher: Path = position("a file that bbdm.load_checkpoint reads")
     output_model: Path = position("the distilled weights: .pt or .safetensors", metavar="STUDENT")
@@ -44,9 +46,8 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
     @property
     def opening(self) -> str:
         """Which network, on what, and into how many calls."""
-        return (
-            f"distilling {read_header(self.teacher)} on {self.data_dir} into {self.output_model} of {self.calls} calls"
-        )
+        teacher = read_header(self.teacher)
+        return f"distilling {teacher} on {self.data_dir} into {self.output_model} of {self.calls} calls"
 
     def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
         """The run before its first step; see the base class."""
@@ -63,10 +64,24 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         known = teacher.unet.config
         size = self.image_size or teacher.image_size
         if size is None:
-            raise ValueError(f"{self.teacher} does not hold the size of its pictures: give image_size")
+            raise ValueError(
+                f"{self.teacher} does not hold the size of its pictures: give image_size"
+            )
         channels = known.source_channels if codec is None else codec.image_channels
-        pairs, validation = self.load_pairs(size, channels, team, known.axes, teacher.pictures, known)
+        pairs, validation = self.load_pairs(
+            size, channels, team, known.axes, teacher.pictures, known
+        )
         torch.manual_seed(self.seed)
-        trainer = Trainer(student, teacher.bridge, config, pairs, validation, folder, codec, team, task=StudentTask)
+        trainer = Trainer(
+            student,
+            teacher.bridge,
+            config,
+            pairs,
+            validation,
+            folder,
+            codec,
+            team,
+            task=StudentTask,
+        )
         trainer.origin = teacher.origin
         return trainer

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
     from bbdm.translation.translator import Translator
 
 
-def read_sweep(words: Sequence[str], bridge: Bridge, defaults: Defaults) -> dict[str, tuple[str, int | None]]:
+def read_sweep(
+    words: Sequence[str], bridge: Bridge, defaults: Defaults
+) -> dict[str, tuple[str, int | None]]:
     """The runs of ``SOLVER`` and ``SOLVER:NFE,NFE`` by name, all checked, so that none fails hours later."""
     runs: dict[str, tuple[str, int | None]] = {}
     for word in words:
@@ -68,7 +70,8 @@ class Eval(CalibratedCommand):
     HEADING: ClassVar[str] = "scores"
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"maps", "outside", "film"})
     TARGETS: ClassVar[bool] = True
-    PAIRS: ClassVar[bool] = False  # of two sets without pairs, FID alone compares results and targets as sets
+    # of two sets without pairs, FID alone compares results and targets as sets
+    PAIRS: ClassVar[bool] = False
     ENDING: ClassVar[str] = "-eval"
     FIRST: ClassVar[str] = "metrics sweep solver steps batch_size device overwrite"
 
@@ -79,7 +82,9 @@ class Eval(CalibratedCommand):
         choices=METRICS,
     )
     dice_above: float = setting(BONE, "dice is of values above it")
-    sweep: tuple[str, ...] | None = setting(None, "solvers and their numbers of steps, such as dpm2m:5,10,20 fast:199")
+    sweep: tuple[str, ...] | None = setting(
+        None, "solvers and their numbers of steps, such as dpm2m:5,10,20 fast:199"
+    )
     lpips_net: LPIPSNet = setting("alex", "the network of LPIPS")
     intervals: Path | None = setting(
         None,
@@ -90,13 +95,21 @@ class Eval(CalibratedCommand):
         super().__post_init__()
         if self.dataset == UNPAIRED and (self.metrics != ("fid",) or self.num_samples > 1):
             got = f"{' '.join(self.metrics or ()) or None} and {self.num_samples}"
-            raise ValueError(f"metrics must be fid, and num_samples 1, for the data set {UNPAIRED!r}, got {got}")
+            raise ValueError(
+                f"metrics must be fid, and num_samples 1, for the data set {UNPAIRED!r}, got {got}"
+            )
         if self.sweep and (self.solver or self.steps or self.fast_sampling):
-            raise ValueError("--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling")
+            raise ValueError(
+                "--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling"
+            )
         if self.intervals and (self.sweep or self.dataset == UNPAIRED):
-            raise ValueError(f"--intervals are of pairs and of one solver: leave out --sweep and {UNPAIRED!r}")
+            raise ValueError(
+                f"--intervals are of pairs and of one solver: leave out --sweep and {UNPAIRED!r}"
+            )
         if self.image_size in ("fit", "keep"):
-            raise ValueError(f"scores need pictures of one size: image_size {self.image_size} is for bbdm translate")
+            raise ValueError(
+                f"scores need pictures of one size: image_size {self.image_size} is for bbdm translate"
+            )
 
     @property
     def opening(self) -> str:
@@ -176,7 +189,12 @@ class Eval(CalibratedCommand):
         return overlap
 
     def _evaluate(
-        self, translator: Translator, solver: str | None, steps: int | None, folder: Path, overlap: Overlap | None
+        self,
+        translator: Translator,
+        solver: str | None,
+        steps: int | None,
+        folder: Path,
+        overlap: Overlap | None,
     ) -> dict[str, Any]:
         """Make and score the results of one solver; the report is empty in all processes but the first."""
         from bbdm.evaluation.flicker import of_sequences
@@ -212,7 +230,9 @@ class Eval(CalibratedCommand):
             return {}
         by_patient: dict[str, Any] = {}
         if files.volumes:
-            by_patient = {name: known(of_sources) for name, of_sources in scores.by_source().items()}
+            by_patient = {
+                name: known(of_sources) for name, of_sources in scores.by_source().items()
+            }
         about: dict[str, Any] = {
             "scores": known(scores.compute()),
             "by_patient": by_patient,
@@ -222,9 +242,14 @@ class Eval(CalibratedCommand):
             "training_unknown": None if overlap is None else [*overlap.unknown],
         }
         if self.intervals:
-            about["intervals"] = {"expected": 1 - Intervals.load(self.intervals, None).alpha, **lengths.compute()}
+            about["intervals"] = {
+                "expected": 1 - Intervals.load(self.intervals, None).alpha,
+                **lengths.compute(),
+            }
         if samples > 1:
-            about["coverage"] = [{"expected": wanted, "found": found} for wanted, found in scores.coverage()]
+            about["coverage"] = [
+                {"expected": wanted, "found": found} for wanted, found in scores.coverage()
+            ]
         if self.dataset == FRAMES:
             about["flicker"] = of_sequences(files, jobs)
         if "dice" in metrics:
@@ -258,17 +283,25 @@ class Calibrate(Command, TranslateConfig):
         {"output_dir", "maps", "intervals", "memory", "outside", "plain_files", "film"}
     )
     TARGETS: ClassVar[bool] = True
-    FIRST: ClassVar[str] = "model dataset data_dir output alpha delta num_samples bound batch_size device"
+    FIRST: ClassVar[str] = (
+        "model dataset data_dir output alpha delta num_samples bound batch_size device"
+    )
 
     alpha: float = setting(0.1, "the largest share of values outside that is expected of a picture")
     delta: float = setting(0.1, "the probability that the guarantee fails")
     num_samples: int = setting(16, "results of each source", "-r", "--repeat", "--samples", least=2)
-    by: By = setting("quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations")
-    bound: Bound = setting("hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation")
+    by: By = setting(
+        "quantiles", "what is widened: the samples' quantiles, or their mean by standard deviations"
+    )
+    bound: Bound = setting(
+        "hoeffding-bentkus", "of the risk; conformal is for few pairs, and in expectation"
+    )
     batch_size: int | None = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (the sampler's own)
         None, "results in a batch; 16 or fewer if unset", "-b", least=1
     )
-    output: Path | None = setting(None, "where intervals are written; MODEL.intervals.json if unset", "-o")
+    output: Path | None = setting(
+        None, "where intervals are written; MODEL.intervals.json if unset", "-o"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -292,7 +325,9 @@ class Calibrate(Command, TranslateConfig):
 
         output = self.output or file_of(self.model)
         if output.exists() and not self.overwrite:
-            raise ValueError(f"{output} exists already: --overwrite calibrates again, --output gives another file")
+            raise ValueError(
+                f"{output} exists already: --overwrite calibrates again, --output gives another file"
+            )
         translator = Translator(replace(self, output_dir=output.parent))
         pairs = translator.dataset.without(translator.bad)
         check_unseen(pairs, self._part_train())
@@ -327,7 +362,9 @@ class Calibrate(Command, TranslateConfig):
             rows = read_rows(self.dataset, data_dir, "train")
         except FileNotFoundError:
             return None
-        if "{split}" not in data_dir and same_rows(rows, read_rows(self.dataset, data_dir, self.split)):
+        if "{split}" not in data_dir and same_rows(
+            rows, read_rows(self.dataset, data_dir, self.split)
+        ):
             return None
         return Trained.of(rows, f"the part 'train' of {self.data_dir}")
 

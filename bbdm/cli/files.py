@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 LISTED = 20  # pictures of a file
 MILLIMETRES = ("nifti", "itk")  # formats whose lengths are in mm
-GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")  # settings of exports that are not compiled
+# settings of exports that are not compiled
+GRAPHS = ("solver", "steps", "pipeline", "quantize", "calibrate")
 
 
 def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
@@ -42,7 +43,10 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     if unet.base is not None:
         yield "base", unet.base
     if unet.lora is not None:
-        yield "LoRA", f"rank {unet.lora.rank}, beside the weights in {unet.lora.base}, which are not in the file"
+        yield (
+            "LoRA",
+            f"rank {unet.lora.rank}, beside the weights in {unet.lora.base}, which are not in the file",
+        )
     yield "settings", unet.config
     yield "conditions", unet.config.described
     if unet.config.two_way:
@@ -51,7 +55,10 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
     if checkpoint.bridge.noise_range is not None:
         low, high = checkpoint.bridge.noise_range
         yield "noise levels", f"{low:.3g} to {high:.3g}, at which the bridge uses the network"
-    yield "image size", "not stated" if checkpoint.image_size is None else shown(checkpoint.image_size)
+    yield (
+        "image size",
+        "not stated" if checkpoint.image_size is None else shown(checkpoint.image_size),
+    )
     if not pictures.eight_bit:
         values = f"{pictures.source_values} to {pictures.target_values}"
         yield "values", f"{values}, stored as {pictures.target_values.dtype}"
@@ -59,7 +66,10 @@ def of_checkpoint(checkpoint: Checkpoint) -> Iterator[tuple[str, object]]:
         value = getattr(pictures, name)
         if value:
             yield name, value
-    yield "codec", "none" if checkpoint.codec is None else checkpoint.codec.config.get("kind", "vqgan")
+    yield (
+        "codec",
+        "none" if checkpoint.codec is None else checkpoint.codec.config.get("kind", "vqgan"),
+    )
     steps = len(checkpoint.defaults.table(checkpoint.bridge))
     yield "solver", f"{checkpoint.defaults.chosen}, {steps} steps"
     yield "network calls", checkpoint.defaults.calls or "any number"
@@ -183,19 +193,29 @@ class Export(Command, FileConfig):
     FIRST: ClassVar[str] = "dtype solver steps compiled overwrite"
 
     checkpoint: Path = position("a file that bbdm.load_checkpoint reads")
-    folder: Path | None = position("where to write; out/CHECKPOINT-onnx or -compiled if left out", None)
+    folder: Path | None = position(
+        "where to write; out/CHECKPOINT-onnx or -compiled if left out", None
+    )
     solver: str | None = setting(None, "the checkpoint's own if unset", choices=solvers.SOLVERS)
-    steps: int | None = setting(None, "network calls; the checkpoint's or the solver's if unset", least=1)
+    steps: int | None = setting(
+        None, "network calls; the checkpoint's or the solver's if unset", least=1
+    )
     dtype: Literal["fp16", "bf16", "fp32"] | None = setting(
-        None, "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset"
+        None,
+        "of weights and products; of graphs fp16 or fp32, the default; compiled, the fastest if unset",
     )
     pipeline: bool = setting(False, "write pipeline.onnx too: a translation in one graph")
     quantize: Literal["int8"] | None = setting(None, "the UNet, calibrated on --calibrate")
     calibrate: Path | None = setting(None, "folder of sources, for --quantize", metavar="PICTURES")
     compiled: Size | None = setting(
-        None, "compile for one picture of a side, HxW or DxHxW, in place of graphs", parse=read_size, metavar="SIZE"
+        None,
+        "compile for one picture of a side, HxW or DxHxW, in place of graphs",
+        parse=read_size,
+        metavar="SIZE",
     )
-    device: str | None = setting(None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one")
+    device: str | None = setting(
+        None, "of --compiled: cpu, cuda, cuda:1, ...; cuda if unset and there is one"
+    )
     check: bool = setting(True, "compare graphs with PyTorch")
     overwrite: bool = setting(False, "replace FOLDER")
     quiet: bool = setting(False, "print errors alone")
@@ -205,7 +225,9 @@ class Export(Command, FileConfig):
         if self.compiled is not None:
             taken = [f"--{name}" for name in GRAPHS if getattr(self, name) != getattr(Export, name)]
             if taken:
-                raise ValueError(f"--compiled writes the network alone, and takes no {', '.join(taken)}")
+                raise ValueError(
+                    f"--compiled writes the network alone, and takes no {', '.join(taken)}"
+                )
             return
         if self.device is not None:
             raise ValueError("--device is of --compiled; graphs run anywhere")
@@ -247,9 +269,20 @@ class Export(Command, FileConfig):
         """Write the ONNX graphs."""
         from bbdm.onnx.exporter import export
 
-        sampler = self.build_sampler(self.checkpoint, network=network, solver=self.solver, steps=self.steps)
+        sampler = self.build_sampler(
+            self.checkpoint, network=network, solver=self.solver, steps=self.steps
+        )
         dtype = "fp16" if self.dtype == "fp16" else "fp32"
-        export(sampler, self.written_to, dtype, self.pipeline, self.calibrate, self.check, self.overwrite, self.quiet)
+        export(
+            sampler,
+            self.written_to,
+            dtype,
+            self.pipeline,
+            self.calibrate,
+            self.check,
+            self.overwrite,
+            self.quiet,
+        )
 
     def _write_compiled(self, network: Network | None, size: Size) -> None:
         """Write the network compiled for one picture of a size."""
@@ -261,10 +294,14 @@ class Export(Command, FileConfig):
         device = self.device
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        sampler = self.build_sampler(self.checkpoint, network=network, device=device, dtype=self.dtype, compile=True)
+        sampler = self.build_sampler(
+            self.checkpoint, network=network, device=device, dtype=self.dtype, compile=True
+        )
         sampler.save_compiled(path, size)
         if not self.quiet:
-            print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}")
+            print(
+                f"{path}: {path.stat().st_size / 1e6:.1f} MB, for {sampler.device} in {sampler.dtype}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,4 +336,6 @@ class ConvertVQGAN(Command):
             raise ValueError(f"{images}, got in_channels {self.in_channels}")
         save_vqgan(self.output, vqgan)
         codes = f"{config.num_codes} codes of {config.latent_channels} channels"
-        print(f"{self.output}: VQ-f{config.stride}, {codes}, images of {config.image_channels} channels")
+        print(
+            f"{self.output}: VQ-f{config.stride}, {codes}, images of {config.image_channels} channels"
+        )

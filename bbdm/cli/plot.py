@@ -25,7 +25,9 @@ class Plot(Command):
     HEADING: ClassVar[str] = "plot"
     FIRST: ClassVar[str] = "output"
 
-    runs: tuple[Path, ...] = position("the folders of runs, or the weights OUT.pt beside them", metavar="RUN")
+    runs: tuple[Path, ...] = position(
+        "the folders of runs, or the weights OUT.pt beside them", metavar="RUN"
+    )
     output: Path = setting(Path("out/plot.png"), "the picture, a PNG, which is written anew", "-o")
 
     def __post_init__(self) -> None:

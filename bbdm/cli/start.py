@@ -47,9 +47,15 @@ class StartCommand(TrainingCommand):
         least=1,
         group="network",
     )
-    config: str | None = setting(None, "the name of its settings, if it is of another program", group="network")
+    config: str | None = setting(
+        None, "the name of its settings, if it is of another program", group="network"
+    )
     vqgan_path: Path | None = setting(
-        None, "train on the latents of this VQGAN, or of a diffusers folder", "-vq", "--codec", group="latents"
+        None,
+        "train on the latents of this VQGAN, or of a diffusers folder",
+        "-vq",
+        "--codec",
+        group="latents",
     )
 
     @cached_property
@@ -82,16 +88,27 @@ class StartCommand(TrainingCommand):
             return None
         found = None if self.base is None else find_autoencoder(self.base)
         if self.step is not None and found is None:
-            raise ValueError(f"{self.step} is of latents: give vqgan_path, the autoencoder that the run began with")
+            raise ValueError(
+                f"{self.step} is of latents: give vqgan_path, the autoencoder that the run began with"
+            )
         return found
 
     def pretrained(
-        self, team: Processes, pairs: Pairs, codec: Codec | None, resumed: Checkpoint | None, bridge: Any
+        self,
+        team: Processes,
+        pairs: Pairs,
+        codec: Codec | None,
+        resumed: Checkpoint | None,
+        bridge: Any,
     ) -> tuple[Any, Any, Origin | None]:
         """The network of diffusion models, the bridge with its objective and noise levels, and its origin."""
         if resumed is not None:
             network = resumed_network(resumed.unet, self.lora, self._beside(resumed.unet.lora))
-            return network, replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range), None
+            return (
+                network,
+                replace(bridge, objective="denoiser", noise_range=resumed.bridge.noise_range),
+                None,
+            )
         base = cast(Path, self.base)
         if is_own(base):
             network, bridge, origin = self._read_own(base, pairs, codec, bridge)
@@ -108,7 +125,10 @@ class StartCommand(TrainingCommand):
             from bbdm.training.initial import round_trip_error
 
             lost = round_trip_error(pairs, codec, team.device)
-            report(team, f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat")
+            report(
+                team,
+                f"the autoencoder alone loses {lost:.1f} of 255 levels (RMSE), which no training can beat",
+            )
         return network, bridge, origin
 
     def _read_own(
@@ -119,7 +139,9 @@ class StartCommand(TrainingCommand):
 
         checkpoint = load_checkpoint(base, codec=codec, config=self.config)
         if self.lora is not None and checkpoint.unet.lora is not None:
-            raise ValueError(f"lora needs all weights, and {base} has only what LoRA trained: give the final ones")
+            raise ValueError(
+                f"lora needs all weights, and {base} has only what LoRA trained: give the final ones"
+            )
         network, bridge = built_of(checkpoint, bridge, endpoint_of(pairs, codec))
         return network, bridge, checkpoint.origin
 
@@ -151,7 +173,9 @@ class StartCommand(TrainingCommand):
         known = (network.source_channels, network.channels)
         wanted = (pairs.source_channels, pairs.channels)
         if known != wanted:
-            raise ValueError(f"the network has channels of sources and targets: {known}, and the pairs have {wanted}")
+            raise ValueError(
+                f"the network has channels of sources and targets: {known}, and the pairs have {wanted}"
+            )
 
     def _beside(self, lora: LoRA | None) -> Path | None:
         """Where the network is that LoRA was trained beside; None for where it was, and without LoRA."""
@@ -159,7 +183,8 @@ class StartCommand(TrainingCommand):
             return None
         if self.init_from is not None and self.init_from.exists():
             return self.init_from
-        return None if Path(lora.base).exists() else self.base  # of a name on the Hub, fetched again
+        # of a name on the Hub, fetched again
+        return None if Path(lora.base).exists() else self.base
 
 
 def find_step(values: Mapping[str, Any]) -> Path | None:
@@ -283,7 +308,9 @@ def endpoint_of(pairs: Pairs, codec: Codec | None) -> tuple[int, ...] | None:
     return None if codec is not None else pairs.spec.endpoint(pairs.source_channels, pairs.channels)
 
 
-def built_of(checkpoint: Checkpoint, bridge: Bridge, endpoint: tuple[int, ...] | None) -> tuple[Pretrained, Bridge]:
+def built_of(
+    checkpoint: Checkpoint, bridge: Bridge, endpoint: tuple[int, ...] | None
+) -> tuple[Pretrained, Bridge]:
     """The network of a checkpoint, and a bridge with its objective and its range of noise levels.
 
     ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.

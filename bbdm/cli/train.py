@@ -38,7 +38,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another 
 }
 BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, cast(Any, BRIDGES))  # for its keys
 # the settings of the original's templates
-BBDM = {"bridge": "bbdm", "batch_size": 8, "lr_schedule": "plateau", "ema_start": 30000, "ema_every": 8}
+BBDM = {
+    "bridge": "bbdm",
+    "batch_size": 8,
+    "lr_schedule": "plateau",
+    "ema_start": 30000,
+    "ema_every": 8,
+}
 FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
 UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "bridge": "brownian",
@@ -49,8 +55,17 @@ UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
     "direction": "both",
     "ema_decay": 0.999,
 }
-PRETRAINED_SETTINGS = {"objective": "denoiser", "density": "high", "loss": "l2"}  # over those of the preset
-FIXED_OF_SETS = ("bridge", "loss", "source_as", "direction", "conditions", "slices", "cache_latents")
+# over those of the preset
+PRETRAINED_SETTINGS = {"objective": "denoiser", "density": "high", "loss": "l2"}
+FIXED_OF_SETS = (
+    "bridge",
+    "loss",
+    "source_as",
+    "direction",
+    "conditions",
+    "slices",
+    "cache_latents",
+)
 SMALL = {
     "image_size": 64,
     "batch_size": 16,
@@ -61,7 +76,8 @@ SMALL = {
     "flip": True,
     "precision": "bf16",
 }
-PRESET_SETTINGS: dict[str, dict[str, Any]] = {  # of a run with a preset's network; otherwise the defaults
+# of a run with a preset's network; otherwise the defaults
+PRESET_SETTINGS: dict[str, dict[str, Any]] = {
     "paper": {},
     "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
     "few": {
@@ -114,17 +130,30 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
 
     preset: str = setting("paper", "paper, demo, small, few, or others", choices=PRESETS)
     time_steps: int | None = setting(
-        None, "T of the bridge; 1000, of goub 100, if unset", "-t", "--t", "--num_steps", metavar="T"
+        None,
+        "T of the bridge; 1000, of goub 100, if unset",
+        "-t",
+        "--t",
+        "--num_steps",
+        metavar="T",
     )
     c_lambda: float = setting(2.0, "noise scale of the A-Bridge", "-l")
     bridge: str = setting("abridge", "the path from source to target", choices=BRIDGE_NAMES)
-    objective: str | None = setting(None, "what the network predicts; the bridge's own if unset", choices=OBJECTIVES)
-    density: Density = setting("uniform", "of training times")
-    spread: float | None = setting(None, "of targets less sources, in [-1, 1]; measured if unset and it counts")
-    eps: float | None = setting(
-        None, "variance of the path between two sets; that of their values if unset", group="unpaired"
+    objective: str | None = setting(
+        None, "what the network predicts; the bridge's own if unset", choices=OBJECTIVES
     )
-    image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
+    density: Density = setting("uniform", "of training times")
+    spread: float | None = setting(
+        None, "of targets less sources, in [-1, 1]; measured if unset and it counts"
+    )
+    eps: float | None = setting(
+        None,
+        "variance of the path between two sets; that of their values if unset",
+        group="unpaired",
+    )
+    image_size: Size | None = setting(
+        256, "side, or HxW, that pictures are resized to", parse=read_size
+    )
     channels: Literal[1, 3] | None = setting(
         None, "1 for grey pictures; 3 if unset, or the autoencoder's", group="network"
     )
@@ -134,18 +163,30 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
     drop: dict[str, float] | None = setting(
         None,
         "NAME:SHARE with commas: examples that lack the condition",
-        parse=lambda text: {k: float(v) for k, v in read_named(text, "it is written as NAME:SHARE", ":").items()},
+        parse=lambda text: {
+            k: float(v) for k, v in read_named(text, "it is written as NAME:SHARE", ":").items()
+        },
         group="network",
     )
-    best: bool = setting(False, "OUTPUT_MODEL has the weights of the lowest validation loss, not the last", group="run")
-    gradient_checkpointing: bool = setting(False, "less memory for a third more compute", group="network")
-    cache_latents: Path | None = setting(None, "folder of latents: they are computed once", group="latents")
+    best: bool = setting(
+        False,
+        "OUTPUT_MODEL has the weights of the lowest validation loss, not the last",
+        group="run",
+    )
+    gradient_checkpointing: bool = setting(
+        False, "less memory for a third more compute", group="network"
+    )
+    cache_latents: Path | None = setting(
+        None, "folder of latents: they are computed once", group="latents"
+    )
     normalize_latents: bool = setting(False, "to mean 0 and spread 1, as BBDM can", group="latents")
 
     @property
     def caches(self) -> list[Path]:
         """The folders of what is computed once, which all processes must see."""
-        return super().caches if self.cache_latents is None else [*super().caches, self.cache_latents]
+        return (
+            super().caches if self.cache_latents is None else [*super().caches, self.cache_latents]
+        )
 
     @classmethod
     def defaults(cls, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,9 +211,13 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         self._check_sets()
         self._check_latents()
         if self.gradient_checkpointing and self.preset in OWN:
-            raise ValueError(f"gradient_checkpointing is of the networks of this library, got --preset {self.preset}")
+            raise ValueError(
+                f"gradient_checkpointing is of the networks of this library, got --preset {self.preset}"
+            )
         if self.init_from and self.ckpt_path:
-            raise ValueError("init_from and ckpt_path exclude each other: one begins a run, the other resumes one")
+            raise ValueError(
+                "init_from and ckpt_path exclude each other: one begins a run, the other resumes one"
+            )
         if self.config and not self.init_from:
             raise ValueError("config is of the network that init_from names, and there is none")
 
@@ -194,12 +239,16 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             ValueError: a setting does not go with a pretrained network.
         """
         if self.objective != "denoiser":
-            raise ValueError(f"objective must be 'denoiser' of a pretrained network, got {self.objective!r}")
+            raise ValueError(
+                f"objective must be 'denoiser' of a pretrained network, got {self.objective!r}"
+            )
         if self.dataset == UNPAIRED:
             got = "got a network of diffusion models"
             raise ValueError(f"init_from must be a checkpoint for the data set {UNPAIRED!r}, {got}")
         if self.normalize_latents:
-            raise ValueError("normalize_latents would make the noise of a pretrained network another one")
+            raise ValueError(
+                "normalize_latents would make the noise of a pretrained network another one"
+            )
         if self.source_as == "none":
             raise ValueError("source_as must be concat: a pretrained network sees the source")
         if self.vqgan_path is None:
@@ -210,7 +259,9 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         if self.dataset != UNPAIRED:
             of_sets = self.named & {"eps", "pairing_steps", "simulation_steps"}
             if of_sets:
-                raise ValueError(f"{min(of_sets)} is of the data set {UNPAIRED!r}, got {self.dataset!r}")
+                raise ValueError(
+                    f"{min(of_sets)} is of the data set {UNPAIRED!r}, got {self.dataset!r}"
+                )
             return
         if self.eps is not None and not 0 < self.eps < inf:
             raise ValueError(f"eps must be a positive number, got {self.eps}")
@@ -218,21 +269,31 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             value = getattr(self, name)
             wanted = UNPAIRED_SETTINGS.get(name)
             if value != wanted:
-                raise ValueError(f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}")
+                raise ValueError(
+                    f"{name} must be {wanted} for the data set {UNPAIRED!r}, got {value}"
+                )
 
     def _check_latents(self) -> None:
         """Raise ValueError where settings of latents lack an autoencoder, or those of pictures have one."""
         if self.vqgan_path is None:
             if self.cache_latents or self.normalize_latents:
-                raise ValueError("cache_latents and normalize_latents need vqgan_path, the autoencoder")
+                raise ValueError(
+                    "cache_latents and normalize_latents need vqgan_path, the autoencoder"
+                )
             if self.preset.startswith("lbbdm"):
-                raise ValueError(f"--preset {self.preset} is of latents: it needs --vqgan_path, the autoencoder")
+                raise ValueError(
+                    f"--preset {self.preset} is of latents: it needs --vqgan_path, the autoencoder"
+                )
             return
         check_pictures(PRESETS[self.preset].axes, "vqgan_path")
         if self.channels:
-            raise ValueError("channels are of pictures that are trained on: with vqgan_path, the autoencoder's")
+            raise ValueError(
+                "channels are of pictures that are trained on: with vqgan_path, the autoencoder's"
+            )
         if self.slices and self.slices.neighbours:
-            raise ValueError("neighbours of slices are of pictures, and vqgan_path of latents: leave one out")
+            raise ValueError(
+                "neighbours of slices are of pictures, and vqgan_path of latents: leave one out"
+            )
 
     def build_bridge(self) -> Bridge:
         """The bridge that the flags name; what they leave open, and a uniform density, is its own default."""
@@ -240,7 +301,8 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         settings = {"kind": kind, **settings}
         if self.time_steps is not None:
             settings["num_steps"] = self.time_steps
-        if self.objective not in (None, "denoiser"):  # which the network's range of noise levels belongs to
+        # which the network's range of noise levels belongs to
+        if self.objective not in (None, "denoiser"):
             settings["objective"] = self.objective
         if kind == "abridge":
             settings["c_lambda"] = self.c_lambda
@@ -269,8 +331,13 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         network: Any
         if self.is_pretrained:
             if "preset" in self.named:
-                report(team, f"the network is that of {self.name}, and preset {self.preset} only gives defaults")
-            network, bridge, origin = self.pretrained(team, pairs, codec, resumed, self.build_bridge())
+                report(
+                    team,
+                    f"the network is that of {self.name}, and preset {self.preset} only gives defaults",
+                )
+            network, bridge, origin = self.pretrained(
+                team, pairs, codec, resumed, self.build_bridge()
+            )
             callbacks = [Forecast()]
         else:
             network = self._network(pairs, codec)
@@ -280,7 +347,9 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         if resumed is not None:
             statistics = resumed.bridge.statistics
         elif self.init_from is not None and not self.is_pretrained:
-            trained = initial.load_trained(self.init_from, self.time_steps or 1000, self.c_lambda, self.config)
+            trained = initial.load_trained(
+                self.init_from, self.time_steps or 1000, self.c_lambda, self.config
+            )
             statistics = trained.bridge.statistics
             origin = trained.origin
             others = initial.copy_weights(network, trained)
@@ -291,32 +360,42 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             pairs, codec = self._latents(team, pairs, codec, resumed)
         if self.spread is not None:
             statistics = {**statistics, "spread": self.spread}
-        bridge = self._fitted(team, replace(bridge, **statistics), network, pairs, codec, bool(statistics), resumed)
+        bridge = self._fitted(
+            team, replace(bridge, **statistics), network, pairs, codec, bool(statistics), resumed
+        )
         task, kind = BridgeTask, TrainConfig
         if self.dataset == UNPAIRED:
             task, kind = UnpairedTask, UnpairedConfig
         config = from_values(kind, vars(self))
-        trainer = Trainer(network, bridge, config, pairs, validation, folder, codec, team, callbacks, task=task)
+        trainer = Trainer(
+            network, bridge, config, pairs, validation, folder, codec, team, callbacks, task=task
+        )
         trainer.origin = origin
         return trainer
 
     def save(self, trainer: Trainer) -> float:
         """See :meth:`TrainingCommand.save`; with ``best``, of the best validation where there is one."""
         if self.best and trainer.best is None:
-            report(trainer.processes, "best has no validation to go by: the weights are the last ones")
+            report(
+                trainer.processes, "best has no validation to go by: the weights are the last ones"
+            )
         if not self.best or trainer.best is None:
             return super().save(trainer)
         if trainer.processes.first:
             trainer.run_folder.save_best(self.output_model)
         return trainer.best["step"] / trainer.steps_per_epoch
 
-    def _pairs(self, team: Processes, codec: Codec | None, resumed: Any) -> tuple[Pairs, Pairs | None]:
+    def _pairs(
+        self, team: Processes, codec: Codec | None, resumed: Any
+    ) -> tuple[Pairs, Pairs | None]:
         """The training pairs and those for validation, in the channels that are trained on."""
         channels = self.channels or 3
         if codec is not None:
             channels = codec.image_channels
         known = None if resumed is None else resumed.unet.config
-        return self.load_pairs(self.image_size, channels, team, PRESETS[self.preset].axes, known=known)
+        return self.load_pairs(
+            self.image_size, channels, team, PRESETS[self.preset].axes, known=known
+        )
 
     def _network(self, pairs: Pairs, codec: Codec | None) -> Network:
         """The network of the preset, for the channels and the conditions of pairs, as initialised."""
@@ -330,7 +409,9 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         )
         return network
 
-    def _latents(self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any) -> tuple[Any, Codec]:
+    def _latents(
+        self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any
+    ) -> tuple[Any, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""
         from bbdm.data.latents import LatentDataset, measure
 
@@ -343,7 +424,9 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             statistics = None
             if resumed is not None and resumed.codec is not None:
                 statistics = resumed.codec.statistics
-            codec = codec.with_statistics(statistics or measure(latents, codec, self.flip, progress=progress))
+            codec = codec.with_statistics(
+                statistics or measure(latents, codec, self.flip, progress=progress)
+            )
         return latents, codec
 
     def _fitted(
@@ -367,7 +450,8 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             report_statistics(team, bridge.statistics)
             return bridge
         if resumed is not None:
-            variance = getattr(resumed.bridge, "max_variance", 1.0)  # of another bridge, the resume refuses it
+            # of another bridge, the resume refuses it
+            variance = getattr(resumed.bridge, "max_variance", 1.0)
             return replace(bridge, max_variance=variance if self.eps is None else self.eps / 2)
         bridge = between_sets(initial.fitted(bridge, network, pairs, codec, team.device), self.eps)
         if self.spread is not None:
@@ -378,11 +462,17 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
 
 def report_statistics(team: Processes, statistics: Mapping[str, float]) -> None:
     """Print what was measured of the pairs."""
-    report(team, f"measured: {', '.join(f'{name} {value:g}' for name, value in statistics.items())}")
+    report(
+        team, f"measured: {', '.join(f'{name} {value:g}' for name, value in statistics.items())}"
+    )
 
 
 def build_network(
-    preset: str, channels: int, source_channels: int, source_as: SourceAs | None = None, **settings: Any
+    preset: str,
+    channels: int,
+    source_channels: int,
+    source_as: SourceAs | None = None,
+    **settings: Any,
 ) -> Network:
     """The network of a preset for targets and sources of numbers of channels, with further settings.
 
@@ -398,7 +488,9 @@ def build_network(
     config = PRESETS[preset]
     same = source_channels == channels
     if source_as == "none" and not same:
-        raise ValueError(f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}")
+        raise ValueError(
+            f"source_as 'none' needs sources of {channels} channels as targets, got {source_channels}"
+        )
     is_shown = bool(config.condition_channels) if source_as is None else source_as == "concat"
     settings["condition_channels"] = source_channels if is_shown or not same else 0
     if isinstance(config, UNetConfig):

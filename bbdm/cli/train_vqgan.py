@@ -29,19 +29,28 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
 
     HEADING: ClassVar[str] = "autoencoder"
     PAIRS: ClassVar[bool] = False
-    DEFAULTS: ClassVar[Mapping[str, Any]] = {**SHORT, "epochs": 50, "batch_size": 8, "learning_rate": 2e-4}
+    DEFAULTS: ClassVar[Mapping[str, Any]] = {
+        **SHORT,
+        "epochs": 50,
+        "batch_size": 8,
+        "learning_rate": 2e-4,
+    }
     FIRST: ClassVar[str] = "preset kind epochs batch_size image_size device ckpt_path overwrite"
 
     preset: str = setting("vq-f4", "the network", choices=sorted(VQGANS))
     kind: Literal["vq", "kl"] = setting("vq", "with a codebook, or with latents that are drawn")
-    image_size: Size | None = setting(256, "side, or HxW, that pictures are resized to", parse=read_size)
+    image_size: Size | None = setting(
+        256, "side, or HxW, that pictures are resized to", parse=read_size
+    )
     channels: Literal[1, 3] = setting(3, "of its pictures; 1 for grey ones", group="data")
 
     @property
     def opening(self) -> str:
         """On what, which network, and for how long."""
         length = number_of(self.epochs, "epoch")
-        return f"training {self.output_model} on {self.data_dir}: autoencoder {self.preset}, {length}"
+        return (
+            f"training {self.output_model} on {self.data_dir}: autoencoder {self.preset}, {length}"
+        )
 
     def read(self, path: Path) -> Any:
         """The content of a checkpoint of the run, which is an autoencoder."""
@@ -64,4 +73,6 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
             settings = replace(settings, num_codes=0)
         vqgan = VQGAN.from_config(settings).to(team.device)
         pairs, validation = self.load_pairs(self.image_size, self.channels, team)
-        return Trainer(vqgan, None, config, pairs, validation, folder, processes=team, task=AutoencoderTask)
+        return Trainer(
+            vqgan, None, config, pairs, validation, folder, processes=team, task=AutoencoderTask
+        )

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
     from bbdm.training.trainer import Trainer
 
-SHORT = {"lr_schedule": "cosine", "ema_decay": 0.999, "precision": "bf16"}  # defaults of trainings of some epochs
+# defaults of trainings of some epochs
+SHORT = {"lr_schedule": "cosine", "ema_decay": 0.999, "precision": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +34,28 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
     HEADING: ClassVar[str] = "run"
 
     output_model: Path = position("the trained weights: .pt or .safetensors")
-    image_size: Size | None = setting(None, "side, or HxW, that pictures are resized to", parse=read_size)
-    cache_images: Path | None = setting(None, "folder of what is decoded and resized once", group="data")
-    experiment: Path | None = setting(None, "folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset")
-    ckpt_path: Path | None = setting(None, "resume from this, not from the newest, as the same command resumes")
+    image_size: Size | None = setting(
+        None, "side, or HxW, that pictures are resized to", parse=read_size
+    )
+    cache_images: Path | None = setting(
+        None, "folder of what is decoded and resized once", group="data"
+    )
+    experiment: Path | None = setting(
+        None, "folder of losses, grids and checkpoints; OUTPUT_MODEL.run if unset"
+    )
+    ckpt_path: Path | None = setting(
+        None, "resume from this, not from the newest, as the same command resumes"
+    )
     overwrite: bool = setting(False, "delete later steps of the run, and begin anew")
-    device: str | None = setting(None, "cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu")
-    skip_bad: bool = setting(False, "the next pair takes the place of one that cannot be read", group="data")
-    check: bool = setting(False, "read all pairs before training, and list what is wrong", group="data")
+    device: str | None = setting(
+        None, "cpu, cuda, cuda:1, ...; cuda if unset and there is one, else cpu"
+    )
+    skip_bad: bool = setting(
+        False, "the next pair takes the place of one that cannot be read", group="data"
+    )
+    check: bool = setting(
+        False, "read all pairs before training, and list what is wrong", group="data"
+    )
 
     def run(self) -> None:
         """Train to the end, and write the weights."""
@@ -53,17 +68,25 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         team = Processes.join(self.device)
         if team.device.type == "cpu":
             count = torch.get_num_threads()
-            report(team, f"threads: {count} (OMP_NUM_THREADS sets it; fewer are faster on a busy machine)")
+            report(
+                team,
+                f"threads: {count} (OMP_NUM_THREADS sets it; fewer are faster on a busy machine)",
+            )
         trainer = self._begin(team)
         if trainer.step >= trainer.total:
-            report(team, f"nothing is left to train: {trainer.folder} has {trainer.epochs:g} epochs already")
+            report(
+                team,
+                f"nothing is left to train: {trainer.folder} has {trainer.epochs:g} epochs already",
+            )
         try:
             with scripts.termination() as asked:
                 done = trainer.fit(self.shown, asked, self.overwrite)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(trainer.run_folder.how_to_resume()) from None
         if not done:
-            raise scripts.StoppedError(f"asked to end; {trainer.run_folder.how_to_resume()}", scripts.TERMINATED)
+            raise scripts.StoppedError(
+                f"asked to end; {trainer.run_folder.how_to_resume()}", scripts.TERMINATED
+            )
         epoch = self.save(trainer)
         folder = f"losses and checkpoints: {trainer.folder}"
         report(team, f"{self.output_model}: weights after epoch {epoch:g}; {folder}")
@@ -161,7 +184,9 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
         if known is not None:
             unseen = [name for name in known.each if name not in train.further.each]
             if unseen:
-                raise ValueError(f"the network takes {unseen[0]!r} too, and `drop` does not name it")
+                raise ValueError(
+                    f"the network takes {unseen[0]!r} too, and `drop` does not name it"
+                )
         return train, validation
 
     def _check_conditions(self, known: ConditionsConfig, conditions: Mapping[str, Any]) -> None:
@@ -205,7 +230,9 @@ class TrainingCommand(GPUsCommand, DatasetConfig, ShownConfig, RunConfig):
             return
         reasons = [*loading.check_rows(pairs, self.workers, self.shown and team.first).values()]
         if reasons and not self.skip_bad:
-            first = f"{len(reasons)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"
+            first = (
+                f"{len(reasons)} of {len(pairs.rows)} pairs of {split} (skip_bad leaves them out):"
+            )
             raise BadPicturesError("\n".join([first, *reasons]))
         for reason in reasons:
             report(team, f"left out: {reason}")

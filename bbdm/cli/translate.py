@@ -56,7 +56,8 @@ class Translate(CalibratedCommand):
     def opening(self) -> str:
         """Of what, with which network and by how many steps, as far as its file says it at once."""
         network = read_header(self.model)
-        calls = "" if self.with_ends else network.calls(self.solver, self.steps)  # which the intervals fix
+        # which the intervals fix
+        calls = "" if self.with_ends else network.calls(self.solver, self.steps)
         return f"translating {self._sources} with {network}{calls}"
 
     @property
@@ -174,7 +175,9 @@ class Restore(Command, TranslateConfig):
 
     FIRST: ClassVar[str] = "output_dir model samples steps seed device dtype compile overwrite"
     FURTHER: ClassVar[str] = "window overlap margin memory plain_files show_verbose quiet"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {*f"{FIRST} {FURTHER}".split()}
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(flag_fields(TranslateConfig)) - {
+        *f"{FIRST} {FURTHER}".split()
+    }
 
     dataset: str = "folder"  # pictures alone
     data_dir: str = ""  # the pictures have positions of their own
@@ -187,7 +190,9 @@ class Restore(Command, TranslateConfig):
         "random results of each photograph, in place of the expected picture, which is nearest to the clean one",
         least=1,
     )
-    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the faster here if unset")
+    dtype: Literal["bf16", "fp32"] | None = setting(
+        None, "of the network's arithmetic; the faster here if unset"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -39,7 +39,9 @@ class LatentStatistics:
             values = tuple(map(float, values))
             object.__setattr__(self, name, values)
             if len(values) != len(self.source_mean):
-                raise ValueError(f"{name} must have {len(self.source_mean)} numbers, got {len(values)}")
+                raise ValueError(
+                    f"{name} must have {len(self.source_mean)} numbers, got {len(values)}"
+                )
             if name.endswith("_std"):
                 if not all(0 < value < math.inf for value in values):
                     raise ValueError(f"{name} must be finite and positive, got {values}")
@@ -88,7 +90,9 @@ class Tiling:
     side: int = 512
     overlap: int = 128
 
-    def map(self, function: TensorFunction, batch: torch.Tensor, channels: int, cell: int, stride: int) -> torch.Tensor:
+    def map(
+        self, function: TensorFunction, batch: torch.Tensor, channels: int, cell: int, stride: int
+    ) -> torch.Tensor:
         """The results of a function for a batch, which it gets in parts.
 
         Args:
@@ -183,7 +187,8 @@ class Codec:
         self._encode = encode
         self._decode = decode
         self._cast = cast
-        self._rows: dict[str, torch.Tensor] = {}  # (C, 1, 1) of statistics, where the autoencoder is
+        # (C, 1, 1) of statistics, where the autoencoder is
+        self._rows: dict[str, torch.Tensor] = {}
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which with the weights :func:`~bbdm.codec.from_config` makes the codec."""
@@ -269,7 +274,9 @@ class Codec:
             ValueError: they are of another number of channels.
         """
         if statistics is not None and len(statistics.source_mean) != self.channels:
-            raise ValueError(f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}")
+            raise ValueError(
+                f"statistics must be of {self.channels} channels, got {len(statistics.source_mean)}"
+            )
         codec = copy.copy(self)
         codec.statistics = statistics
         codec._rows = {}

@@ -17,7 +17,8 @@ from bbdm.networks.base import restore
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 
 State = dict[str, torch.Tensor]
-Make = Callable[..., Any]  # :func:`~bbdm.networks.base.restore`, or its ``fitting``, which builds without weights
+# :func:`~bbdm.networks.base.restore`, or its ``fitting``, which builds without weights
+Make = Callable[..., Any]
 WRAPPED = "wrapped"  # the kind that files only refer to
 
 
@@ -66,7 +67,9 @@ def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
     config = json.loads(json.dumps(config))  # as a file has it: lists, no tuples
     image_channels = config["in_channels"]
     if config["out_channels"] != image_channels:
-        raise ValueError(f"the autoencoder's out_channels must be {image_channels}, got {config['out_channels']}")
+        raise ValueError(
+            f"the autoencoder's out_channels must be {image_channels}, got {config['out_channels']}"
+        )
     scale = float(config["scaling_factor"])
     shift = float(config.get("shift_factor") or 0)  # None in files of some
 
@@ -100,7 +103,12 @@ def diffusers_class() -> Any:
 
 
 def wrap_codec(
-    module: nn.Module, encode: Transform, decode: Transform, channels: int, stride: int, image_channels: int = 3
+    module: nn.Module,
+    encode: Transform,
+    decode: Transform,
+    channels: int,
+    stride: int,
+    image_channels: int = 3,
 ) -> Codec:
     """Any autoencoder as a codec, for training, sampling, compiling and exporting.
 
@@ -120,9 +128,16 @@ def wrap_codec(
         ValueError: ``module`` is no module or has no weights, or a number is no integer or below 1.
     """
     if not isinstance(module, nn.Module) or next(module.parameters(), None) is None:
-        raise ValueError(f"module must be a torch.nn.Module with parameters, got a {type(module).__name__}")
+        raise ValueError(
+            f"module must be a torch.nn.Module with parameters, got a {type(module).__name__}"
+        )
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    config = {"module": name, "channels": channels, "stride": stride, "image_channels": image_channels}
+    config = {
+        "module": name,
+        "channels": channels,
+        "stride": stride,
+        "image_channels": image_channels,
+    }
 
     def decode_latents(module: nn.Module, latents: torch.Tensor) -> torch.Tensor:
         return decode(module, latents.to(dtype_of(module)))
@@ -145,7 +160,9 @@ def from_config(config: dict[str, Any], weights: State, make: Make = restore) ->
     """
     kind = config.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"the codec's kind must be one of {sorted(KINDS)}, got {kind!r}: update bbdm")
+        raise ValueError(
+            f"the codec's kind must be one of {sorted(KINDS)}, got {kind!r}: update bbdm"
+        )
     try:
         statistics = None
         if config["statistics"] is not None:

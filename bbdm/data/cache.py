@@ -45,13 +45,17 @@ class Cache:
             remove_leftovers(folder, age=ABANDONED)
             others = [each for each in folder.iterdir() if each.name != LOCK]
             if others and path not in others:
-                raise ValueError(f"{others[0]} is of no cache of {what}, without {path}: give another folder")
+                raise ValueError(
+                    f"{others[0]} is of no cache of {what}, without {path}: give another folder"
+                )
             if not others:
                 manifest.write(path, about)
             with manifest.reading(path, f"delete {folder}") as content:
                 differing = manifest.differences(content, about)
             if differing:
-                raise ValueError(f"{path} is of other {what} ({differing}): give another folder, or delete this one")
+                raise ValueError(
+                    f"{path} is of other {what} ({differing}): give another folder, or delete this one"
+                )
 
     def __call__(self, key: str, make: Callable[[], Tensors]) -> Tensors:
         """The tensors of an entry, mapped; it is written where there is none.
@@ -79,7 +83,9 @@ class Cache:
 
     def write(self, key: str, tensors: Tensors) -> None:
         """Write an entry, whole or not at all."""
-        content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        content = safetensors.torch.save(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}
+        )
         write_atomically(self.path(key), lambda temporary: temporary.write_bytes(content))
 
     def __getstate__(self) -> dict[str, Any]:

@@ -42,7 +42,8 @@ class Cell(ABC):
 
     __slots__ = ()
     in_memory: ClassVar[bool] = False  # whether it has no files
-    is_photograph: ClassVar[bool] = False  # whether Pillow reads it: resized as a picture, which is faster
+    # whether Pillow reads it: resized as a picture, which is faster
+    is_photograph: ClassVar[bool] = False
 
     @abstractmethod
     def header(self) -> Header:
@@ -218,7 +219,9 @@ class HalfCell(Cell):
         photograph = _photograph(self.path, changed)
         width = photograph.shape[2]
         if width % 2:
-            raise ValueError(f"{self} is {width} pixels wide: two pictures side by side need an even width")
+            raise ValueError(
+                f"{self} is {width} pixels wide: two pictures side by side need an even width"
+            )
         start = self.side * width // 2
         half = Picture(photograph[:, :, start : start + width // 2], OF_PHOTOGRAPH)
         return _cut(half, window) if window else half
@@ -336,7 +339,9 @@ def cell_of(value: Any, name: str) -> Cell:
         return BytesCell(value, name)
     if isinstance(value, str):
         if os.path.exists(value):
-            raise ValueError(f"the picture {value} must be a pathlib.Path, got a text, which is a label")
+            raise ValueError(
+                f"the picture {value} must be a pathlib.Path, got a text, which is a label"
+            )
         raise FileNotFoundError(f"there is no picture {value}")
     if isinstance(value, Image.Image):
         return ArrayCell(images.pixels(value), name, OF_PHOTOGRAPH)

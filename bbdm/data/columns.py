@@ -19,7 +19,8 @@ from bbdm.pictures import addresses, formats
 from bbdm.pictures.formats.parts import Part
 
 PICTURES = (*ROLES, "mask")  # columns of a table that are always paths
-GROUP = "group"  # the column of what must not be on both sides of a split, such as a film, a slide or a patient
+# the column of what must not be on both sides of a split, such as a film, a slide or a patient
+GROUP = "group"
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def picture_of(name: str, path: Path) -> NamedCells:
     """
     file, part = addresses.split(path)
     if not formats.is_picture(file):
-        raise ValueError(f"{path} is neither a folder of pictures nor a picture: no format has its suffix")
+        raise ValueError(
+            f"{path} is neither a folder of pictures nor a picture: no format has its suffix"
+        )
     row = RowName(formats.stem_of(file))
     if part:
         return NamedCells(name, file.parent, {_name_of_part(row, part): cell_of(path, row)})
@@ -74,7 +77,9 @@ def pictures_of(name: str, where: str) -> NamedCells:
             continue
         for row, cell in _cells_of(path, RowName(full.removesuffix(ending))).items():
             if row in cells:
-                raise ValueError(f"{cells[row]} and {cell} have the same name: rename or remove one")
+                raise ValueError(
+                    f"{cells[row]} and {cell} have the same name: rename or remove one"
+                )
             cells[row] = cell
     if not cells:
         suffixes = ", ".join(formats.suffixes_of_pictures())
@@ -131,7 +136,9 @@ def labels_of(name: str, where: str) -> NamedCells:
         known = labels.setdefault(_row_name(row, number, path), label)
         if known != label:
             above = f"{row!r} is of the class {known!r} above"
-            raise ValueError(f"line {number} of {path}: {above}; each split may have its labels_{{split}}.csv")
+            raise ValueError(
+                f"line {number} of {path}: {above}; each split may have its labels_{{split}}.csv"
+            )
     return NamedCells(name, path, labels)
 
 
@@ -148,11 +155,15 @@ def table_of(where: str) -> list[NamedCells]:
     lines = _lines(path)
     _, header = next(lines, (0, list[str]()))
     if "source" not in header or len(set(header)) < len(header):
-        raise ValueError(f"{path} must begin with a line of column names, each once, source among them; got {header}")
+        raise ValueError(
+            f"{path} must begin with a line of column names, each once, source among them; got {header}"
+        )
     columns: dict[str, dict[RowName, Any]] = {column: {} for column in header if column != "name"}
     for number, cells in lines:
         if len(cells) != len(header) or not all(cells):
-            raise ValueError(f"line {number} of {path} must have a cell of each of {header}, got {cells}")
+            raise ValueError(
+                f"line {number} of {path} must have a cell of each of {header}, got {cells}"
+            )
         row = dict(zip(header, cells, strict=True))
         if "name" in row:
             name = _row_name(row.pop("name"), number, path)
@@ -161,7 +172,9 @@ def table_of(where: str) -> list[NamedCells]:
             name = _name_of_source(row["source"], number, path)
             remedy = ": add a column 'name'"
         if name in columns["source"]:
-            raise ValueError(f"line {number} of {path}: the name {str(name)!r} is there twice{remedy}")
+            raise ValueError(
+                f"line {number} of {path}: the name {str(name)!r} is there twice{remedy}"
+            )
         for column, text in row.items():
             columns[column][name] = _table_cell(column, text, path.parent, name)
     if not columns["source"]:

@@ -61,7 +61,8 @@ class RowsConfig:
     """The pictures of a data set. What has these settings checks them."""
 
     direction: Direction = setting(
-        "AtoB", "AtoB translates A into B, BtoA targets into sources; also of a network of both directions"
+        "AtoB",
+        "AtoB translates A into B, BtoA targets into sources; also of a network of both directions",
     )
     source_values: Any = setting(
         None,
@@ -69,7 +70,9 @@ class RowsConfig:
         parse=read_values,
     )
     target_values: Any = setting(
-        None, "range of targets: LOW:HIGH or LOW:HIGH:UNIT; 0:255 if unset, or the network's", parse=read_values
+        None,
+        "range of targets: LOW:HIGH or LOW:HIGH:UNIT; 0:255 if unset, or the network's",
+        parse=read_values,
     )
     slices: Slices | None = setting(
         None,
@@ -112,7 +115,9 @@ class RowsConfig:
                 nobody said what their range is.
         """
         if self.degrade is not None and rows[0].get("target") is not None:
-            raise ValueError(f"degrade is for pictures without targets (the data set 'folder'), got {dataset!r}")
+            raise ValueError(
+                f"degrade is for pictures without targets (the data set 'folder'), got {dataset!r}"
+            )
         is_new = learned is None
         learned = learned or Spec()
         fields: dict[str, Any] = {"axes": 2, "conditions": {}, "crop": None, **further}
@@ -155,7 +160,9 @@ class RowsConfig:
         if learned.slices is None:
             return {"slices": plane, "neighbours": neighbours or 0}
         if plane != learned.slices:
-            raise ValueError(f"--slices must be those of the network, {learned.slices}, got {plane}")
+            raise ValueError(
+                f"--slices must be those of the network, {learned.slices}, got {plane}"
+            )
         if neighbours is not None and neighbours != learned.neighbours:
             known = f"the network's neighbours, {learned.slices}:{learned.neighbours}"
             raise ValueError(f"--slices must have {known}, got {plane}:{neighbours}")
@@ -166,12 +173,18 @@ class RowsConfig:
         if self.neighbours is None or self.neighbours == learned.neighbours:
             return {}
         if self.slices is not None or learned.slices is not None:
-            raise ValueError("neighbours are of frames; of slices they are written as --slices PLANE:N")
+            raise ValueError(
+                "neighbours are of frames; of slices they are written as --slices PLANE:N"
+            )
         if not is_new:
-            raise ValueError(f"neighbours must be those of the network, {learned.neighbours}, got {self.neighbours}")
+            raise ValueError(
+                f"neighbours must be those of the network, {learned.neighbours}, got {self.neighbours}"
+            )
         return {"neighbours": self.neighbours}
 
-    def _heads(self, rows: Sequence[Row], fields: Mapping[str, Any]) -> Mapping[str, Sequence[Header]]:
+    def _heads(
+        self, rows: Sequence[Row], fields: Mapping[str, Any]
+    ) -> Mapping[str, Sequence[Header]]:
         """The headers of the first row that can be read; ValueError where its values need a range."""
         from bbdm.data.reading import Reader
 
@@ -183,7 +196,11 @@ class RowsConfig:
         unknown: dict[str, Picture] = {}  # the first picture of each role that needs a range
         names: list[str] = []
         for role in ROLES:
-            wide = [cell for cell, head in zip(columns[role], heads[role], strict=True) if head.dtype != np.uint8]
+            wide = [
+                cell
+                for cell, head in zip(columns[role], heads[role], strict=True)
+                if head.dtype != np.uint8
+            ]
             if wide and fields[role] is None:
                 unknown[role] = reader.read(wide[0])
                 names.append(str(wide[0]))
@@ -234,14 +251,20 @@ class DatasetConfig(RowsConfig):
     TARGETS: ClassVar[bool] = True  # whether they are needed
     PAIRS: ClassVar[bool] = True  # whether a target must be that of its source
 
-    dataset: str = position("layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout)
+    dataset: str = position(
+        "layout of the data set, see docs/data.md; 'folder' has no targets", parse=read_layout
+    )
     data_dir: str = position("its folder; of 'paired', SOURCES,TARGETS; ,NAME=FOLDER adds a column")
 
     def __post_init__(self) -> None:
         if self.TARGETS and self.dataset == "folder" and self.degrade is None:
-            raise ValueError("the data set 'folder' has no targets: degrade makes sources of the pictures")
+            raise ValueError(
+                "the data set 'folder' has no targets: degrade makes sources of the pictures"
+            )
         if self.TARGETS and self.PAIRS and self.dataset == UNPAIRED:
-            raise ValueError(f"dataset must be one of pairs, since sources are compared with targets; got {UNPAIRED!r}")
+            raise ValueError(
+                f"dataset must be one of pairs, since sources are compared with targets; got {UNPAIRED!r}"
+            )
         getattr(super(), "__post_init__", lambda: None)()
 
 
@@ -254,7 +277,8 @@ class DataConfig(RowsConfig):
     """
 
     direction: Way = setting(  # pyright: ignore[reportIncompatibleVariableOverride]  (training has one more)
-        "AtoB", "AtoB translates A into B, BtoA targets into sources, both by one network either into the other"
+        "AtoB",
+        "AtoB translates A into B, BtoA targets into sources, both by one network either into the other",
     )
     crop: Crops | None = setting(
         None, "train on crops: SIZE, or SIZE:COUNT of each picture in an epoch", parse=Crops.read

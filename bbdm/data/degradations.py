@@ -21,7 +21,8 @@ from bbdm.base.seeds import keyed
 from bbdm.pictures import images
 
 Array = npt.NDArray[Any]
-Prepare = Callable[[dict[str, Array], str], dict[str, Array]]  # of an example's arrays (C, *S) by column, and a key
+# of an example's arrays (C, *S) by column, and a key
+Prepare = Callable[[dict[str, Array], str], dict[str, Array]]
 FACTOR = 4  # of sr4
 BLOCK = 8  # side of the squares of JPEG
 ONLY_JPEG = 0.5  # probabilities, in photo: of nothing but JPEG
@@ -29,21 +30,31 @@ ENDS_AS_JPEG = 0.9  # that JPEG is the last step
 EACH = 0.4  # of each step of a round
 QUALITIES = 5, 95  # of JPEG in photo; these and the next are the strengths of the first round
 LARGEST_BLUR, LARGEST_NOISE, SMALLEST = 1.5, 15.0, 0.4  # in pixels, in steps of 8 bits, of the side
-KINDS_OF_ANY = ("grey", "edges", "blurred", "small", "masked")  # the first of pictures in colour alone
+# the first of pictures in colour alone
+KINDS_OF_ANY = ("grey", "edges", "blurred", "small", "masked")
 BLURS = 1.0, 4.0  # standard deviations in pixels, of any
 SCALES = 0.125, 0.5  # of the side, of any
 MASKED = 0.25, 0.75  # of the side
 MIDDLE = 128  # of the levels 0 to 255
-FILTERS = Image.Resampling.BOX, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS
+FILTERS = (
+    Image.Resampling.BOX,
+    Image.Resampling.BILINEAR,
+    Image.Resampling.BICUBIC,
+    Image.Resampling.LANCZOS,
+)
 
 
 def sr4(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     """A quarter of the width and height and back, by antialiased bicubic filtering."""
     small = [max(1, round(side / FACTOR)) for side in picture.size]
-    return picture.resize((small[0], small[1]), Image.Resampling.BICUBIC).resize(picture.size, Image.Resampling.BICUBIC)
+    return picture.resize((small[0], small[1]), Image.Resampling.BICUBIC).resize(
+        picture.size, Image.Resampling.BICUBIC
+    )
 
 
-def jpeg(picture: Image.Image, random: np.random.Generator, quality: int, subsampling: str = "4:2:0") -> Image.Image:
+def jpeg(
+    picture: Image.Image, random: np.random.Generator, quality: int, subsampling: str = "4:2:0"
+) -> Image.Image:
     """Written as JPEG of a quality, with colour of half the resolution unless given, and read back."""
     file = io.BytesIO()
     picture.save(file, "jpeg", quality=quality, subsampling=subsampling)
@@ -103,7 +114,11 @@ def _noisy(picture: Image.Image, random: np.random.Generator, strength: float) -
     shape = values.shape
     if random.random() >= 1 / 2:
         shape = (*values.shape[:2], *[1] * (values.ndim - 2))
-    noise = strength * LARGEST_NOISE ** random.random() * random.standard_normal(shape, dtype=np.float32)
+    noise = (
+        strength
+        * LARGEST_NOISE ** random.random()
+        * random.standard_normal(shape, dtype=np.float32)
+    )
     return Image.fromarray(np.rint(values + noise).clip(0, 255).astype(np.uint8))
 
 
@@ -162,7 +177,9 @@ def any_of(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 STEPS: tuple[Callable[..., Image.Image], ...] = (
-    lambda picture, random, strength: blur(picture, random, max(0.1, random.random() * strength * LARGEST_BLUR)),
+    lambda picture, random, strength: blur(
+        picture, random, max(0.1, random.random() * strength * LARGEST_BLUR)
+    ),
     _smaller,
     _noisy,
     _compressed,
@@ -199,7 +216,9 @@ class Degradation:
         """
         name, mark, seed = text.partition("@")
         if name not in DEGRADATIONS or (mark and not seed.isdecimal()):
-            raise ValueError(f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text!r}")
+            raise ValueError(
+                f"degrade must be one of {', '.join(DEGRADATIONS)}, and maybe @SEED; got {text!r}"
+            )
         return cls(name, int(seed or 0))
 
     def picture(self, picture: Image.Image, name: str) -> Image.Image:
@@ -215,9 +234,13 @@ class Degradation:
         """
         source = arrays["source"]
         if "target" in arrays:
-            raise ValueError("degrade is for pictures without targets (the data set 'folder'), and there is one")
+            raise ValueError(
+                "degrade is for pictures without targets (the data set 'folder'), and there is one"
+            )
         if source.dtype != np.uint8 or source.ndim != 3 or len(source) not in (1, 3):
-            raise ValueError(f"degrade is for grey and colour of 8 bits, got {source.shape} of {source.dtype}")
+            raise ValueError(
+                f"degrade is for grey and colour of 8 bits, got {source.shape} of {source.dtype}"
+            )
         degraded = self.picture(images.image_of(source), name)
         return {**arrays, "source": images.pixels(degraded, len(source)).copy(), "target": source}
 

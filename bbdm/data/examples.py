@@ -27,13 +27,16 @@ class Example(NamedTuple):
     mask: Any = None  # (1, *S) float32, 1 where pixels count
     name: Any = ""
     left_out: Any = ""  # why examples before it could not be read, by lines; of a batch, a list
-    stored: Any = None  # the target as an array of stored values, where it was asked for and nothing prepares it
+    # the target as an array of stored values, where it was asked for and nothing prepares it
+    stored: Any = None
 
     def map(self, change: Callable[[Any], Any]) -> Example:
         """The example with each of its tensors changed."""
         conditions = {name: change(value) for name, value in self.conditions.items()}
         mask = None if self.mask is None else change(self.mask)
-        return self._replace(source=change(self.source), target=change(self.target), conditions=conditions, mask=mask)
+        return self._replace(
+            source=change(self.source), target=change(self.target), conditions=conditions, mask=mask
+        )
 
 
 def stacked(values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -62,8 +65,12 @@ def collate(examples: Sequence[Example]) -> Example:
             shape = tuple(getattr(example, role).shape)
             expected = tuple(getattr(first, role).shape)
             if shape != expected:
-                differing = f"the {role} of {example.name} is {shape}, and that of {first.name} {expected}"
-                raise ValueError(f"{differing}: a batch is of one size; train on crops, such as --crop 96")
+                differing = (
+                    f"the {role} of {example.name} is {shape}, and that of {first.name} {expected}"
+                )
+                raise ValueError(
+                    f"{differing}: a batch is of one size; train on crops, such as --crop 96"
+                )
     conditions: dict[str, torch.Tensor] = {}
     for name in first.conditions:
         conditions[name] = stacked([each.conditions[name] for each in examples])
@@ -103,14 +110,18 @@ def known_conditions(
     for name, each in known.each.items():
         if name in labels or has_column(rows, name):
             like = stored.get(name, Condition(each.kind))
-            conditions[name] = Condition(like.kind, like.values, each.names or each.size, labels.get(name))
+            conditions[name] = Condition(
+                like.kind, like.values, each.names or each.size, labels.get(name)
+            )
         elif not each.droppable:
             where = f"a column {name!r}, such as ',{name}=WHERE' behind the data set's folder"
             raise ValueError(f"this network takes {known.described}: give {where}")
     return conditions
 
 
-def with_sizes(conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Reader) -> dict[str, Condition]:
+def with_sizes(
+    conditions: Mapping[str, Condition], rows: Sequence[Row], reader: Reader
+) -> dict[str, Condition]:
     """The conditions with their sizes, by the rows; ValueError where these have no such column."""
     sized: dict[str, Condition] = {}
     for name, each in conditions.items():

@@ -94,7 +94,8 @@ class ConditionKind(ABC):
     """A kind of conditions, ``KIND`` of ``--condition NAME=KIND``."""
 
     network: ClassVar[Kind]  # what it is for a network: image, class or tokens
-    is_picture: ClassVar[bool] = False  # whether its cells lie on the grid of the source and are cropped with it
+    # whether its cells lie on the grid of the source and are cropped with it
+    is_picture: ClassVar[bool] = False
 
     @abstractmethod
     def size(self, name: str, rows: Sequence[Row], reader: PictureReader) -> Classes | None:
@@ -139,7 +140,9 @@ class ImageKind(ConditionKind):
         size = condition.settings.size
         assert condition.column is not None
         assert isinstance(size, int)
-        array = condition.reader.scaled(str(condition), condition.column, condition.settings.values, size)
+        array = condition.reader.scaled(
+            str(condition), condition.column, condition.settings.values, size
+        )
         if len(array) != size:
             raise ValueError(f"{condition} has {len(array)} channels, and others have {size}")
         return array
@@ -200,10 +203,13 @@ def labels(rows: Any, name: str) -> tuple[str, ...]:
         if known:
             return known
         rows = rows.select([name])
-    found = {label_of(row.get(name)) for row in rows} - {""}  # which is said where the example is read
+    # which is said where the example is read
+    found = {label_of(row.get(name)) for row in rows} - {""}
     if not found:
         raise ValueError(f"no example has a label of {name!r}")
-    numbers = sorted((each for each in found if each.isdecimal()), key=lambda each: (int(each), each))
+    numbers = sorted(
+        (each for each in found if each.isdecimal()), key=lambda each: (int(each), each)
+    )
     words = sorted(each for each in found if not each.isdecimal())
     return (*numbers, *words)
 
@@ -243,5 +249,7 @@ def kind_of(name: str, conditions: Mapping[str, Condition]) -> ConditionKind:
     kind = conditions[name].kind
     if kind not in CONDITION_KINDS:
         known = ", ".join(CONDITION_KINDS)
-        raise ValueError(f"the condition {name!r} is of the kind {kind!r}, and known are {known}: --import its module")
+        raise ValueError(
+            f"the condition {name!r} is of the kind {kind!r}, and known are {known}: --import its module"
+        )
     return CONDITION_KINDS[kind]

@@ -49,18 +49,37 @@ class LatentDataset(Pairs):
         OSError: the disk is full.
     """
 
-    def __init__(self, dataset: Pairs, codec: Codec, folder: Path, flip: bool = False, progress: Shown = False) -> None:
+    def __init__(
+        self,
+        dataset: Pairs,
+        codec: Codec,
+        folder: Path,
+        flip: bool = False,
+        progress: Shown = False,
+    ) -> None:
         if dataset.spec.crop is not None or not dataset.paired:
             others = "crops" if dataset.paired else "the pairs of two sets"
-            raise ValueError(f"{others} are others in each epoch, and a cache of latents would keep the first")
+            raise ValueError(
+                f"{others} are others in each epoch, and a cache of latents would keep the first"
+            )
         vars(self).update(vars(dataset))
         self.dataset = dataset
         self.folder = folder
         self.flip = flip
         self.codec = codec.description()
         self.stream = None  # latents are read by index
-        about = {"count": len(self), "block": BLOCK, "image_size": self.image_size, "direction": self.spec.direction}
-        about |= {**dataset.settings(), "files": dataset.digest(), "flip": flip, "codec": self.codec}
+        about = {
+            "count": len(self),
+            "block": BLOCK,
+            "image_size": self.image_size,
+            "direction": self.spec.direction,
+        }
+        about |= {
+            **dataset.settings(),
+            "files": dataset.digest(),
+            "flip": flip,
+            "codec": self.codec,
+        }
         self._latents = Cache(folder, "latents", about)
         self._block = BLOCK
         with locked(folder), closing(Batches(dataset, BLOCK, CPU)) as batches:
@@ -92,11 +111,15 @@ class LatentDataset(Pairs):
             pictures = torch.stack([source, target], dim=1)[:, :, None]  # (B, 2, 1, C, H, W)
             if self.flip:
                 pictures = torch.cat([pictures, pictures.flip(-1)], dim=2)
-            latents.append(codec.latents(pictures.flatten(0, 2)).cpu().unflatten(0, pictures.shape[:3]))
+            latents.append(
+                codec.latents(pictures.flatten(0, 2)).cpu().unflatten(0, pictures.shape[:3])
+            )
         stored["source"], stored["target"] = torch.cat(latents).unbind(1)
         return stored
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
+    def read(
+        self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False
+    ) -> Example:
         """The latents of example ``index``, which has no stored values."""
         number, position = divmod(range(len(self))[index], self._block)
         entry = self._latents(f"{number:05d}", dict[str, torch.Tensor])
@@ -104,7 +127,9 @@ class LatentDataset(Pairs):
         conditions: dict[str, torch.Tensor] = {}
         for name, value in tensors.items():
             if name.startswith(CONDITION):
-                conditions[name.removeprefix(CONDITION)] = trimmed(value) if value.ndim == 2 else value
+                conditions[name.removeprefix(CONDITION)] = (
+                    trimmed(value) if value.ndim == 2 else value
+                )
         source = tensors["source"]
         target = tensors["target"]
         if not self.flip:
@@ -113,7 +138,9 @@ class LatentDataset(Pairs):
         return Example(source, target, conditions, tensors.get("mask"))
 
 
-def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: Shown = False) -> LatentStatistics:
+def measure(
+    dataset: Pairs, codec: Codec, flip: bool = False, progress: Shown = False
+) -> LatentStatistics:
     """Mean and spread of latents. ``flip`` adds mirrored pictures, unless the data set is of latents."""
 
     def latents(side: torch.Tensor) -> torch.Tensor:
@@ -130,7 +157,8 @@ def measure(dataset: Pairs, codec: Codec, flip: bool = False, progress: Shown = 
         for batch in counted(stored, "statistics of latents", count, "batches", progress):
             source = latents(batch.source)
             target = latents(batch.target)
-            if dataset.spec.direction == "both":  # either is encoded and decoded, by the same statistics
+            # either is encoded and decoded, by the same statistics
+            if dataset.spec.direction == "both":
                 source = target = torch.cat([source, target])
             yield source, target
 

@@ -37,7 +37,8 @@ CLIPPED = 0.001  # share of values outside of the range that is said
 def _begin_worker(_: int) -> None:
     """Prepare a worker for the end of its trainer: by SIGTERM, or suddenly."""
 
-    def outlive(*_: object) -> None:  # the trainer handles the first, and waits for workers after an error
+    # the trainer handles the first, and waits for workers after an error
+    def outlive(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.alarm(GRACE)
 
@@ -73,17 +74,22 @@ class _Places(Dataset[Example]):
         good = [each for each in examples if each is not None]
         if not good:
             raise BadPicturesError(reasons[0])
-        batch = collate([good[i % len(good)] if each is None else each for i, each in enumerate(examples)])
+        batch = collate(
+            [good[i % len(good)] if each is None else each for i, each in enumerate(examples)]
+        )
         return batch._replace(left_out=[*batch.left_out, *reasons])
 
 
 class Batches:
     """Batches of a data set on a device, the last one maybe smaller; workers persist from pass to pass."""
 
-    def __init__(self, dataset: Pairs, batch_size: int, device: torch.device, workers: int = 0) -> None:
+    def __init__(
+        self, dataset: Pairs, batch_size: int, device: torch.device, workers: int = 0
+    ) -> None:
         self.device = device
         self._dataset = dataset
-        self._places: Any = BatchSampler((), batch_size, drop_last=False)  # of the pass that is asked for
+        # of the pass that is asked for
+        self._places: Any = BatchSampler((), batch_size, drop_last=False)
         self._loader = DataLoader(
             _Places(dataset),  # of which a worker reads a batch at once
             None,
@@ -136,7 +142,9 @@ def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
         return
     except (OSError, ValueError) as error:
         last_line = str(error).strip().split("\n")[-1]
-        reason = last_line.removeprefix(f"{type(error).__module__}.").removeprefix(f"{type(error).__name__}: ")
+        reason = last_line.removeprefix(f"{type(error).__module__}.").removeprefix(
+            f"{type(error).__name__}: "
+        )
     raise BadPicturesError(reason)  # not from the error: its traceback would keep the workers alive
 
 
@@ -159,7 +167,9 @@ def _reason(pairs: Pairs, index: int) -> str:
     try:
         for role, column in pairs.reader.whole(row).items():
             if role in channels and len(column.array) != channels[role]:
-                raise ValueError(f"its {role} has {len(column.array)} channels, and others have {channels[role]}")
+                raise ValueError(
+                    f"its {role} has {len(column.array)} channels, and others have {channels[role]}"
+                )
             try:
                 check_finite(column.array, column.absent)
             except ValueError as error:
@@ -194,7 +204,9 @@ def first_look(pairs: Pairs) -> list[str]:
             share = f"{100 * np.mean(each):.2g} % of the values of the first {len(each)} {role}s"
             lines.append(f"{share} are outside of their range, {values}, and clipped to it")
     if flat:
-        lines.append(f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use")
+        lines.append(
+            f"{flat[0]} is nearly constant within {pairs.spec.source}: give the range that sources use"
+        )
     return [*lines, *stretched[:1]]
 
 

@@ -51,5 +51,7 @@ class RowName(str):
         """
         path = folder / f"{self}{ending}"
         if not path.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{path} leads out of {folder} by a link: remove the link, or give another folder")
+            raise ValueError(
+                f"{path} leads out of {folder} by a link: remove the link, or give another folder"
+            )
         return path

@@ -26,7 +26,16 @@ from bbdm.data.degradations import Prepare
 from bbdm.data.examples import Example, row_conditions, with_sizes
 from bbdm.data.kinds import Condition, kind_of
 from bbdm.data.reading import Reader
-from bbdm.data.rows import LOOKED_AT, BadPicturesError, Row, UnpairedRows, files_of, first, named, shown
+from bbdm.data.rows import (
+    LOOKED_AT,
+    BadPicturesError,
+    Row,
+    UnpairedRows,
+    files_of,
+    first,
+    named,
+    shown,
+)
 from bbdm.data.scaling import Column
 from bbdm.data.spec import Spec
 from bbdm.data.tables import FIELDS, ItemRows, MapStyle, Order, StreamedRows, TableRows
@@ -85,17 +94,22 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         self.rows: Sequence[Row] = rows
         if isinstance(rows, TableRows):
             self.rows = rows.select([*ROLES, "mask", GROUP, *self.spec.conditions])
-        self.stream = rows if isinstance(rows, StreamedRows) else None  # which is read from its first row on
+        # which is read from its first row on
+        self.stream = rows if isinstance(rows, StreamedRows) else None
         self.cache = cache
         self.prepare = prepare
         self.skip_bad = skip_bad
         self.left_out: set[str] = set()
-        row, heads = first(self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1)
+        row, heads = first(
+            self.rows, lambda row: (row, self.reader.heads(row)), LOOKED_AT if skip_bad else 1
+        )
         sides = heads["source"][0].sides
         self._check_axes(row, len(sides))
         self.channels, self.source_channels = self._count_channels(row, heads)
         in_plane = tuple(side for axis, side in enumerate(sides) if axis != self.reader.axis)
-        self.image_size = images.as_size(self.spec.crop or self.spec.size or in_plane, self.spec.axes)
+        self.image_size = images.as_size(
+            self.spec.crop or self.spec.size or in_plane, self.spec.axes
+        )
         has_nodata = any(head.nodata is not None for role in ROLES for head in heads[role])
         self.masked = bool(heads["mask"]) or has_nodata
         self.reader.masked = self.masked
@@ -108,7 +122,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         else:
             self.ends = self._find_slices()
             self._count = self.spec.crops * len(self._slices)
-        self._files = () if hasattr(type(self.rows), "digest") else self.rows  # others are named by their digest
+        # others are named by their digest
+        self._files = () if hasattr(type(self.rows), "digest") else self.rows
         self._prepared = ""
         if prepare is not None:
             self._prepared = getattr(prepare, "__qualname__", None) or str(prepare)
@@ -118,7 +133,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         spec = self.spec
         if spec.slices is not None:
             if axes != 3:
-                raise ValueError(f"{shown(row)} has {axes} axes, and slices are of volumes, which have 3")
+                raise ValueError(
+                    f"{shown(row)} has {axes} axes, and slices are of volumes, which have 3"
+                )
         elif axes != spec.axes:
             remedy = "this network is of volumes"
             if axes == 3:
@@ -161,7 +178,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             return self.stream.order(crops)
         if not self.paired:  # the rows of an epoch are drawn
             return lambda start, end: [*range(start, end)]
-        indices = torch.randperm(self._count // crops, generator=torch.Generator().manual_seed(seed))
+        indices = torch.randperm(
+            self._count // crops, generator=torch.Generator().manual_seed(seed)
+        )
 
         def order(start: int, end: int) -> list[int]:
             rows = indices[start // crops : -(-end // crops)].tolist()
@@ -199,7 +218,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             self.leave_out([example.left_out])
         return scale(example.source), scale(example.target)
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
+    def read(
+        self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False
+    ) -> Example:
         """Example ``index``; with ``skip_bad``, the next one that can be read.
 
         Args:
@@ -224,7 +245,9 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
                 reasons[" ".join(str(error).split())] = None
             else:
                 return example._replace(left_out="\n".join(reasons))
-        raise BadPicturesError(f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}")
+        raise BadPicturesError(
+            f"none of {self._count} pairs can be read; the first: {next(iter(reasons))}"
+        )
 
     def leave_out(self, reasons: Iterable[str]) -> None:
         """Name and count examples that cannot be read, each once, by the lines in :class:`Example`."""
@@ -245,14 +268,20 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             number, index = self._slices[number]
         if row is None:
             try:
-                row = self.rows.drawn(number, seed) if isinstance(self.rows, UnpairedRows) else self.rows[number]
+                row = (
+                    self.rows.drawn(number, seed)
+                    if isinstance(self.rows, UnpairedRows)
+                    else self.rows[number]
+                )
             except ValueError as error:
                 raise BadPicturesError(f"{error}{self._remedy}") from error
         name = row["name"] if index is None else f"{row['name']}/{index:04d}"
         key = f"{name} {crop}"
         try:
             if self.prepare is None and row.get("target") is None:
-                raise ValueError(f"{shown(row)} has no target: this data set can only be translated")
+                raise ValueError(
+                    f"{shown(row)} has no target: this data set can only be translated"
+                )
             columns = self.reader.open(row, None, index, (key, seed))
             arrays: dict[str, Any] = {}
             for role in ROLES:
@@ -268,8 +297,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             if self.spec.conditions:
                 conditions = row_conditions(self.spec.conditions, row, columns, self.reader)
             mask = torch.from_numpy(self.reader.mask(columns)) if self.masked else None
-            values = self.reader.stored(columns["target"]) if stored and self.prepare is None else None
-        except (ValueError, FileNotFoundError) as error:  # other OSErrors say nothing of a file: a disk fails
+            values = (
+                self.reader.stored(columns["target"]) if stored and self.prepare is None else None
+            )
+        except (ValueError, FileNotFoundError) as error:
+            # other OSErrors say nothing of a file: a disk fails
             raise BadPicturesError(named(row, error) + self._remedy) from error
         source, target = (torch.from_numpy(arrays[role]) for role in ROLES)
         return Example(source, target, conditions, mask, name, stored=values)
@@ -282,11 +314,15 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def _other_bits(self, role: str, column: Column) -> ValueError:
         """The error where a row has 8 bits and the first one has others, or the other way."""
         types = ", ".join(str(picture.dtype) for picture in column.pictures)
-        return ValueError(f"its {role} has values of {types}, and that of the first pair other bits")
+        return ValueError(
+            f"its {role} has values of {types}, and that of the first pair other bits"
+        )
 
     def conditions(self, row: Row) -> dict[str, torch.Tensor]:
         """What a row, as a whole, has besides the source: images, classes and tokens."""
-        return row_conditions(self.spec.conditions, row, self.reader.open(row, self.reader.images), self.reader)
+        return row_conditions(
+            self.spec.conditions, row, self.reader.open(row, self.reader.images), self.reader
+        )
 
     @cached_property
     def spacing(self) -> tuple[float, ...] | None:
@@ -316,7 +352,11 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         settings = self.spec.config()
         if self._prepared:
             settings["degradation"] = self._prepared
-        labels = {name: each.label for name, each in self.spec.conditions.items() if each.label is not None}
+        labels = {
+            name: each.label
+            for name, each in self.spec.conditions.items()
+            if each.label is not None
+        }
         if labels:
             settings["labels"] = labels
         return settings
@@ -351,7 +391,8 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         about: dict[str, Any] = {}
         columns = ["name"]
         for name, each in conditions.items():
-            label = None if name == DIRECTION else each.label  # of a direction the pairs are the same
+            # of a direction the pairs are the same
+            label = None if name == DIRECTION else each.label
             about[name] = [str(each), each.size, label]
             if each.kind == "class" and each.label is None:
                 columns.append(name)
@@ -410,7 +451,9 @@ class MappedDataset(Pairs):
         ValueError: item 0 is no example; the message says what it is and what is expected.
     """
 
-    def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None = None, spec: Spec | None = None) -> None:
+    def __init__(
+        self, dataset: MapStyle, item: Callable[[Any], Any] | None = None, spec: Spec | None = None
+    ) -> None:
         rows = ItemRows(dataset, item)
         row = rows[0]
         conditions: dict[str, Condition] = {}

@@ -70,7 +70,9 @@ def value_digest(value: Any) -> str:
         FileNotFoundError: there is no such file.
         PermissionError: the file may not be read.
     """
-    is_picture = isinstance(value, Cell | os.PathLike | bytes | Image.Image) or hasattr(value, "__array__")
+    is_picture = isinstance(value, Cell | os.PathLike | bytes | Image.Image) or hasattr(
+        value, "__array__"
+    )
     if not is_picture:  # a label, or what a kind of conditions of the user's own takes
         return hashlib.sha256(repr(value).encode()).hexdigest()
     cell = cell_of(value, "a picture in memory")
@@ -118,7 +120,8 @@ def row_digests(row: Row) -> list[str]:
         FileNotFoundError: there is no such file.
         PermissionError: a file may not be read.
     """
-    known: dict[Any, str] = {}  # one for each part of files: both halves of a photograph are in the same
+    # one for each part of files: both halves of a photograph are in the same
+    known: dict[Any, str] = {}
     digests: list[str] = []
     for role in ROLES:
         of_role: list[str] = []
@@ -189,7 +192,8 @@ class Contents(NamedTuple):
 
     digests: dict[str, list[str]]  # of :func:`row_digests`
     stamps: dict[str, str]  # of rows that are in files alone
-    rows: dict[str, int]  # the numbers of rows in :func:`pictures_of`; none of what is known as a whole
+    # the numbers of rows in :func:`pictures_of`; none of what is known as a whole
+    rows: dict[str, int]
 
 
 def pictures_of(rows: Sequence[Row]) -> Sequence[Row]:
@@ -221,7 +225,9 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
     """
     if isinstance(rows, StreamedRows | ItemRows):
         whole = rows.digest
-        return Contents({str(number): [digest_of([whole, str(number)])] for number in range(len(rows))}, {}, {})
+        return Contents(
+            {str(number): [digest_of([whole, str(number)])] for number in range(len(rows))}, {}, {}
+        )
     rows = pictures_of(rows)
 
     def read(number: int) -> tuple[str, list[str], str] | None:
@@ -241,7 +247,8 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
         if item is None:
             continue
         name, digests, stamped = item
-        key = f"{name} (row {number})" if name in found.digests else name  # names of tars may occur twice
+        # names of tars may occur twice
+        key = f"{name} (row {number})" if name in found.digests else name
         found.digests[key] = digests
         found.rows[key] = number
         if stamped:
@@ -291,7 +298,8 @@ class Record:
         """The record of some weights in the folder of a run; None where it has none."""
         if not IDENTITIES.fullmatch(identity):  # of a stranger's file
             return None
-        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):  # it may be another program's
+        # it may be another program's
+        with suppress(OSError, ValueError, LookupError, TypeError, AttributeError):
             pairs = json.loads(cls.path(folder, identity).read_text())
             return cls(
                 contents=_as_digests(pairs["contents"]),
@@ -305,7 +313,11 @@ class Record:
     @property
     def by_stamp(self) -> Digests:
         """The contents of rows by their stamps."""
-        return {stamp: self.contents[name] for name, stamp in self.stamps.items() if name in self.contents}
+        return {
+            stamp: self.contents[name]
+            for name, stamp in self.stamps.items()
+            if name in self.contents
+        }
 
     def after(self, before: Record) -> Record:
         """The record of a training that goes on with the weights of another, which has a record too."""
@@ -359,7 +371,9 @@ def check_groups(train: Sequence[Row], validation: Sequence[Row]) -> None:
             shared.setdefault(group, f"{group!r} ({trained[group]}, and {name} for validation)")
     if shared:
         count = counted(len(shared), "group")
-        raise ValueError(f"{count} on both sides of the split: {first_names(shared.values())}; keep each on one side")
+        raise ValueError(
+            f"{count} on both sides of the split: {first_names(shared.values())}; keep each on one side"
+        )
 
 
 def counted(number: int, what: str) -> str:

@@ -47,7 +47,8 @@ class Strips(NamedTuple):
     masked: bool  # whether a pixel may have no value
     geometry: Geometry  # of the first file
     values: Callable[[], Values]  # of the whole picture
-    read: Callable[[slice, slice], tuple[Array, Array]]  # (C, rows, columns), and where a pixel has no value
+    # (C, rows, columns), and where a pixel has no value
+    read: Callable[[slice, slice], tuple[Array, Array]]
     forget: Callable[[], Any]  # what is decoded
     chunks: Chunks | None  # those of its file; None where all are stored, or it has none
 
@@ -65,16 +66,23 @@ class Reader:
     """
 
     def __init__(
-        self, spec: Spec, cache: Cache | None = None, prepare: Prepare | None = None, paired: bool = True
+        self,
+        spec: Spec,
+        cache: Cache | None = None,
+        prepare: Prepare | None = None,
+        paired: bool = True,
     ) -> None:
         self.spec = spec
         self.cache = cache
         self.prepare = prepare
         self.paired = paired
         self.masked = False
-        self.images = [name for name in spec.conditions if kind_of(name, spec.conditions).is_picture]
+        self.images = [
+            name for name in spec.conditions if kind_of(name, spec.conditions).is_picture
+        ]
         self.axis = None if spec.slices is None else AXES[spec.slices]  # across the plane of slices
-        self._partial = spec.crop is not None or self.axis is not None  # whether examples are parts of pictures
+        # whether examples are parts of pictures
+        self._partial = spec.crop is not None or self.axis is not None
         self._size = spec.size if spec.crop is None else None
         self._checked: set[str] = set()  # names of rows whose grids were compared
         self._eight_bit = {role for role in ROLES if getattr(spec, role) in (None, EIGHT_BIT)}
@@ -85,7 +93,9 @@ class Reader:
         self._whole = lru_cache(KEPT)(self._decoded)
         self._is_photograph = lru_cache(HEADERS)(lambda cell: cell.is_photograph)
         self._headers = lru_cache(HEADERS)(lambda cell: cell.header())
-        self._placeless = lru_cache(HEADERS)(lambda cell: replace(self._headers(cell).geometry, affine=None))
+        self._placeless = lru_cache(HEADERS)(
+            lambda cell: replace(self._headers(cell).geometry, affine=None)
+        )
         self._measured = lru_cache(None)(lambda values, cell: values.of(self._sample(cell)))
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
@@ -165,7 +175,9 @@ class Reader:
             return values
         measured: list[Values] = []
         for cell in cells:
-            measured.append(values.of(self._sample(cell)) if cell.in_memory else self._measured(values, cell))
+            measured.append(
+                values.of(self._sample(cell)) if cell.in_memory else self._measured(values, cell)
+            )
         if len(measured) == 1:
             return measured[0]
         low = np.concatenate([each.low for each in measured]).tolist()
@@ -198,7 +210,9 @@ class Reader:
                 columns[name] = [cell_of(each, row["name"]) for each in values_of(row, name)]
         direction = self.spec.direction
         if direction != "AtoB" and (len(columns["source"]) != 1 or len(columns["target"]) != 1):
-            raise ValueError(f"{shown(row)}: direction {direction!r} needs one source and one target")
+            raise ValueError(
+                f"{shown(row)}: direction {direction!r} needs one source and one target"
+            )
         if direction == "BtoA":
             columns["source"], columns["target"] = columns["target"], columns["source"]
         if not columns["source"]:
@@ -209,7 +223,9 @@ class Reader:
 
     def heads(self, row: Row) -> dict[str, list[Header]]:
         """The headers of a row's pictures by column; see :meth:`columns`."""
-        return {name: [self.header(cell) for cell in cells] for name, cells in self.columns(row).items()}
+        return {
+            name: [self.header(cell) for cell in cells] for name, cells in self.columns(row).items()
+        }
 
     def channels(self, head: Header | Picture) -> int:
         """The channels that a picture has in examples."""
@@ -224,7 +240,9 @@ class Reader:
         indices = self.spec.around(index, self.header(cell).sides[self.axis])
         first = indices[0]
         wider = slice(first, indices[-1] + 1)
-        return (*window[: self.axis], wider, *window[self.axis + 1 :]), [each - first for each in indices]
+        return (*window[: self.axis], wider, *window[self.axis + 1 :]), [
+            each - first for each in indices
+        ]
 
     def _column(self, name: str, cells: Sequence[Cell], window: Window = ()) -> Column:
         """Cells of a column in a window, as one: slices with their neighbours, photographs resized."""
@@ -234,7 +252,9 @@ class Reader:
             if name == "source" and self.spec.neighbours:
                 window, slices = self._around(window, cells[0])
         channels = self.spec.channels if name in ROLES else None
-        resizes = self._size is not None and not window and not self.masked and name in self._eight_bit
+        resizes = (
+            self._size is not None and not window and not self.masked and name in self._eight_bit
+        )
         opened: list[Picture] = []
         arrays: list[Array] = []
         absent: Any = False
@@ -295,10 +315,14 @@ class Reader:
         if len(grids) > 1:
             heads: Any = {name: column.pictures for name, column in opened.items()}
             resizes = not self.masked and self.spec.size is not None
-            check_grids(columns, heads, () if resizes else columns.keys() - self.images, self.paired)
+            check_grids(
+                columns, heads, () if resizes else columns.keys() - self.images, self.paired
+            )
         return opened
 
-    def scaled(self, name: str, column: Column, values: AnyValues | None, channels: int | None = None) -> Array:
+    def scaled(
+        self, name: str, column: Column, values: AnyValues | None, channels: int | None = None
+    ) -> Array:
         """(C, *S) as uint8 of 8 bits, else as float32 in [-1, 1]; 0 or -1 where there is no value.
 
         Whole pictures have the size of examples. The channels of a source are those of all slices around it.
@@ -361,7 +385,9 @@ class Reader:
                 present = present & has_value
         mask = images.fitted(np.asarray(inside[None], np.float32), self._size, self.spec.resize)
         if self._size is not None and not np.all(present):
-            weights = images.fitted(np.asarray(present[None], np.float32), self._size, self.spec.resize)
+            weights = images.fitted(
+                np.asarray(present[None], np.float32), self._size, self.spec.resize
+            )
             mask[weights < WHOLE] = 0
         return mask
 
@@ -371,7 +397,9 @@ class Reader:
         columns = self.columns(row)
         sides = self.header((columns["target"] or columns["source"])[0]).sides
         if len(sides) != 3:
-            raise ValueError(f"{shown(row)} has {len(sides)} axes, and slices are of volumes, which have 3")
+            raise ValueError(
+                f"{shown(row)} has {len(sides)} axes, and slices are of volumes, which have 3"
+            )
         if not columns["mask"]:
             return range(sides[self.axis])
         inside = self.open(row, ["mask"])["mask"].array != 0
@@ -388,10 +416,13 @@ class Reader:
             return opened
         resized = {role: self._whole_resized(opened[role]) for role in ROLES if role in opened}
         if self.prepare is not None:
-            arrays = self.prepare({role: column.array for role, column in resized.items()}, row["name"])
+            arrays = self.prepare(
+                {role: column.array for role, column in resized.items()}, row["name"]
+            )
             like = resized["source"]
             resized = {
-                role: resized.get(role, like)._replace(array=array, absent=False) for role, array in arrays.items()
+                role: resized.get(role, like)._replace(array=array, absent=False)
+                for role, array in arrays.items()
             }
         return opened | resized
 
@@ -416,7 +447,9 @@ class Reader:
             array = images.fitted(column.array, self._size, self.spec.resize)
             return column._replace(array=off_nodata(array, nodata), absent=False)
         assert nodata is not None
-        array, is_present = resized_present(column.array, column, self._size, self.spec.resize, nodata)
+        array, is_present = resized_present(
+            column.array, column, self._size, self.spec.resize, nodata
+        )
         array = off_nodata(array, nodata)
         array[:, ~is_present] = nodata
         return column._replace(array=array, absent=~is_present)
@@ -433,11 +466,15 @@ class Reader:
 
         def read(rows: slice, columns: slice) -> tuple[Array, Any]:
             if whole is not None:
-                return whole.array[:, rows, columns], np.broadcast_to(whole.absent, shape[1:])[rows, columns]
+                return whole.array[:, rows, columns], np.broadcast_to(whole.absent, shape[1:])[
+                    rows, columns
+                ]
             column = self._column("source", cells, (rows, columns))
             return column.array, np.broadcast_to(column.absent, column.array.shape[1:])
 
-        decoded = [math.prod(head.shape) * head.dtype.itemsize for head in heads if not head.windowed]
+        decoded = [
+            math.prod(head.shape) * head.dtype.itemsize for head in heads if not head.windowed
+        ]
         return Strips(
             shape=shape,
             dtype=np.result_type(*(head.dtype for head in heads)),
@@ -447,5 +484,7 @@ class Reader:
             values=lambda: self.values(self.spec.source_values, cells),
             read=read,
             forget=self.forget,
-            chunks=None if whole is not None or len(heads) > 1 else formats.missing_chunks(heads[0]),
+            chunks=None
+            if whole is not None or len(heads) > 1
+            else formats.missing_chunks(heads[0]),
         )

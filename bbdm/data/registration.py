@@ -33,7 +33,8 @@ class Shift(NamedTuple):
     """By how much the target of a row lies off its source."""
 
     row: str
-    pixels: tuple[float, ...]  # of each axis: down and to the right, in volumes first along the slices
+    # of each axis: down and to the right, in volumes first along the slices
+    pixels: tuple[float, ...]
 
     @property
     def length(self) -> float:
@@ -53,7 +54,9 @@ def shift(source: Array, target: Array) -> tuple[float, ...]:
     outlines = [_outlines(array) for array in (target, source)]
     if not all(outline.any() for outline in outlines):
         return (0.0,) * (source.ndim - 1)
-    pixels, _, _ = registration.phase_cross_correlation(*outlines, normalization=None, upsample_factor=FRACTION)
+    pixels, _, _ = registration.phase_cross_correlation(
+        *outlines, normalization=None, upsample_factor=FRACTION
+    )
     return tuple(pixels.tolist())
 
 
@@ -77,7 +80,9 @@ def shifts(pairs: Pairs, progress: Shown = False) -> list[Shift]:
         ModuleNotFoundError: scikit-image is not installed.
     """
     count = len(pairs.rows)
-    indices = np.unique(np.linspace(0, count - 1, min(count, COMPARED)).round().astype(int)).tolist()
+    indices = np.unique(
+        np.linspace(0, count - 1, min(count, COMPARED)).round().astype(int)
+    ).tolist()
     compared: list[Shift] = []
     for index in counted(indices, "comparing", len(indices), "pairs", progress):
         try:

@@ -28,7 +28,8 @@ from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
 Layout = Callable[[str, str, Mapping[str, str]], Sequence[Row]]
-FURTHER = re.compile(r"[,;](?=[A-Za-z_]\w*=)")  # before NAME=WHERE, which follows a layout's folders
+# before NAME=WHERE, which follows a layout's folders
+FURTHER = re.compile(r"[,;](?=[A-Za-z_]\w*=)")
 UNPAIRED = "unpaired"  # the layout of two sets without pairs
 FRAMES = "frames"  # the layout of sequences
 LOOKED_AT = 64  # rows, to find one that can be read
@@ -125,7 +126,12 @@ def shown(row: Row) -> str:
 def named(row: Row, error: Exception) -> str:
     """What an error says of a row, with the picture that it is of."""
     message = str(error)
-    cells = [str(value) for column in row for value in values_of(row, column) if isinstance(value, Cell | os.PathLike)]
+    cells = [
+        str(value)
+        for column in row
+        for value in values_of(row, column)
+        if isinstance(value, Cell | os.PathLike)
+    ]
     if any(name in message for name in (*cells, shown(row))):
         return message
     return f"{shown(row)}: {message}"
@@ -152,9 +158,16 @@ def check_grids(
     first_head = heads[role][0]
     for column, others in heads.items():
         for cell, head in zip(columns[column], others, strict=True):
-            located = paired and first_head.geometry.affine is not None and head.geometry.affine is not None
+            located = (
+                paired
+                and first_head.geometry.affine is not None
+                and head.geometry.affine is not None
+            )
             if located or column in sized or len(first_head.sides) != len(head.sides):
-                names = [str(cell) if cell.files() else column, str(first_cell) if first_cell.files() else role]
+                names = [
+                    str(cell) if cell.files() else column,
+                    str(first_cell) if first_cell.files() else role,
+                ]
                 check_grid(head, first_head, names, paired)
 
 
@@ -225,11 +238,15 @@ def _check_needed(rows: Sequence[Row]) -> None:
         for column in ("name", "source"):
             if row.get(column) is None:
                 has = ", ".join(row) or "nothing"
-                raise ValueError(f"row {number} has no {column}: a row needs a name and a source, and has {has}")
+                raise ValueError(
+                    f"row {number} has no {column}: a row needs a name and a source, and has {has}"
+                )
         name = row["name"]
         first_number = numbers.setdefault(name, number)
         if first_number != number:
-            both = f"{shown(rows[first_number])} (row {first_number}) and {shown(row)} (row {number})"
+            both = (
+                f"{shown(rows[first_number])} (row {first_number}) and {shown(row)} (row {number})"
+            )
             raise ValueError(f"{both} have the same name, {str(name)!r}: names of rows are unique")
 
 
@@ -242,7 +259,9 @@ def read_layout(text: str) -> str:
     if text not in DATASETS:
         message = f"dataset must be one of {', '.join(sorted(DATASETS))}, got {text!r}"
         if Path(text).exists():
-            message += f": the first word is the layout, of pictures alone 'folder', as in folder {text}"
+            message += (
+                f": the first word is the layout, of pictures alone 'folder', as in folder {text}"
+            )
         raise ValueError(message)
     return text
 
@@ -267,7 +286,9 @@ def matched(columns: Sequence[NamedCells], further: Mapping[str, str]) -> list[R
         row: dict[str, Any] = {"name": name}
         for column in columns:
             cell = column.cells[name]
-            row[column.column] = (*values_of(row, column.column), cell) if column.column in row else cell
+            row[column.column] = (
+                (*values_of(row, column.column), cell) if column.column in row else cell
+            )
         rows.append(row)
     return with_columns(rows, further)
 
@@ -290,10 +311,16 @@ def with_columns(rows: Sequence[Row], further: Mapping[str, str]) -> list[Row]:
         if name == files.GROUP and not where.endswith(".csv"):
             raise ValueError(f"{name} must be a CSV of lines NAME,GROUP, got {where}")
         try:
-            column = files.labels_of(name, where) if where.endswith(".csv") else files.pictures_of(name, where)
+            column = (
+                files.labels_of(name, where)
+                if where.endswith(".csv")
+                else files.pictures_of(name, where)
+            )
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
-        _check_names(NamedCells("row", Path(), {RowName(row["name"]): shown(row) for row in rows}), column)
+        _check_names(
+            NamedCells("row", Path(), {RowName(row["name"]): shown(row) for row in rows}), column
+        )
         for row in added:
             row[name] = column.cells[RowName(row["name"])]
     return [*added]
@@ -305,10 +332,14 @@ def _check_names(one: NamedCells, other: NamedCells) -> None:
     if alone:
         more = f", and {len(alone) - 1} more have none" if len(alone) > 1 else ""
         rule = "files are matched by name without suffix"
-        raise ValueError(f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}")
+        raise ValueError(
+            f"{one.cells[alone[0]]} has no {other.column} in {other.where}{more}: {rule}"
+        )
 
 
-def _folders(source: str, target: str, data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
+def _folders(
+    source: str, target: str, data_dir: str, split: str, columns: Mapping[str, str]
+) -> Sequence[Row]:
     """Sources and targets in folders below that of the data set."""
     sources = files.pictures_of("source", f"{data_dir}/{source.format(split=split)}")
     targets = files.pictures_of("target", f"{data_dir}/{target.format(split=split)}")
@@ -319,11 +350,15 @@ def _side_by_side(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequ
     """SPLIT/*.jpg, the source on the left, the target on the right."""
     root = Path(data_dir) / split
     if (root / "A").is_dir() and (root / "B").is_dir():
-        raise ValueError(f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides")
+        raise ValueError(
+            f"{root} has the folders A and B, the layout of 'celeba'; here a picture holds both sides"
+        )
     pictures = files.pictures_of("source", str(root)).cells
     sources = {name: HalfCell(cell.path, 0) for name, cell in pictures.items()}
     targets = {name: HalfCell(cell.path, 1) for name, cell in pictures.items()}
-    return matched([NamedCells("source", root, sources), NamedCells("target", root, targets)], columns)
+    return matched(
+        [NamedCells("source", root, sources), NamedCells("target", root, targets)], columns
+    )
 
 
 def _paired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
@@ -333,9 +368,15 @@ def _paired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[R
     folders = sources.split(",")
     if not all([*folders, target]) or (len(folders) > 1 and mark == ","):
         also = "; of several sources, FIRST,SECOND;TARGETS"
-        raise ValueError(f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}")
+        raise ValueError(
+            f"data_dir of 'paired' must be two folders, SOURCES,TARGETS; got {data_dir!r}{also}"
+        )
     return matched(
-        [*(files.pictures_of("source", folder) for folder in folders), files.pictures_of("target", target)], columns
+        [
+            *(files.pictures_of("source", folder) for folder in folders),
+            files.pictures_of("target", target),
+        ],
+        columns,
     )
 
 
@@ -347,7 +388,9 @@ def _unpaired(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence
         rule = "data_dir of 'unpaired' must be two folders, A,B, and no columns"
         raise ValueError(f"{rule}; got {data_dir + also!r}")
     sources, targets = folders
-    return UnpairedRows(files.pictures_of("source", sources).cells, files.pictures_of("target", targets).cells)
+    return UnpairedRows(
+        files.pictures_of("source", sources).cells, files.pictures_of("target", targets).cells
+    )
 
 
 def _folder(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[Row]:
@@ -365,7 +408,9 @@ def _frames(data_dir: str, split: str, columns: Mapping[str, str]) -> Sequence[R
     """SEQUENCES, or SOURCES,TARGETS: folders of films, of time-lapses and of folders of frames."""
     folders = data_dir.split(",")
     if len(folders) > 2 or not all(folders):
-        raise ValueError(f"data_dir of 'frames' must be a folder, or two, SOURCES,TARGETS; got {data_dir!r}")
+        raise ValueError(
+            f"data_dir of 'frames' must be a folder, or two, SOURCES,TARGETS; got {data_dir!r}"
+        )
     return with_columns(sequences.rows_of(folders), columns)
 
 

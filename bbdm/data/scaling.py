@@ -25,7 +25,8 @@ class Column(NamedTuple):
     absent: Any  # (*S) where a pixel has no value, or False
     pictures: Sequence[Picture]  # as they were read
     cells: Sequence[Cell]
-    slices: Sequence[int] = ()  # those that an example has, by their indices in the window; () for the whole
+    # those that an example has, by their indices in the window; () for the whole
+    slices: Sequence[int] = ()
 
 
 def present_values(column: Column) -> Array:
@@ -67,7 +68,9 @@ def resized_present(
     return resized.astype(array.dtype), weights >= WHOLE
 
 
-def off_nodata(array: Array, nodata: float | None, values: Values | None = None, down: bool = False) -> Array:
+def off_nodata(
+    array: Array, nodata: float | None, values: Values | None = None, down: bool = False
+) -> Array:
     """Stored values of pixels that have one, of which none is nodata: it becomes the next higher value.
 
     Of floats, it is the sixteenth higher one, which other programs too tell from nodata.

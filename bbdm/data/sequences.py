@@ -147,8 +147,12 @@ class SequenceCell(Cell):
         """The header of the first frame, with the axis of time."""
         header = self.frames[0].header()
         channels, *sides = header.shape
-        geometry = Geometry(format=header.geometry.format, kept={"depth": "t"}, nodata=header.nodata)
-        return replace(header, shape=(channels, len(self.frames), *sides), geometry=geometry, windowed=True)
+        geometry = Geometry(
+            format=header.geometry.format, kept={"depth": "t"}, nodata=header.nodata
+        )
+        return replace(
+            header, shape=(channels, len(self.frames), *sides), geometry=geometry, windowed=True
+        )
 
     def read(self, window: Window = ()) -> Picture:
         """The frames, or a window of them; frames outside of it are not read.
@@ -163,7 +167,9 @@ class SequenceCell(Cell):
             frame = cell.header()
             if (frame.shape, frame.dtype) != (self.frames[0].header().shape, header.dtype):
                 first = self.frames[0]
-                raise ValueError(f"{cell} is {frame.shape} of {frame.dtype}, and {first} {first.header().shape}")
+                raise ValueError(
+                    f"{cell} is {frame.shape} of {frame.dtype}, and {first} {first.header().shape}"
+                )
             planes.append(np.asarray(cell.read(tuple(inner) if window else ())))
         return Picture(np.stack(planes, 1), header.geometry, header.unit, self.name)
 
@@ -183,9 +189,14 @@ def _of_moment(geometry: Geometry) -> Geometry:
     """The geometry of a plane (H, W) of a picture (C, T, H, W)."""
     plane = None
     if geometry.affine is not None and len(geometry.affine) == 4:
-        matrix = np.asarray(geometry.affine)[[0, 1, 3]][:, [1, 2, 3]]  # of the axes y and x, in the world's x and y
+        # of the axes y and x, in the world's x and y
+        matrix = np.asarray(geometry.affine)[[0, 1, 3]][:, [1, 2, 3]]
         plane = tuple(map(tuple, matrix.tolist()))
-    return Geometry(plane, geometry.format if geometry.format in (PHOTOGRAPH, "tiff") else "", nodata=geometry.nodata)
+    return Geometry(
+        plane,
+        geometry.format if geometry.format in (PHOTOGRAPH, "tiff") else "",
+        nodata=geometry.nodata,
+    )
 
 
 def frames_around(cells: Sequence[Cell], count: int) -> list[Cell]:
@@ -196,7 +207,9 @@ def frames_around(cells: Sequence[Cell], count: int) -> list[Cell]:
     """
     frame = cells[0]
     if len(cells) > 1 or not isinstance(frame, FrameCell):
-        raise ValueError(f"{frame} is no frame of a sequence, and neighbours are those of the data set 'frames'")
+        raise ValueError(
+            f"{frame} is no frame of a sequence, and neighbours are those of the data set 'frames'"
+        )
     return frame.around(count)
 
 
@@ -235,11 +248,15 @@ def sequences_in(folder: Path) -> dict[str, Frames]:
                 below = path.with_name(name).relative_to(folder).as_posix()
                 _add(sequences, below, _moments(cell), path)
             elif name in frames:
-                raise ValueError(f"{frames[name]} and {path} have the same name: rename or remove one")
+                raise ValueError(
+                    f"{frames[name]} and {path} have the same name: rename or remove one"
+                )
             else:
                 frames[name] = cell
         if frames:
-            below = parent.relative_to(folder).as_posix() if parent != folder else folder.resolve().name
+            below = (
+                parent.relative_to(folder).as_posix() if parent != folder else folder.resolve().name
+            )
             _add(sequences, below, frames, parent)
     if not sequences:
         raise ValueError(f"{folder} has neither folders of frames nor films")
@@ -250,14 +267,18 @@ def _moments(cell: Cell) -> Frames:
     """The moments of a file (C, T, H, W), named by their numbers."""
     header = cell.header()
     if not isinstance(cell, FileCell) or len(header.sides) != 3:
-        raise ValueError(f"{cell} is no film: it has {len(header.sides)} axes, and a film (T, H, W)")
+        raise ValueError(
+            f"{cell} is no film: it has {len(header.sides)} axes, and a film (T, H, W)"
+        )
     count = header.sides[0]
     return {f"{index:06d}": MomentCell(cell, index) for index in range(count)}
 
 
 def _add(sequences: dict[str, Frames], name: str, frames: Frames, path: Path) -> None:
     if name in sequences:
-        raise ValueError(f"{path} and another sequence have the same name, {name}: rename or remove one")
+        raise ValueError(
+            f"{path} and another sequence have the same name, {name}: rename or remove one"
+        )
     sequences[name] = frames
 
 
@@ -291,10 +312,14 @@ def _check_counterparts(columns: Sequence[Mapping[str, Frames]], folders: Sequen
     for one, other, folder in ((*columns, folders[1]), (*reversed(columns), folders[0])):
         for name, frames in one.items():
             if name not in other:
-                raise ValueError(f"the sequence {name} has no counterpart in {folder}: they are matched by name")
+                raise ValueError(
+                    f"the sequence {name} has no counterpart in {folder}: they are matched by name"
+                )
             for frame in frames:
                 if frame not in other[name]:
-                    raise ValueError(f"{name}/{frame} has no counterpart in {folder}: frames are matched by name")
+                    raise ValueError(
+                        f"{name}/{frame} has no counterpart in {folder}: frames are matched by name"
+                    )
 
 
 def as_volumes(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -322,7 +347,9 @@ def _of_sequence(values: Sequence[Any], what: str) -> Any:
     if all(isinstance(cell, Cell) for cell in cells):
         return SequenceCell(tuple(cells), what)
     if len({*values}) > 1:
-        raise ValueError(f"{what} is {values[0]!r} and others, and a sequence that is seen as a whole has one label")
+        raise ValueError(
+            f"{what} is {values[0]!r} and others, and a sequence that is seen as a whole has one label"
+        )
     return values[0]
 
 

@@ -43,7 +43,8 @@ LEARNED = (  # fields that a network's file keeps as they are
     "source_bands",
     "masked",
 )
-AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))  # of a volume (D, H, W), across the plane
+# of a volume (D, H, W), across the plane
+AXES: dict[str, int] = dict(zip(get_args(Plane), range(3), strict=True))
 SPACING_DIFFERS = 1.1  # ratio of lengths of voxels
 CHOICES: dict[str, tuple[Any, ...]] = {
     "slices": (None, *AXES),
@@ -58,7 +59,9 @@ def read_named(text: str, form: str, mark: str = "=") -> dict[str, str]:
     """Texts by name, from ``NAME=TEXT`` with commas; of any other a ValueError that begins with ``form``."""
     parts = [each.partition(mark) for each in text.split(",")]
     found = {name: value for name, _, value in parts}
-    if len(found) < len(parts) or not all(name.isidentifier() and value for name, value in found.items()):
+    if len(found) < len(parts) or not all(
+        name.isidentifier() and value for name, value in found.items()
+    ):
         raise ValueError(f"{form}, with commas, each name once; got {text!r}")
     return found
 
@@ -139,22 +142,34 @@ class Spec:
                 names = ", ".join(str(each) for each in allowed if each is not None)
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if not isinstance(self.target_values, Values):
-            raise ValueError(f"target values must be LOW:HIGH, so that results have a unit; got {self.target}")
+            raise ValueError(
+                f"target values must be LOW:HIGH, so that results have a unit; got {self.target}"
+            )
         if type(self.neighbours) is not int or self.neighbours < 0:
             raise ValueError(f"neighbours must be a number, at least 0, got {self.neighbours}")
         if self.neighbours and self.axes == 3:
-            raise ValueError(f"neighbours are of networks of 2 axes, and this one has 3; got {self.neighbours}")
+            raise ValueError(
+                f"neighbours are of networks of 2 axes, and this one has 3; got {self.neighbours}"
+            )
         if self.axes == 3 and self.slices is not None:
-            raise ValueError(f"slices are of networks of 2 axes, and this one has 3; got {self.slices}")
+            raise ValueError(
+                f"slices are of networks of 2 axes, and this one has 3; got {self.slices}"
+            )
         if self.crops < 1 or (self.crops > 1 and self.crop is None):
-            raise ValueError(f"crops of a picture must be at least 1, and several need their size; got {self.crops}")
+            raise ValueError(
+                f"crops of a picture must be at least 1, and several need their size; got {self.crops}"
+            )
         if self.direction == "both":
             if not isinstance(self.source_values, Values) or self.neighbours:
                 needed = "direction 'both' makes sources too: they need values LOW:HIGH and no neighbours"
-                raise ValueError(f"{needed}, got {self.source_values} and {self.neighbours} neighbours")
+                raise ValueError(
+                    f"{needed}, got {self.source_values} and {self.neighbours} neighbours"
+                )
             both = Condition("class", size=DIRECTIONS, label=DIRECTIONS[0])
             if self.conditions.get(DIRECTION, both) != both:
-                raise ValueError(f"with direction 'both', no other condition may be called {DIRECTION!r}")
+                raise ValueError(
+                    f"with direction 'both', no other condition may be called {DIRECTION!r}"
+                )
             object.__setattr__(self, "conditions", {**self.conditions, DIRECTION: both})
         for name in ("size", "crop"):
             if (size := getattr(self, name)) is not None:
@@ -208,7 +223,9 @@ class Spec:
             return False
         return self.source_values == EIGHT_BIT and self.target_values == EIGHT_BIT
 
-    def window(self, sides: Sequence[int], index: int | None, crop: tuple[str, int] | None) -> tuple[slice, ...]:
+    def window(
+        self, sides: Sequence[int], index: int | None, crop: tuple[str, int] | None
+    ) -> tuple[slice, ...]:
         """The window of pictures that an example is: of slice ``index``, and of a crop by its key and seed.
 
         Raises:
@@ -226,7 +243,9 @@ class Spec:
         found = [part.stop - part.start for part in window]
         fits = len(found) == len(lengths)
         if not fits or any(side < length for side, length in zip(found, lengths, strict=True)):
-            raise ValueError(f"it has {sizes.shown(found)} pixels, and crops have {sizes.shown(lengths)}")
+            raise ValueError(
+                f"it has {sizes.shown(found)} pixels, and crops have {sizes.shown(lengths)}"
+            )
         key, seed = crop
         random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
         for i, length in enumerate(lengths):
@@ -286,9 +305,14 @@ class Spec:
             ratios = np.divide(spacing, self.spacing)
             if max(ratios.max(), 1 / ratios.min()) > SPACING_DIFFERS:
                 text = f"{name} has voxels of {_shown(spacing)}, and the network was trained on {_shown(self.spacing)}"
-                warnings.warn(f"{text}: it knows things at that scale, so resample the source", stacklevel=2)
+                warnings.warn(
+                    f"{text}: it knows things at that scale, so resample the source", stacklevel=2
+                )
         if self.is_flat(np.asarray(source)[:, ~source.absent()]):
-            warnings.warn(f"{name} is nearly constant within {self.source}, the range of training", stacklevel=2)
+            warnings.warn(
+                f"{name} is nearly constant within {self.source}, the range of training",
+                stacklevel=2,
+            )
 
     def result_nodata(self, source: float | None) -> float | None:
         """What stands for no value in a result: the targets' own, or the source's where the type holds it."""
@@ -303,7 +327,9 @@ class Spec:
         if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
             found = f"{name or 'the source'} has pixels without a value, {nodata:g}"
             held = f"results of {self.target_values.dtype} cannot hold it"
-            raise ValueError(f"{found}, and {held}: train on targets with a nodata of their own, or of another type")
+            raise ValueError(
+                f"{found}, and {held}: train on targets with a nodata of their own, or of another type"
+            )
 
     def result(
         self,
@@ -353,11 +379,17 @@ class Spec:
         for name in LEARNED:
             if getattr(self, name) != getattr(unset, name):
                 config[name] = getattr(self, name)
-        ranges = {name: each.values.config() for name, each in self.conditions.items() if each.values is not None}
+        ranges = {
+            name: each.values.config()
+            for name, each in self.conditions.items()
+            if each.values is not None
+        }
         if ranges:
             config["condition_values"] = ranges
         usual = get_args(Kind)
-        kinds = {name: each.kind for name, each in self.conditions.items() if each.kind not in usual}
+        kinds = {
+            name: each.kind for name, each in self.conditions.items() if each.kind not in usual
+        }
         if kinds:
             config["condition_kinds"] = kinds
         return config
@@ -382,7 +414,9 @@ class Spec:
             conditions[name] = Condition("image", from_config(stored))
         for name, kind in _mapping(config, "condition_kinds").items():
             if not isinstance(kind, str):
-                raise ValueError(f"condition_kinds[{name!r}] must be the name of a kind, got {kind!r}")
+                raise ValueError(
+                    f"condition_kinds[{name!r}] must be the name of a kind, got {kind!r}"
+                )
             conditions[name] = Condition(kind)
         return cls(**fields, conditions=conditions)
 
@@ -407,7 +441,9 @@ def _lengths(value: Any) -> tuple[float, float, float]:
 
 def _bands(field_name: str, value: Any) -> tuple[str | None, ...]:
     """Names of channels, checked."""
-    if not isinstance(value, list | tuple) or not all(isinstance(each, str | None) for each in value):
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(each, str | None) for each in value
+    ):
         raise ValueError(f"{field_name} must be the names of channels, got {value!r}")
     return tuple(value)
 

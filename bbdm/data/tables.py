@@ -28,7 +28,8 @@ from bbdm.data.names import RowName
 from bbdm.networks.arrays import as_numpy
 from bbdm.pictures import images
 
-SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}  # other names of a split, the first is taken
+# other names of a split, the first is taken
+SPLITS = {"val": ("val", "validation", "valid", "dev", "test")}
 KEY = "__key__"  # WebDataset's name of a row
 TAR = "__url__"  # the path of its tar
 MIXED = 1000  # rows of a stream that are mixed at a time
@@ -63,9 +64,12 @@ class TableRows(Sequence[Row]):
         self._features = table.features or {}
         for column in named.values():
             if column not in self._features:
-                raise ValueError(f"the table has no column {column!r}, but {', '.join(self._features)}")
+                raise ValueError(
+                    f"the table has no column {column!r}, but {', '.join(self._features)}"
+                )
         pictures = [name for name, kind in self._features.items() if isinstance(kind, Image)]
-        own = {name.partition(".")[0]: name for name in self._features}  # WebDataset's are source.png, season.txt
+        # WebDataset's are source.png, season.txt
+        own = {name.partition(".")[0]: name for name in self._features}
         self.columns = {**own, **named}
         names_a_side = any(role in named for role in ROLES)
         if not names_a_side and own.get("source") not in pictures and len(pictures) == 2:
@@ -87,7 +91,9 @@ class TableRows(Sequence[Row]):
         chosen = copy(self)
         chosen.columns = {name: self.columns[name] for name in names if name in self.columns}
         about = [column for column in (KEY, TAR) if column in self._features]
-        chosen._table = self._table.select_columns([*dict.fromkeys([*chosen.columns.values(), *about])])
+        chosen._table = self._table.select_columns(
+            [*dict.fromkeys([*chosen.columns.values(), *about])]
+        )
         return chosen
 
     def __len__(self) -> int:
@@ -109,7 +115,11 @@ class TableRows(Sequence[Row]):
             raise ValueError(f"row {index} of {cells.get(TAR) or 'the table'}: {error}") from error
         for name, column in self.columns.items():
             if column in cells and column not in (KEY, TAR):
-                where = f"{key}.{column} of {cells.get(TAR, 'the table')}" if key else f"{column} of row {row['name']}"
+                where = (
+                    f"{key}.{column} of {cells.get(TAR, 'the table')}"
+                    if key
+                    else f"{column} of row {row['name']}"
+                )
                 row[name] = self._value(column, cells[column], where)
         return row
 
@@ -144,7 +154,12 @@ class StreamedRows(TableRows):
     """
 
     def __init__(
-        self, table: Any, named: Mapping[str, str], path: str, count: int | None, files: Iterable[str] = ()
+        self,
+        table: Any,
+        named: Mapping[str, str],
+        path: str,
+        count: int | None,
+        files: Iterable[str] = (),
     ) -> None:
         super().__init__(table, named)
         self.stamps = [stamp(Path(file)) for file in sorted(files) if "://" not in file]
@@ -177,7 +192,8 @@ class StreamedRows(TableRows):
         return next(self.rows([range(self._count)[index]], 0))
 
     def __iter__(self) -> Iterator[Row]:
-        return self.rows(range(self._count), 0)  # by index, each row would be read from the first one on
+        # by index, each row would be read from the first one on
+        return self.rows(range(self._count), 0)
 
     def order(self, crops: int = 1) -> Order:
         """The order of an epoch: positions in this process's own stream of it.
@@ -251,7 +267,9 @@ def open_table(
         names = datasets.get_dataset_split_names(**where)
         chosen = next((each for each in SPLITS.get(split, (split,)) if each in names), None)
         if chosen is None:
-            raise FileNotFoundError(f"{path} has no split {split!r}, but {', '.join(map(str, names))}")
+            raise FileNotFoundError(
+                f"{path} has no split {split!r}, but {', '.join(map(str, names))}"
+            )
         name = f"{path} {chosen}"
         split = chosen
     with _reading(path):
@@ -335,7 +353,9 @@ class ItemRows(Sequence[Row]):
 
     def __init__(self, dataset: MapStyle, item: Callable[[Any], Any] | None) -> None:
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
-            raise ValueError(f"a data set needs __len__ and __getitem__, and a {type(dataset).__name__} has not both")
+            raise ValueError(
+                f"a data set needs __len__ and __getitem__, and a {type(dataset).__name__} has not both"
+            )
         self.dataset = dataset
         self._item = item
 
@@ -379,7 +399,9 @@ class ItemRows(Sequence[Row]):
         indices = {round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}
         for index in sorted(indices):
             for name, value in sorted(self[index].items()):
-                content = value.array.tobytes() if isinstance(value, ArrayCell) else str(value).encode()
+                content = (
+                    value.array.tobytes() if isinstance(value, ArrayCell) else str(value).encode()
+                )
                 digest.update(name.encode() + content)
         return digest.hexdigest()
 
@@ -394,7 +416,9 @@ def _array_cell(column: str, value: Any, axes: tuple[int, ...], name: str) -> Ar
         value = images.pixels(value)
     array = as_numpy(value) if hasattr(value, "detach") else np.asarray(value)
     if array.ndim not in axes or 0 in array.shape:
-        raise ValueError(f"{column} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)")
+        raise ValueError(
+            f"{column} must be (C, H, W), got shape {array.shape}; of volumes, (C, D, H, W)"
+        )
     if array.dtype == np.float16:
         array = array.astype(np.float32)
     return ArrayCell(array, name)
@@ -409,5 +433,7 @@ def _condition(column: str, value: Any, name: str) -> ArrayCell | int:
     if np.ndim(value) or isinstance(value, Image.Image):
         return _array_cell(column, value, (2, 3, 4), name)
     if isinstance(value, float) or int(value) != value or value < 0:
-        raise ValueError(f"{column} must be the number of a class, an image or tokens (L, D), got {value!r}")
+        raise ValueError(
+            f"{column} must be the number of a class, an image or tokens (L, D), got {value!r}"
+        )
     return int(value)

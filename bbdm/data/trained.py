@@ -15,7 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bbdm.base.runs import folder_beside
 from bbdm.data.cells import ROLES
-from bbdm.data.provenance import Record, contents, counted, distinct_roles, first_names, groups, in_threads, pictures_of
+from bbdm.data.provenance import (
+    Record,
+    contents,
+    counted,
+    distinct_roles,
+    first_names,
+    groups,
+    in_threads,
+    pictures_of,
+)
 from bbdm.data.rows import Row
 
 if TYPE_CHECKING:
@@ -30,7 +39,8 @@ class Origin(NamedTuple):
 
     path: Path  # the file
     run: Path | None = None  # the folder of its training run, as the file says it
-    record: str | None = None  # the identity of the record of all that it has learned from, as the file says it
+    # the identity of the record of all that it has learned from, as the file says it
+    record: str | None = None
 
     @property
     def folders(self) -> list[Path]:
@@ -111,11 +121,20 @@ class Trained:
         """
         own = pairs.contents
         found = Overlap(
-            self.where, len(own.digests), "pair" if pairs.paired else "picture", unknown=self.record.unknown
+            self.where,
+            len(own.digests),
+            "pair" if pairs.paired else "picture",
+            unknown=self.record.unknown,
         )
-        known = [name for name, digests in own.digests.items() if not self._pictures.keys().isdisjoint(digests)]
+        known = [
+            name
+            for name, digests in own.digests.items()
+            if not self._pictures.keys().isdisjoint(digests)
+        ]
         rows = pictures_of(pairs.rows)
-        distinct = in_threads(lambda name: distinct_roles(rows[own.rows[name]]) if name in own.rows else ROLES, known)
+        distinct = in_threads(
+            lambda name: distinct_roles(rows[own.rows[name]]) if name in own.rows else ROLES, known
+        )
         for name, roles in zip(known, distinct, strict=True):
             digests = own.digests[name]
             whole = self._pairs.get(frozenset(digests))
@@ -173,13 +192,22 @@ class Overlap:
         for role, names in (("", self.pairs), ("target", self.targets), ("source", self.sources)):
             if names:
                 by = "" if parts else f", by {self.where}"
-                shown = [name if name == other else f"{name} (as {other})" for name, other in names.items()]
-                parts.append(f"{self._count(role, len(names))} in training{by}: {first_names(shown)}")
+                shown = [
+                    name if name == other else f"{name} (as {other})"
+                    for name, other in names.items()
+                ]
+                parts.append(
+                    f"{self._count(role, len(names))} in training{by}: {first_names(shown)}"
+                )
         return "; ".join(parts)
 
     def _count(self, role: str, number: int) -> str:
         """How many pairs were, or the targets or sources of how many."""
-        of_all = f"{number} of 1 {self.noun}" if self.count == 1 else f"{number} of {self.count} {self.noun}s"
+        of_all = (
+            f"{number} of 1 {self.noun}"
+            if self.count == 1
+            else f"{number} of {self.count} {self.noun}s"
+        )
         if not role:
             return f"{of_all} was" if self.count == 1 else f"{of_all} were"
         return f"the {role} of {of_all} was" if number == 1 else f"the {role}s of {of_all} were"
@@ -190,4 +218,6 @@ class Overlap:
             return
         shown = [f"{group!r} (of {name})" for group, name in self.groups.items()]
         count = counted(len(shown), "group")
-        raise ValueError(f"{count} in training too, by {self.where}: {first_names(shown)}; {remedy}")
+        raise ValueError(
+            f"{count} in training too, by {self.where}: {first_names(shown)}; {remedy}"
+        )

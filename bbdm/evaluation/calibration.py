@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Bound = Literal["hoeffding-bentkus", "conformal"]
 STEPS = 60  # of a bisection, beyond float64
-MARGIN = 1e-6  # lambda is rounded up to a multiple, so that rounding of float32 leaves no pixel outside
+# lambda is rounded up to a multiple, so that rounding of float32 leaves no pixel outside
+MARGIN = 1e-6
 
 
 def p_value(risk: float, count: int, bound: float) -> float:
@@ -126,7 +127,9 @@ class Losses(NamedTuple):
     def of(cls, pictures: Sequence[Array]) -> Losses:
         """The losses of the ``excess`` (V,) of each picture; V is 0 where it is wholly masked."""
         valued = sum(len(excess) > 0 for excess in pictures)
-        weights = [np.full(len(excess), 1 / (valued * len(excess))) for excess in pictures if len(excess)]
+        weights = [
+            np.full(len(excess), 1 / (valued * len(excess))) for excess in pictures if len(excess)
+        ]
         return cls(
             excess=np.concatenate([np.zeros(0), *pictures]),
             weights=np.concatenate([np.zeros(0), *weights]),

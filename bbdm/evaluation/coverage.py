@@ -36,7 +36,8 @@ def coverage(results: torch.Tensor, targets: torch.Tensor, inside: torch.Tensor)
         return targets.new_zeros(len(targets), 0, dtype=torch.float32)
     counts = inside.expand_as(targets).flatten(1)
     number = counts.sum(1)
-    first = (results < targets[:, None]).sum(1)  # results below, at the lowest place that the target may have
+    # results below, at the lowest place that the target may have
+    first = (results < targets[:, None]).sum(1)
     last = (results <= targets[:, None]).sum(1)
     places = last - first + 1
     shares: list[torch.Tensor] = []

@@ -27,7 +27,9 @@ class Frame(NamedTuple):
     inside: Array  # (1, H, W), where pixels count
 
 
-def flicker(results: npt.ArrayLike, targets: npt.ArrayLike, inside: npt.ArrayLike | None = None) -> float:
+def flicker(
+    results: npt.ArrayLike, targets: npt.ArrayLike, inside: npt.ArrayLike | None = None
+) -> float:
     """The mean of |(r_t+1 - r_t) - (x_t+1 - x_t)| of the results r and the targets x of a sequence.
 
     Args:
@@ -46,7 +48,9 @@ def flicker(results: npt.ArrayLike, targets: npt.ArrayLike, inside: npt.ArrayLik
     return _mean(np.abs(np.diff(r, axis=0) - np.diff(x, axis=0)), _twice(inside, r))
 
 
-def flicker_of_stills(results: npt.ArrayLike, sources: npt.ArrayLike, inside: npt.ArrayLike | None = None) -> float:
+def flicker_of_stills(
+    results: npt.ArrayLike, sources: npt.ArrayLike, inside: npt.ArrayLike | None = None
+) -> float:
     """The mean of |r_t+1 - r_t| where the source changes by less than a level: flicker without targets.
 
     Args:
@@ -60,7 +64,9 @@ def flicker_of_stills(results: npt.ArrayLike, sources: npt.ArrayLike, inside: np
     r = np.asarray(results, np.float64)
     y = np.asarray(sources, np.float64)
     if r.ndim != 4 or y.ndim != 4 or r[:, 0].shape != y[:, 0].shape:
-        raise ValueError(f"results and sources must be (T, C, H, W) of one size, got {r.shape} and {y.shape}")
+        raise ValueError(
+            f"results and sources must be (T, C, H, W) of one size, got {r.shape} and {y.shape}"
+        )
     stays = (np.abs(np.diff(y, axis=0)) < LEVEL).all(1, keepdims=True)
     return _mean(np.abs(np.diff(r, axis=0)), stays & _twice(inside, r))
 
@@ -100,7 +106,11 @@ def of_sequences(files: Files, jobs: Sequence[Job]) -> Mapping[str, float]:
             for pair in zip(earlier.results, frame.results, strict=True):
                 changes.setdefault(name, []).append(flicker(np.stack(pair), targets, inside))
         before = (name, number, frame)
-    return {name: float(np.nanmean(found)) for name, found in changes.items() if not np.isnan(found).all()}
+    return {
+        name: float(np.nanmean(found))
+        for name, found in changes.items()
+        if not np.isnan(found).all()
+    }
 
 
 def _frames(files: Files, jobs: Sequence[Job]) -> Iterator[tuple[str, int, Frame]]:

@@ -43,7 +43,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 By = Literal["quantiles", "std"]
 FORMAT, VERSION = "bbdm intervals", 1
-OPTIONS = tuple(each.name for each in fields(GuidanceOptions))  # of a call, which decide its results
+# of a call, which decide its results
+OPTIONS = tuple(each.name for each in fields(GuidanceOptions))
 
 
 @dataclass(frozen=True)
@@ -132,19 +133,27 @@ class Intervals:
         check_risk(alpha, delta, by, bound)
         unknown = sorted(options.keys() - {*OPTIONS})
         if unknown:
-            raise ValueError(f"calibrate takes {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}")
+            raise ValueError(
+                f"calibrate takes {', '.join(sorted(OPTIONS))}, got {', '.join(unknown)}"
+            )
         options = asdict(GuidanceOptions(**options))
         examples = as_pairs(pairs)
         if not examples.paired:
-            raise ValueError("pairs must be pairs, since results are compared with targets; got two sets without any")
+            raise ValueError(
+                "pairs must be pairs, since results are compared with targets; got two sets without any"
+            )
         check_unseen(examples, Trained.of_origin(sampler.origin))
         counts = np.diff(examples.ends, prepend=0).tolist()  # examples of each picture
         allowed(alpha, delta, bound, len(counts))  # refuses too few before anything is sampled
-        parts = measured(sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options)
+        parts = measured(
+            sampler, examples, samples, by, alpha, seed, batch_size=batch_size, **options
+        )
         pictures: list[list[Measured]] = []
         for count in counted(counts, "calibrating", len(counts), "pairs", progress):
             pictures.append([*islice(parts, count)])
-        losses = Losses.of([np.concatenate([part.excess for part in picture]) for picture in pictures])
+        losses = Losses.of(
+            [np.concatenate([part.excess for part in picture]) for picture in pictures]
+        )
         lambda_ = losses.least_lambda(allowed(alpha, delta, bound, losses.valued, losses.masked))
         sizes = {part.size for picture in pictures for part in picture}
         return cls(
@@ -185,7 +194,9 @@ class Intervals:
             fixed.add(DIRECTION)
         refused = sorted(fixed & settings.keys())
         if refused:
-            raise ValueError(f"intervals are of the sampler as it was calibrated: {', '.join(refused)} cannot be given")
+            raise ValueError(
+                f"intervals are of the sampler as it was calibrated: {', '.join(refused)} cannot be given"
+            )
         return self.of(self.sample(source, seed, **settings))
 
     def sample(self, source: Any, seed: Any = None, **settings: Any) -> Distribution:
@@ -198,16 +209,21 @@ class Intervals:
                         f"the intervals were calibrated on pictures of {shown(self.size)}, got {shown(group.size)}: "
                         "calibrate on pictures of this size"
                     )
-        return self.sampler.distribution(source, self.samples, seed, keep=self.by == "quantiles", **settings)
+        return self.sampler.distribution(
+            source, self.samples, seed, keep=self.by == "quantiles", **settings
+        )
 
     def of(self, distribution: Distribution) -> tuple[Any, Any]:
         """The ends of the intervals of a distribution, of :meth:`sample`."""
         if distribution.count != self.samples:
-            raise ValueError(f"the intervals are of {self.samples} samples, got {distribution.count}")
+            raise ValueError(
+                f"the intervals are of {self.samples} samples, got {distribution.count}"
+            )
         moved = [each.at(self.lambda_) for each in ends(distribution, self.by, self.alpha)]
         lows = [low for low, _ in moved]
         highs = [high for _, high in moved]
-        return distribution.restored(lows, down=True), distribution.restored(highs)  # away from a nodata
+        # away from a nodata
+        return distribution.restored(lows, down=True), distribution.restored(highs)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, atomically."""
@@ -234,7 +250,9 @@ class Intervals:
         with manifest.reading(path, "calibrate again") as content:
             if content.pop("format") != FORMAT or content.pop("version") != VERSION:
                 raise ValueError("another format")
-            size, options, times = content["size"], content["options"], content["sampled"]["timesteps"]
+            size = content["size"]
+            options = content["options"]
+            times = content["sampled"]["timesteps"]
             if isinstance(options["window"], list):
                 options["window"] = tuple(options["window"])
             content |= {"size": size and tuple(size), "options": asdict(GuidanceOptions(**options))}
@@ -243,8 +261,12 @@ class Intervals:
             if not times or options.keys() != {*OPTIONS}:
                 raise ValueError("not all that decides a call")
             found = cls(of, **content)
-        if sampler is not None and (differing := manifest.differences(found.sampled, describe(sampler))):
-            raise ValueError(f"{path} was calibrated for another sampler ({differing}): calibrate again")
+        if sampler is not None and (
+            differing := manifest.differences(found.sampled, describe(sampler))
+        ):
+            raise ValueError(
+                f"{path} was calibrated for another sampler ({differing}): calibrate again"
+            )
         return found
 
     @property
@@ -253,7 +275,11 @@ class Intervals:
 
         A sampler that was given other times than those of its number of steps is known by :meth:`load` alone.
         """
-        return {"solver": self.sampled["solver"], "steps": len(self.sampled["timesteps"]), **self.options}
+        return {
+            "solver": self.sampled["solver"],
+            "steps": len(self.sampled["timesteps"]),
+            **self.options,
+        }
 
 
 def file_of(model: Path) -> Path:
@@ -289,7 +315,8 @@ def inside_intervals(
     axes = target.ndim - 1
     nodata = getattr(low, "nodata", None)
     ones = np.ones(target.shape, np.float32)
-    lowest = off_nodata(values.stored(-ones, axes), nodata, values, down=True)  # that a low end can have
+    # that a low end can have
+    lowest = off_nodata(values.stored(-ones, axes), nodata, values, down=True)
     highest = off_nodata(values.stored(ones, axes), nodata, values)
     above_low = (target >= low) | (np.asarray(low) <= lowest)
     below_high = (target <= high) | (np.asarray(high) >= highest)
@@ -341,17 +368,25 @@ def measured(
         if example.mask is not None:
             counts &= example.mask.numpy() != 0
         if not np.isfinite(lower[counts]).all():
-            raise ValueError(f"the target of pair {index} {example.name!r} has NaN or infinity".replace(" ''", ""))
+            raise ValueError(
+                f"the target of pair {index} {example.name!r} has NaN or infinity".replace(
+                    " ''", ""
+                )
+            )
         if not counts.any():
             yield Measured(size, nothing, Ends(nothing, nothing, nothing))
             continue
         conditions = _conditions(sampler, example, index)
         seeds = [[seed + index + j * len(pairs) for j in range(samples)]]
         options |= {"keep": by == "quantiles", "conditions": conditions or None}
-        distribution = sampler.distribution(scale(example.source).numpy()[None], samples, seeds, **options)
+        distribution = sampler.distribution(
+            scale(example.source).numpy()[None], samples, seeds, **options
+        )
         (found,) = ends(distribution, by, alpha)
         if found.low.shape != lower.shape:
-            raise ValueError(f"the target of pair {index} must have shape {found.low.shape}, got {lower.shape}")
+            raise ValueError(
+                f"the target of pair {index} must have shape {found.low.shape}, got {lower.shape}"
+            )
         excess = found.lambda_of(lower, upper)[counts].astype(np.float32)
         yield Measured(size, excess, Ends(*(each[counts].astype(np.float32) for each in found)))
 
@@ -407,6 +442,8 @@ def _conditions(sampler: BridgeSampler, example: Example, index: int) -> dict[st
     of_pair = conditions[DIRECTION]
     if of_pair is not None and read_direction(of_pair) != direction:
         other = read_direction(of_pair)
-        raise ValueError(f"pair {index} is of direction {other}, and must be of the sampler's, {direction}")
+        raise ValueError(
+            f"pair {index} is of direction {other}, and must be of the sampler's, {direction}"
+        )
     conditions[DIRECTION] = direction
     return conditions

@@ -37,12 +37,15 @@ class Lengths:
     def __init__(self, values: Values) -> None:
         self._values = values
         self._range = float((np.atleast_1d(values.high) - np.atleast_1d(values.low)).max())
-        self._sums = np.zeros((4, BINS))  # by length: how many values, and sums of length, error and being inside
+        # by length: how many values, and sums of length, error and being inside
+        self._sums = np.zeros((4, BINS))
         self._coverage: list[float] = []  # of each source, as the two below
         self._length: list[float] = []
         self._correlation: list[float] = []  # of the sources that have one
 
-    def update(self, maps: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None) -> None:
+    def update(
+        self, maps: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None = None
+    ) -> None:
         """Add pictures or volumes.
 
         Args:
@@ -121,7 +124,11 @@ class Lengths:
         for part in range(PARTS):
             count, length, error, inside = self._sums[:, part_of_bin == part].sum(1).tolist()
             if count:
-                found = {"length": length / count, "error": error / count, "coverage": inside / count}
+                found = {
+                    "length": length / count,
+                    "error": error / count,
+                    "coverage": inside / count,
+                }
                 parts.append({"share": count / total, **found})
         return parts
 

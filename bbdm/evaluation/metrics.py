@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 BONE = 200.0  # HU
 SSIM_SIDE = 6  # at least, of pictures that its window is reflected in
 SLICES = 32  # of a volume, whose similarity is computed at once
-MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of levels, the finest first (Wang et al. 2003)
+# of levels, the finest first (Wang et al. 2003)
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_SIDE = 97  # at least, of a volume whose levels are compared
 MS_SSIM_WINDOW = 7  # side of the cube that means and variances are of
 K1, K2 = 0.01, 0.03
@@ -45,7 +46,8 @@ class Setup:
     masked: bool = False  # whether pictures have masks
     features: Any = None  # the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception
     lpips_net: LPIPSNet = "alex"  # the network of LPIPS
-    dice_above: float = BONE  # values above it are compared by the Dice coefficient; bone is above 200 HU
+    # values above it are compared by the Dice coefficient; bone is above 200 HU
+    dice_above: float = BONE
 
     @property
     def colour(self) -> bool:
@@ -66,15 +68,18 @@ class Metric:
     (N, C, D, H, W). Of None, pictures with masks are refused, and the slices of a volume are pictures.
     """
 
-    score: Callable[..., Tensor]  # (N, C, H, W) results and targets to (N,); NaN of one that does not count
+    # (N, C, H, W) results and targets to (N,); NaN of one that does not count
+    score: Callable[..., Tensor]
     higher_is_better: bool  # whether a greater score is of better results
     takes: Literal["stored", "unit", "samples"] = "stored"
     masks: Literal["pixels", "map"] | None = None
     colour: bool = False  # whether it is of 8-bit grey or RGB pictures alone
     unit: bool = False  # whether the score has the unit of the targets' values
     form: str = ".4f"  # how the score is shown
-    needs: Callable[[Setup], Any] | None = None  # makes the last argument of score, once: a network, or a number
-    total: Callable[[Tensor], Any] | None = None  # the score of a sum, where score returns what adds up over batches
+    # makes the last argument of score, once: a network, or a number
+    needs: Callable[[Setup], Any] | None = None
+    # the score of a sum, where score returns what adds up over batches
+    total: Callable[[Tensor], Any] | None = None
 
 
 def mae(results: Tensor, targets: Tensor) -> Tensor:
@@ -96,7 +101,11 @@ def overlap(results: Tensor, targets: Tensor, above: float) -> Tensor:
     """Dice coefficient of the values above a threshold; NaN where neither has any."""
     found = results > above
     expected = targets > above
-    return 2 * (found & expected).sum((1, 2, 3)).double() / (found.sum((1, 2, 3)) + expected.sum((1, 2, 3)))
+    return (
+        2
+        * (found & expected).sum((1, 2, 3)).double()
+        / (found.sum((1, 2, 3)) + expected.sum((1, 2, 3)))
+    )
 
 
 def diversity(results: Tensor, targets: Tensor) -> Tensor:
@@ -113,7 +122,9 @@ def energy(results: Tensor, targets: Tensor) -> Tensor:
     import torch
 
     scores: list[Tensor] = []
-    for samples, target in zip(results.double().flatten(2), targets.double().flatten(1), strict=True):
+    for samples, target in zip(
+        results.double().flatten(2), targets.double().flatten(1), strict=True
+    ):
         pairs = [(one - other).norm() for one, other in combinations(samples, 2)]
         scores.append((samples - target).norm(dim=1).mean() - torch.stack(pairs).mean() / 2)
     return torch.stack(scores)
@@ -144,11 +155,15 @@ def ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
     from torchmetrics.functional.image import structural_similarity_index_measure as similarity
 
     if min(results.shape[-2:]) < SSIM_SIDE:
-        raise ValueError(f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}")
+        raise ValueError(
+            f"ssim needs at least {SSIM_SIDE} pixels a side, got {tuple(results.shape[-2:])}"
+        )
     scores: list[Tensor] = []
     for result, target, mask in zip(results, targets, masks, strict=True):
         maps: list[Tensor] = []  # (D, H, W), means over channels
-        for one, other in zip(_planes(result).split(SLICES), _planes(target).split(SLICES), strict=True):
+        for one, other in zip(
+            _planes(result).split(SLICES), _planes(target).split(SLICES), strict=True
+        ):
             _, similarities = similarity(one, other, data_range=1.0, return_full_image=True)
             maps.append(similarities.mean(1))
         scores.append(torch.cat(maps).reshape(mask.shape)[mask].double().mean())
@@ -170,7 +185,9 @@ def ms_ssim(results: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
     from torch.nn.functional import pad
 
     if results.ndim != 5:
-        raise ValueError(f"ms_ssim is of volumes, got pictures of {tuple(results.shape[2:])}: take ssim")
+        raise ValueError(
+            f"ms_ssim is of volumes, got pictures of {tuple(results.shape[2:])}: take ssim"
+        )
     edges: list[int] = []  # voxels that are added before and after each axis, the last axis first
     for side in reversed(results.shape[2:]):
         missing = max(0, MS_SSIM_SIDE - side)
@@ -241,7 +258,9 @@ def feature_sums(results: Tensor, targets: Tensor, network: Any) -> Tensor:
     import torch
     from torch.nn.functional import pad
 
-    features = [pad(network(each).double(), (0, 1), value=1.0) for each in (results.flatten(0, 1), targets)]
+    features = [
+        pad(network(each).double(), (0, 1), value=1.0) for each in (results.flatten(0, 1), targets)
+    ]
     return torch.stack([each.T @ each for each in features])
 
 
@@ -269,7 +288,9 @@ def _distances(setup: Setup) -> Any:
 
 
 METRICS: dict[str, Metric] = {
-    "fid": Metric(feature_sums, False, "samples", colour=True, form=".2f", needs=_features, total=frechet),
+    "fid": Metric(
+        feature_sums, False, "samples", colour=True, form=".2f", needs=_features, total=frechet
+    ),
     "lpips": Metric(lpips, False, "unit", colour=True, needs=_distances),
     "psnr": Metric(psnr, True, "unit", masks="pixels", form=".2f"),
     "ssim": Metric(ssim, True, "unit", masks="map"),
@@ -329,7 +350,9 @@ def volume_scores(
     shapes = [np.shape(truth), np.shape(result)]
     shapes.append(shapes[0] if mask is None else np.shape(mask))
     if len(shapes[0]) != 3 or len({*shapes}) > 1:
-        raise ValueError(f"truth, result and mask must be (D, H, W), got {', '.join(map(str, shapes))}")
+        raise ValueError(
+            f"truth, result and mask must be (D, H, W), got {', '.join(map(str, shapes))}"
+        )
     (x, y, inside), pixels = _tensors(truth, result, mask)
     if not inside.any():
         raise ValueError("no voxel is in the mask")
@@ -342,13 +365,17 @@ def volume_scores(
     return {name: each.item() for name, each in scores.items()}
 
 
-def dice(truth: npt.ArrayLike, result: npt.ArrayLike, above: float, mask: npt.ArrayLike | None = None) -> float:
+def dice(
+    truth: npt.ArrayLike, result: npt.ArrayLike, above: float, mask: npt.ArrayLike | None = None
+) -> float:
     """Dice coefficient of voxels above a threshold, such as 200 HU for bone; NaN where neither has any."""
     _, pixels = _tensors(truth, result, mask)
     return overlap(pixels[0], pixels[1], above).item()
 
 
-def _tensors(truth: npt.ArrayLike, result: npt.ArrayLike, mask: npt.ArrayLike | None) -> tuple[list[Tensor], ...]:
+def _tensors(
+    truth: npt.ArrayLike, result: npt.ArrayLike, mask: npt.ArrayLike | None
+) -> tuple[list[Tensor], ...]:
     """Result, truth and mask as (1, 1, *S), and result and truth in the mask as (1, 1, P, 1)."""
     import torch
 
@@ -356,4 +383,6 @@ def _tensors(truth: npt.ArrayLike, result: npt.ArrayLike, mask: npt.ArrayLike | 
     inside = torch.ones(pair[0].shape, dtype=torch.bool)
     if mask is not None:
         inside = torch.from_numpy(np.array(mask) != 0)
-    return [each[None, None] for each in (*pair, inside)], [each[inside][None, None, :, None] for each in pair]
+    return [each[None, None] for each in (*pair, inside)], [
+        each[inside][None, None, :, None] for each in pair
+    ]

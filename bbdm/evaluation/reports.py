@@ -13,7 +13,8 @@ from typing import Any
 from bbdm.base import figures
 from bbdm.evaluation.metrics import METRICS
 
-Report = dict[str, Any]  # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
+# settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
+Report = dict[str, Any]
 ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
 NO_QUALITY = ("diversity",)  # scores of which more is not better by itself
 PANEL = (4.5, 3.6)  # inches of a panel: width, height
@@ -55,7 +56,8 @@ def best(reports: Sequence[Report]) -> list[str]:
             continue
         metric = METRICS[name]
         sign = -1 if metric.higher_is_better else 1
-        order: list[tuple[float, int, int]] = []  # what is least of the best, with the report's index
+        # what is least of the best, with the report's index
+        order: list[tuple[float, int, int]] = []
         for index, report in enumerate(reports):
             score = report["scores"][name]
             if score is not None:
@@ -91,7 +93,9 @@ def draw_sweep(reports: Sequence[Report], path: Path) -> None:
                 if report["solver"] == solver and score is not None:
                     points.append((report["nfe"], score))
             points.sort()
-            panel.plot([nfe for nfe, _ in points], [score for _, score in points], marker="o", label=solver)
+            panel.plot(
+                [nfe for nfe, _ in points], [score for _, score in points], marker="o", label=solver
+            )
         panel.set(xscale="log", xlabel="network calls", ylabel=title(name, reports[0]))
         panel.set_xticks(calls, list(map(str, calls)), rotation=45)
         panel.set_xticks([], minor=True)
@@ -145,7 +149,12 @@ def _draw_coverage(panel: Any, shares: Sequence[Mapping[str, float]]) -> None:
     wanted = [share["expected"] for share in shares]
     found = [share["found"] for share in shares]
     panel.plot(wanted, found, color="C0", marker="o", label="found")
-    panel.set(xlabel="expected coverage of intervals", ylabel="share of targets within", xlim=(0, 1), ylim=(0, 1.02))
+    panel.set(
+        xlabel="expected coverage of intervals",
+        ylabel="share of targets within",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+    )
     panel.grid(alpha=0.3)
     panel.legend()
 
@@ -159,7 +168,9 @@ def _draw_lengths(panel: Any, intervals: Mapping[str, Any], unit: str) -> None:
     panel.plot(lengths, uniform, color="0.6", linestyle="--", label="targets anywhere within")
     title = f"{100 * intervals['coverage']:.1f} % within, expected {100 * intervals['expected']:.3g} % or more"
     panel.set_title(title, fontsize="medium")
-    panel.set(xlabel=f"length of intervals{unit}", ylabel=f"mean absolute error{unit}", ylim=(0, None))
+    panel.set(
+        xlabel=f"length of intervals{unit}", ylabel=f"mean absolute error{unit}", ylim=(0, None)
+    )
     panel.grid(alpha=0.3)
     panel.legend()
 

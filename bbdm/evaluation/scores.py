@@ -62,12 +62,16 @@ class Scores:
         self._setup = Setup(samples=samples, **settings)
         unknown = [name for name in metrics if name not in METRICS]
         if unknown or not metrics:
-            raise ValueError(f"metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}")
+            raise ValueError(
+                f"metrics must be among {', '.join(METRICS)}, got {', '.join(unknown) or 'none'}"
+            )
         self.device = torch.device(device)
-        self._rows: dict[str, tuple[Metric, list[Any]]] = {}  # with the last arguments of each metric's function
+        # with the last arguments of each metric's function
+        self._rows: dict[str, tuple[Metric, list[Any]]] = {}
         self._scores: dict[str, list[float]] = {}
         self._sums: dict[str, torch.Tensor] = {}
-        self._names: list[str | int] = []  # of the sources that have scores; of those without a name the number
+        # of the sources that have scores; of those without a name the number
+        self._names: list[str | int] = []
         self._coverage: list[list[float]] = []  # of each source, by the intervals of its results
         self._seen = 0  # sources, also those that are wholly masked
         for name in metrics:
@@ -115,11 +119,15 @@ class Scores:
         kept = inside.flatten(1).any(1)  # that are not wholly masked
         if not kept.all():
             pictures = Compared(*(each[kept] for each in pictures))
-        kept_names = [name for name, has_pixels in zip(all_names, kept.tolist(), strict=True) if has_pixels]
+        kept_names = [
+            name for name, has_pixels in zip(all_names, kept.tolist(), strict=True) if has_pixels
+        ]
         if not kept_names:
             return
         if self._setup.colour:
-            pictures = pictures._replace(results=_as_rgb(pictures.results, 2), targets=_as_rgb(pictures.targets, 1))
+            pictures = pictures._replace(
+                results=_as_rgb(pictures.results, 2), targets=_as_rgb(pictures.targets, 1)
+            )
         pictures = Compared(*(each.to(self.device) for each in pictures))
         for name, (metric, needed) in self._rows.items():
             parts = _arguments(metric, self._setup, pictures, masks is not None)
@@ -127,16 +135,23 @@ class Scores:
             if metric.total is not None:
                 self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
                 continue
-            of_sources = torch.cat(found).double().reshape(len(kept_names), -1)  # several: of results, or slices
+            # several: of results, or slices
+            of_sources = torch.cat(found).double().reshape(len(kept_names), -1)
             self._scores[name] += of_sources.nanmean(1).tolist()
         self._coverage += coverage(*pictures).tolist()
         self._names += kept_names
 
-    def _check_pictures(self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None) -> None:
+    def _check_pictures(
+        self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None
+    ) -> None:
         """Raise ValueError for pictures of other shapes or types, or masks that a metric does not take."""
         setup = self._setup
         channels = (1, 3) if setup.colour else (setup.channels,)
-        fits = results.ndim in (5, 6) and len(results) == len(targets) and results.shape[2:] == targets.shape[1:]
+        fits = (
+            results.ndim in (5, 6)
+            and len(results) == len(targets)
+            and results.shape[2:] == targets.shape[1:]
+        )
         if not fits or results.shape[1] != setup.samples or results.shape[2] not in channels:
             expected = max(channels)
             raise ValueError(
@@ -151,7 +166,9 @@ class Scores:
             expected_type = "floats in stored values"
             right = all(dtype.is_floating_point for dtype in types)
         if not right:
-            raise ValueError(f"pictures must be {expected_type}, got {results.dtype} and {targets.dtype}")
+            raise ValueError(
+                f"pictures must be {expected_type}, got {results.dtype} and {targets.dtype}"
+            )
         if masks is None:
             return
         shape = (len(targets), 1, *targets.shape[2:])
@@ -221,7 +238,9 @@ class Scores:
         if len({*names}) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"scores by source need a name for each, and {twice!r} is that of two")
-        return {metric: dict(zip(names, values, strict=True)) for metric, values in self._scores.items()}
+        return {
+            metric: dict(zip(names, values, strict=True)) for metric, values in self._scores.items()
+        }
 
 
 def _mean(scores: Sequence[float]) -> float:
@@ -248,12 +267,16 @@ def _check(name: str, metric: Metric, setup: Setup) -> None:
         )
     if setup.masked and metric.masks is None:
         able = ", ".join(name for name, metric in METRICS.items() if metric.masks)
-        raise ValueError(f"{name} is of whole pictures, and these have masks: take others, such as {able}")
+        raise ValueError(
+            f"{name} is of whole pictures, and these have masks: take others, such as {able}"
+        )
     if metric.takes == "samples" and not metric.total and setup.samples < 2:
         raise ValueError(f"{name} needs at least 2 results of each source, got {setup.samples}")
 
 
-def _arguments(metric: Metric, setup: Setup, pictures: Compared, masked: bool) -> Iterator[tuple[torch.Tensor, ...]]:
+def _arguments(
+    metric: Metric, setup: Setup, pictures: Compared, masked: bool
+) -> Iterator[tuple[torch.Tensor, ...]]:
     """The first arguments of a metric's function, once for each part of the pictures."""
     for results, targets, inside in _parts(metric, pictures, masked):
         if metric.takes == "samples":
@@ -276,10 +299,14 @@ def _parts(metric: Metric, pictures: Compared, masked: bool) -> Iterator[Compare
     volumes = targets.ndim == 5
     if metric.masks == "pixels" and masked:
         for result, target, mask in zip(results, targets, inside[:, 0], strict=True):
-            yield Compared(result[..., mask][None, :, :, None], target[..., mask][None, :, None], mask)
+            yield Compared(
+                result[..., mask][None, :, :, None], target[..., mask][None, :, None], mask
+            )
     elif metric.masks == "pixels" and volumes:
         yield Compared(results.flatten(3, 4), targets.flatten(2, 3), inside)
     elif metric.masks is None and volumes:
-        yield Compared(results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), inside)
+        yield Compared(
+            results.movedim(3, 1).flatten(0, 1), targets.movedim(2, 1).flatten(0, 1), inside
+        )
     else:
         yield pictures

@@ -97,7 +97,9 @@ def order_in_memory(tensor: torch.Tensor) -> Hashable:
         return torch.contiguous_format
     if tensor.is_contiguous(memory_format=torch.channels_last):
         return torch.channels_last
-    return tuple(stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1)
+    return tuple(
+        stride for side, stride in zip(tensor.shape, tensor.stride(), strict=True) if side > 1
+    )
 
 
 class Compiled:
@@ -132,8 +134,13 @@ class Compiled:
         # The compiler stores its results with the code object and the globals. With a copy of both for each
         # key there are no guards to check and no limit of recompilations, and the results can be deleted.
         # (Freezing leaves some tensors without data behind: torch's own, also after torch.compiler.reset.)
-        copy = FunctionType(forward.__code__.replace(), dict(globals()), closure=forward.__closure__)
-        options = {"guard_filter_fn": lambda guards: [False for _ in guards], **compile_options(self.device)}
+        copy = FunctionType(
+            forward.__code__.replace(), dict(globals()), closure=forward.__closure__
+        )
+        options = {
+            "guard_filter_fn": lambda guards: [False for _ in guards],
+            **compile_options(self.device),
+        }
         compiled = torch.compile(copy, fullgraph=True, dynamic=False, options=options)
         freezing = arguments[0].dtype != torch.float64  # for which oneDNN has no layouts
         # As an option of torch.compile, freezing comes too late
@@ -203,7 +210,9 @@ class PackagedNetwork:
         ValueError: the JSON file cannot be read, or the package is damaged or fits something else.
     """
 
-    def __init__(self, path: str | os.PathLike[str], network: Network, device: torch.device) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], network: Network, device: torch.device
+    ) -> None:
         self.path = path
         self._names = list(network.inputs)
         self._lock = threading.Lock()
@@ -229,12 +238,16 @@ class PackagedNetwork:
         index = -1 if device.index is None else device.index
         self._body = aoti_load_package(str(path), single_threaded, index)
 
-    def __call__(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions, /
+    ) -> torch.Tensor:
         """See :meth:`bbdm.networks.base.Network.body`; ValueError for another shape than the package's."""
         if x.shape != self.shape:
             expected = " x ".join(map(str, self.shape))
             got = " x ".join(map(str, x.shape))
-            raise ValueError(f"{self.path} was saved for states of {expected}, got {got}: give another size or window")
+            raise ValueError(
+                f"{self.path} was saved for states of {expected}, got {got}: give another size or window"
+            )
         with self._lock:  # on CUDA the code is built for one thread at a time
             return self._body(x, embedding, *(conditions[name] for name in self._names))
 
@@ -246,12 +259,18 @@ class _Body(torch.nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, x: torch.Tensor, embedding: torch.Tensor, *conditions: torch.Tensor) -> torch.Tensor:
-        return self.network.body(x, embedding, dict(zip(self.network.inputs, conditions, strict=True)))
+    def forward(
+        self, x: torch.Tensor, embedding: torch.Tensor, *conditions: torch.Tensor
+    ) -> torch.Tensor:
+        return self.network.body(
+            x, embedding, dict(zip(self.network.inputs, conditions, strict=True))
+        )
 
 
 @torch.no_grad()
-def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable[int], conditions: Conditions) -> None:
+def save_package(
+    path: str | os.PathLike[str], network: Network, shape: Iterable[int], conditions: Conditions
+) -> None:
     """Compile a network's body in its dtype, on its device, for one shape of x, and write it atomically.
 
     ``conditions`` are such as the body takes. ValueError where the path has another suffix than ``.pt2``, or
@@ -260,13 +279,19 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
     if Path(path).suffix != ".pt2":
         raise ValueError(f"the name of a package ends in .pt2, got {path}")
     if network.tokens:
-        raise ValueError(f"a package is of one shape, and {', '.join(network.tokens)} are tokens of any length")
+        raise ValueError(
+            f"a package is of one shape, and {', '.join(network.tokens)} are tokens of any length"
+        )
     from torch._inductor import aoti_compile_and_package
 
     weight = next(network.parameters())
     shape = tuple(shape)
-    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(memory_format=layout(len(shape)))
-    embedding = network.embed(torch.ones(1, device=weight.device)).to(torch.promote_types(weight.dtype, torch.float32))
+    x = torch.zeros(shape, dtype=weight.dtype, device=weight.device).to(
+        memory_format=layout(len(shape))
+    )
+    embedding = network.embed(torch.ones(1, device=weight.device)).to(
+        torch.promote_types(weight.dtype, torch.float32)
+    )
     others = [conditions[name] for name in network.inputs]
     options = {"freezing": x.dtype != torch.float64, **compile_options(x.device)}
 
@@ -274,7 +299,11 @@ def save_package(path: str | os.PathLike[str], network: Network, shape: Iterable
         with COMPILING, naming_a_space():
             program = torch.export.export(_Body(network), (x, embedding, *others))
             aoti_compile_and_package(program, package_path=str(temporary), inductor_configs=options)
-        content = {"shape": shape, "fits": fingerprint(network, x.dtype, x.device), "sha256": file_sha256(temporary)}
+        content = {
+            "shape": shape,
+            "fits": fingerprint(network, x.dtype, x.device),
+            "sha256": file_sha256(temporary),
+        }
         Path(f"{temporary}.json").write_text(json.dumps(content, indent=1) + "\n")
 
     write_atomically(Path(path), write)

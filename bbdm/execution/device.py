@@ -16,7 +16,8 @@ from bbdm.networks.base import find_dtype
 
 M_TRIM_THRESHOLD = -1  # of glibc's mallopt, as is the next
 M_MMAP_MAX = -4
-VECTORS = ("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")  # how flags of such instructions begin
+# how flags of such instructions begin
+VECTORS = ("avx", "amx", "fma", "f16c", "asimd", "sve", "bf16", "i8mm")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of products in bfloat16, of x86 and Arm
 
 
@@ -60,14 +61,20 @@ def machine_of(device: torch.device) -> dict[str, Any]:
         return {"GPU": processor(device)}
     return {
         "processor": processor(device),
-        "instruction sets": " ".join(sorted(flag for flag in cpu_flags() if flag.startswith(VECTORS))),
+        "instruction sets": " ".join(
+            sorted(flag for flag in cpu_flags() if flag.startswith(VECTORS))
+        ),
         "ONEDNN_MAX_CPU_ISA": os.environ.get("ONEDNN_MAX_CPU_ISA"),
         "threads": torch.get_num_threads(),
     }
 
 
 def choose_dtype(
-    asked: str | torch.dtype | None, own: torch.dtype, device: torch.device, compile: bool, package: Any = None
+    asked: str | torch.dtype | None,
+    own: torch.dtype,
+    device: torch.device,
+    compile: bool,
+    package: Any = None,
 ) -> torch.dtype:
     """The dtype asked for, a package's, the fastest of a compiled network, or the network's own."""
     if asked is not None:

@@ -67,11 +67,18 @@ class Processes:
             raise ValueError("several processes need accelerate: pip install '.[train]'") from error
         cpu = torch.device(device).type == "cpu"
         accelerator = Accelerator(
-            cpu=cpu, mixed_precision="no", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)]
+            cpu=cpu,
+            mixed_precision="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
         )
-        if accelerator.num_processes != started():  # without a GPU, accelerate runs each process alone
-            raise ValueError(f"device {device!r} cannot be used here by {started()} processes: is there no GPU?")
-        return cls(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator)
+        # without a GPU, accelerate runs each process alone
+        if accelerator.num_processes != started():
+            raise ValueError(
+                f"device {device!r} cannot be used here by {started()} processes: is there no GPU?"
+            )
+        return cls(
+            accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator
+        )
 
     @property
     def first(self) -> bool:
@@ -132,7 +139,9 @@ class Processes:
         blind = {node for node, sees in seen if not sees}
         if blind:
             nodes = ", ".join(sorted(blind))
-            raise ValueError(f"{folder} must be on a disk that all nodes share: it is not seen on {nodes}")
+            raise ValueError(
+                f"{folder} must be on a disk that all nodes share: it is not seen on {nodes}"
+            )
 
     def first_before_others(self) -> AbstractContextManager[None]:
         """A context that the other processes enter after the first has left it."""
@@ -141,5 +150,6 @@ class Processes:
     def leave(self) -> None:
         """Leave the group of processes. Nothing else may hold a network of :meth:`parallel` any longer."""
         if self.accelerator is not None:
-            self.accelerator.free_memory()  # a network of parallel() that outlives the group hangs when it is freed
+            # a network of parallel() that outlives the group hangs when it is freed
+            self.accelerator.free_memory()
             self.accelerator.end_training()

@@ -27,7 +27,9 @@ def conditions_of(settings: dict[str, Any]) -> NetworkConfig:
     names = ("endpoint", "axes", *(each.name for each in fields(ConditionsConfig)))
     further = {name: settings[name] for name in names if name in settings}
     source = settings.get("source_channels", settings["image_channels"])
-    return WrappedConfig(FORMAT, settings["channels"], settings["stride"], condition_channels=source, **further)
+    return WrappedConfig(
+        FORMAT, settings["channels"], settings["stride"], condition_channels=source, **further
+    )
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -52,7 +54,9 @@ def read_settings(folder: Path) -> dict[str, Any]:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} lacks {name}, which its {SETTINGS} lists")
         if file_sha256(folder / name) != digest:
-            raise ValueError(f"{folder / name} is not what {SETTINGS} describes: it is damaged, or of another export")
+            raise ValueError(
+                f"{folder / name} is not what {SETTINGS} describes: it is damaged, or of another export"
+            )
     return settings
 
 
@@ -61,7 +65,9 @@ def _check(settings: dict[str, Any]) -> None:
     if settings["format"] != FORMAT:
         raise ValueError(f"its format is {settings['format']!r}, not {FORMAT!r}")
     if settings["version"] > TWO_TABLES:
-        raise ValueError(f"version {settings['version']} is newer than this library reads ({TWO_TABLES}): update bbdm")
+        raise ValueError(
+            f"version {settings['version']} is newer than this library reads ({TWO_TABLES}): update bbdm"
+        )
     if settings["version"] < VERSION:
         raise ValueError(f"version {settings['version']} is too old: export the checkpoint again")
     if missing := sorted({"unet.onnx", "step.onnx"} - settings["files"].keys()):
@@ -74,7 +80,9 @@ def _check(settings: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be a {kind.__name__}, got {short(settings[name])}")
     for name in ("image_channels", "latent_stride"):
         if type(settings[name]) is not int or settings[name] < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {short(settings[name])}")
+            raise ValueError(
+                f"{name} must be an integer of at least 1, got {short(settings[name])}"
+            )
     network = conditions_of(settings)
     if settings.get("image_size") is not None:
         as_size(settings["image_size"], network.axes)

@@ -23,7 +23,15 @@ from bbdm.files import weights
 from bbdm.files.diffusers_folders import network_folder
 from bbdm.files.pretrained import read_pretrained
 from bbdm.files.weights import FORMAT, VQGAN_FORMAT, IncompleteFileError, Snapshot, State
-from bbdm.networks.base import ConfiguredNetwork, Network, Wrapped, converted, fitting, restore, state_hash
+from bbdm.networks.base import (
+    ConfiguredNetwork,
+    Network,
+    Wrapped,
+    converted,
+    fitting,
+    restore,
+    state_hash,
+)
 from bbdm.networks.config import FACTORIES, Base, LoRA, UNetConfig, WrappedConfig
 from bbdm.networks.dit import DiT, DiTConfig
 from bbdm.networks.lora import add_lora, completed, merged, trained
@@ -33,7 +41,8 @@ from bbdm.networks.unet import UNet
 from bbdm.networks.vqgan import VQGAN, VQGANConfig
 from bbdm.pictures.images import Size, as_size
 
-NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {  # by the names in files; the classes of their settings
+# by the names in files; the classes of their settings
+NETWORKS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "unet": (UNet, UNetConfig),
     "dit": (DiT, DiTConfig),
     "wrapped": (Wrapped, WrappedConfig),
@@ -50,13 +59,16 @@ class NetworkState:
     weights: State | None
     ema: State | None = None
     kind: str = "unet"
-    training: dict[str, Any] | None = None  # of an autoencoder's file; a bridge's has it in the Checkpoint
+    # of an autoencoder's file; a bridge's has it in the Checkpoint
+    training: dict[str, Any] | None = None
     base: Base | None = None  # the network of diffusion models that it began as
     lora: LoRA | None = None  # of a run's file that has trained weights alone
     origin: Origin | None = None  # of an autoencoder's file
 
     @classmethod
-    def of(cls, network: Network, ema: Network | None = None, dtype: torch.dtype | None = None) -> NetworkState:
+    def of(
+        cls, network: Network, ema: Network | None = None, dtype: torch.dtype | None = None
+    ) -> NetworkState:
         """The state of a network, and of one with its moving average, whose tensors are not copied.
 
         That of a network with LoRA is of the plain network that computes the same, and a copy.
@@ -69,7 +81,13 @@ class NetworkState:
             if each is not None:
                 states.append(each.state_dict() if each.lora is None else merged(each))
         weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
-        return cls(network.network_config, weights, average[0] if average else None, network.kind, base=network.base)
+        return cls(
+            network.network_config,
+            weights,
+            average[0] if average else None,
+            network.kind,
+            base=network.base,
+        )
 
     @classmethod
     def of_trained(cls, network: Network, ema: Network) -> NetworkState:
@@ -82,9 +100,13 @@ class NetworkState:
         """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
         kind, states = settings.get("kind", kind), content.states
         if kind not in NETWORKS or (kind == VQGAN.kind) != (content.format == VQGAN_FORMAT):
-            raise ValueError(f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm")
+            raise ValueError(
+                f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm"
+            )
         network, config_class = NETWORKS[kind]
-        config, weights, ema = config_class(**settings["config"]), states.get("weights"), states.get("ema")
+        config = config_class(**settings["config"])
+        weights = states.get("weights")
+        ema = states.get("ema")
         if weights is ema is None:
             raise ValueError("it holds neither weights nor their moving average")
         base = Base(**settings["base"]) if "base" in settings else None
@@ -102,7 +124,9 @@ class NetworkState:
         state: Any = second if first is None else first  # a file that was read has one of them
         if issubclass(kind, ConfiguredNetwork):
             if network is not None:
-                raise ValueError(f"a network was given, and the file describes its own, a {kind.__name__}")
+                raise ValueError(
+                    f"a network was given, and the file describes its own, a {kind.__name__}"
+                )
             if self.lora is not None:
                 beside = self.beside_base()
                 beside.load_state_dict(completed(beside, state))
@@ -111,7 +135,11 @@ class NetworkState:
             built.base = self.base
             return built
         described = f"of a {self.config.module} with {self.config.channels} channels"
-        own = Wrapped.from_config(self.config) if network is None and self.config.module in FACTORIES else None
+        own = (
+            Wrapped.from_config(self.config)
+            if network is None and self.config.module in FACTORIES
+            else None
+        )
         network = own or network
         if network is None:
             raise IncompleteFileError(
@@ -123,7 +151,9 @@ class NetworkState:
             for each in (self.config, network.network_config)
         )
         if network.kind != self.kind or expected != got:
-            raise ValueError(f"the file holds weights {described}, wrapped with {expected}; the one given has {got}")
+            raise ValueError(
+                f"the file holds weights {described}, wrapped with {expected}; the one given has {got}"
+            )
         built = fitting(lambda _: own or copy.deepcopy(network), None, state, "the checkpoint's")
         built.load_state_dict(state)
         return built.float().eval()
@@ -166,10 +196,14 @@ class NetworkState:
             return None
         config = self.config
         bridge = BrownianBridge()
-        return read_pretrained(path, bridge, config.condition_channels, config.channels, None, endpoint)[0]
+        return read_pretrained(
+            path, bridge, config.condition_channels, config.channels, None, endpoint
+        )[0]
 
 
-def vqgan_snapshot(vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None) -> Snapshot:
+def vqgan_snapshot(
+    vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None
+) -> Snapshot:
     """The content of an autoencoder's file; ``ema`` has the moving average of the weights."""
     states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
     return Snapshot(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training)
@@ -190,7 +224,9 @@ class CodecState:
         return cls(codec.config(), codec.module.state_dict(), codec=codec)
 
     @classmethod
-    def read(cls, settings: dict[str, Any], states: dict[str, State], codec: Codec | None) -> CodecState:
+    def read(
+        cls, settings: dict[str, Any], states: dict[str, State], codec: Codec | None
+    ) -> CodecState:
         """What a file describes; ``codec`` is the one that a file with only its hash means."""
         config = {name: value for name, value in settings.items() if name != "sha256"}
         if "sha256" not in settings:
@@ -213,7 +249,9 @@ class CodecState:
 
     def same_latents(self, codec: Codec) -> bool:
         """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
-        own, other = (as_json({**config, "statistics": None}) for config in (self.config, codec.config()))
+        own, other = (
+            as_json({**config, "statistics": None}) for config in (self.config, codec.config())
+        )
         return own == other and self.digest() == codec.digest()
 
 
@@ -243,7 +281,8 @@ class Checkpoint:
     unet: NetworkState
     bridge: Bridge
     codec: CodecState | None = None  # of the space of the bridge; None for image space
-    image_size: Size | None = None  # side or (height, width) of the pictures of training, where known
+    # side or (height, width) of the pictures of training, where known
+    image_size: Size | None = None
     training: dict[str, Any] | None = None
     defaults: Defaults = NO_DEFAULTS  # what samplers take where solver and steps are left out
     pictures: Spec = Spec()
@@ -261,7 +300,9 @@ class Checkpoint:
         return cls(
             network,
             bridges.from_config(settings["bridge"]),
-            None if settings["codec"] is None else CodecState.read(settings["codec"], content.states, codec),
+            None
+            if settings["codec"] is None
+            else CodecState.read(settings["codec"], content.states, codec),
             None if size is None else as_size(size, network.config.axes),
             content.training,
             Defaults.from_config(settings),
@@ -273,7 +314,11 @@ class Checkpoint:
         codec, coded = self.codec, None if self.codec is None else self.codec.config
         states = {"weights": self.unet.weights, "ema": self.unet.ema}
         if codec is not None:
-            if codec.weights is None or self.training is not None or codec.config["kind"] == WRAPPED:
+            if (
+                codec.weights is None
+                or self.training is not None
+                or codec.config["kind"] == WRAPPED
+            ):
                 coded = {**codec.config, "sha256": codec.digest()}
             else:
                 states["codec"] = codec.weights
@@ -290,7 +335,9 @@ class Checkpoint:
             **{name: value for name, value in vars(self.defaults).items() if value is not None},
             **self.pictures.config(),
         }
-        return Snapshot(FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training)
+        return Snapshot(
+            FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training
+        )
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

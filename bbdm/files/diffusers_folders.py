@@ -16,7 +16,11 @@ SCHEDULE = "scheduler_config.json"
 AUTOENCODER = "AutoencoderKL"
 SETTINGS = [repository.CARD, "model_index.json", CONFIG, SCHEDULE, f"*/{CONFIG}", f"*/{SCHEDULE}"]
 NETWORK = "diffusion_pytorch_model"
-WEIGHTS = [f"{NETWORK}.safetensors", f"{NETWORK}.safetensors.index.json", f"{NETWORK}-*-of-*.safetensors"]
+WEIGHTS = [
+    f"{NETWORK}.safetensors",
+    f"{NETWORK}.safetensors.index.json",
+    f"{NETWORK}-*-of-*.safetensors",
+]
 HALF = "fp16"  # the variant of weights that are read where there are no others
 HALVES = [f"{NETWORK}.{HALF}*.safetensors", f"{NETWORK}.safetensors.index.{HALF}.json"]
 TEXT = ["text_encoder/model.safetensors", "tokenizer/*.json", "tokenizer/merges.txt"]
@@ -61,7 +65,9 @@ def autoencoder_folder(path: Path) -> Path | None:
     pipeline = pipeline_folder(network)
     for name in ("vqvae", "movq"):
         if (pipeline / name).is_dir():
-            raise ValueError(f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL")
+            raise ValueError(
+                f"{path} is of latents of {name}, which is not read: only those of vae, an AutoencoderKL"
+            )
     folder = pipeline / "vae"
     if not folder.is_dir():
         return None
@@ -72,7 +78,9 @@ def autoencoder_folder(path: Path) -> Path | None:
             raise ValueError(f"{folder} must be an {AUTOENCODER}, got {architecture}")
         for name in ("latents_mean", "latents_std"):
             if settings.get(name) is not None:
-                raise ValueError(f"{name} of {folder} must be unset: latents are scaled by scaling_factor alone")
+                raise ValueError(
+                    f"{name} of {folder} must be unset: latents are scaled by scaling_factor alone"
+                )
     return folder
 
 
@@ -91,7 +99,9 @@ def fetch(match: re.Match[str]) -> Path | None:
     folder = repository.fetch(match, [*SETTINGS, *files])
     if not list(network.glob("*.safetensors")):
         halves = [f"{part}{file}" for part in parts for file in HALVES]
-        folder = repository.fetch(match, [*SETTINGS, *files, *halves, f"text_encoder/model.{HALF}.safetensors"])
+        folder = repository.fetch(
+            match, [*SETTINGS, *files, *halves, f"text_encoder/model.{HALF}.safetensors"]
+        )
     return folder
 
 
@@ -124,7 +134,9 @@ def read_settings(place: Path) -> dict[str, Any]:
 def check_weights(folder: Path) -> None:
     """Raise ValueError where a folder has no weights that are read without running code."""
     if not list(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} must hold weights as .safetensors: save them so, safe_serialization=True")
+        raise ValueError(
+            f"{folder} must hold weights as .safetensors: save them so, safe_serialization=True"
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

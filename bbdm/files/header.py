@@ -73,7 +73,15 @@ def read_header(path: Path) -> Header:
             header = json.loads(stream.read(length))
         settings = json.loads(header["__metadata__"][FORMAT])
         count = _parameters(header, "ema.") or _parameters(header, "weights.")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, struct.error):
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        struct.error,
+    ):
         return unknown  # who reads the file says what is wrong
     if not isinstance(settings, dict):
         return unknown
@@ -82,4 +90,6 @@ def read_header(path: Path) -> Header:
 
 def _parameters(header: dict[str, Any], beginning: str) -> int:
     """The number of values of tensors whose names begin so."""
-    return sum(math.prod(each["shape"]) for name, each in header.items() if name.startswith(beginning))
+    return sum(
+        math.prod(each["shape"]) for name, each in header.items() if name.startswith(beginning)
+    )

@@ -84,7 +84,9 @@ def save_pretrained(
     model = model.towards(DIRECTIONS[0]) if model.direction else model
     check_folder(folder)
     if (folder / ONNX).exists():
-        raise ValueError(f"{folder / ONNX} exists, and may be of other weights: delete it, and export again")
+        raise ValueError(
+            f"{folder / ONNX} exists, and may be of other weights: delete it, and export again"
+        )
     text = None
     if not (folder / CARD).exists() and (metadata or find_spec("huggingface_hub")):
         text = card(model, name or folder.resolve().name, **metadata)
@@ -96,7 +98,9 @@ def save_pretrained(
     weights.write(folder / WEIGHTS, content)
     manifest.write(folder / CONFIG, content.header)
     if text is not None:
-        write_atomically(folder / CARD, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_atomically(
+            folder / CARD, lambda temporary: temporary.write_text(text, encoding="utf-8")
+        )
 
 
 def card(model: Any, name: str, **metadata: Any) -> str:
@@ -106,7 +110,8 @@ def card(model: Any, name: str, **metadata: Any) -> str:
     data = optional.package("huggingface_hub", "a model card").ModelCardData(
         library_name="bbdm", pipeline_tag="image-to-image", tags=["diffusion-bridge"], **metadata
     )
-    given = ["network=bbdm.wrap(...)"] if isinstance(model.unet, Wrapped) else []  # what only its maker can give
+    # what only its maker can give
+    given = ["network=bbdm.wrap(...)"] if isinstance(model.unet, Wrapped) else []
     given += ["codec=bbdm.wrap_codec(...)"] if model.codec and model.codec.kind == WRAPPED else []
     return CARD_TEXT.format(
         metadata=data.to_yaml(),

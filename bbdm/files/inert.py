@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 LONGEST = 200  # characters of a key, and of a name with keys below
-MAX_SHARING = 4  # largest ratio of the bytes of tensors to those of their storages; usual files have 1
+# largest ratio of the bytes of tensors to those of their storages; usual files have 1
+MAX_SHARING = 4
 BLOCK = 2**20  # bytes read at a time
-LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")  # in the first pickle of files before PyTorch 1.6
+# in the first pickle of files before PyTorch 1.6
+LEGACY_MAGIC = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 
 
 class Stub:
@@ -55,12 +57,21 @@ class Stub:
         """The object's ``__dict__``; of a torch.nn.Module with its modules and what its state dict has."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
         found = next((part for part in parts if isinstance(part, dict)), {})
-        parameters, buffers, modules = (found.get(f"_{group}") for group in ("parameters", "buffers", "modules"))
-        if not (isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)):
+        parameters, buffers, modules = (
+            found.get(f"_{group}") for group in ("parameters", "buffers", "modules")
+        )
+        if not (
+            isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)
+        ):
             return found
         hidden = found.get("_non_persistent_buffers_set", ())
         own = {name: value for name, value in found.items() if not isinstance(value, Tensor | dict)}
-        return {**own, **parameters, **{n: v for n, v in buffers.items() if n not in hidden}, **modules}
+        return {
+            **own,
+            **parameters,
+            **{n: v for n, v in buffers.items() if n not in hidden},
+            **modules,
+        }
 
 
 class Unpickler(pickle._Unpickler):
@@ -78,7 +89,10 @@ class Unpickler(pickle._Unpickler):
             "torch._utils._rebuild_tensor_v2": self._tensor,
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-            "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(*args),  # as a plain one
+            # as a plain one
+            "torch._tensor._rebuild_from_type_v2": lambda rebuild, kind, args, state: rebuild(
+                *args
+            ),
             "collections.OrderedDict": OrderedDict,
             **dict.fromkeys(["builtins.set", "__builtin__.set"], set),
         }
@@ -87,7 +101,9 @@ class Unpickler(pickle._Unpickler):
         found = known.get(kind) or type(name[:100], (Stub,), {"kind": kind, "__module__": "stubs"})
         return found if isinstance(found, type) else partial(found)
 
-    def _tensor(self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+    def _tensor(
+        self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+    ) -> Tensor:
         """A tensor within its storage: torch would enlarge the storage."""
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         if (
@@ -95,7 +111,9 @@ class Unpickler(pickle._Unpickler):
             or (0 not in size and last >= len(storage))
             or min((offset, *size, *stride)) < 0
         ):
-            raise ValueError(f"it has a tensor of {size} numbers that ends at {last}, beyond its storage")
+            raise ValueError(
+                f"it has a tensor of {size} numbers that ends at {last}, beyond its storage"
+            )
         return torch.empty(0, dtype=storage.dtype).set_(storage.untyped(), offset, size, stride)
 
 
@@ -118,13 +136,17 @@ def load(path: Path) -> tuple[Any, bool]:
         begins = f"begins with {head[:20]}" if head else "is empty"
         raise ValueError(f"it {begins}; a file of torch.save was expected")
     inert: Any = type("Inert", (Unpickler,), {"size": path.stat().st_size})
-    module = SimpleNamespace(Unpickler=inert, load=lambda file, **k: inert(file, **k).load(), __name__="inert")
+    module = SimpleNamespace(
+        Unpickler=inert, load=lambda file, **k: inert(file, **k).load(), __name__="inert"
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of old protocols, and classes whose source is not found
         if zipped:  # torch enlarges the storages of older files without bounds
             with suppress(pickle.UnpicklingError):
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True), True
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=module, mmap=zipped), False
+        return torch.load(
+            path, map_location="cpu", weights_only=False, pickle_module=module, mmap=zipped
+        ), False
 
 
 def check_archive(path: Path) -> None:
@@ -136,7 +158,8 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            names, size = {info.filename for info in entries}, sum(info.file_size for info in entries)
+            names = {info.filename for info in entries}
+            size = sum(info.file_size for info in entries)
             compressed = any(info.compress_type for info in entries)
             if compressed or len(names) < len(entries) or size > path.stat().st_size:
                 raise ValueError("its archive has entries that overlap, or are compressed")
@@ -153,7 +176,9 @@ def check_archive(path: Path) -> None:
 def check_sharing(tensors: Iterable[Tensor]) -> None:
     """Raise ValueError where tensors are many times larger than their storages: a network copies views."""
     tensors = list(tensors)
-    storages = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    storages = {
+        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors
+    }
     size, stored = sum(each.numel() * each.itemsize for each in tensors), sum(storages.values())
     if size > MAX_SHARING * stored:
         raise ValueError(f"its tensors are of {size} bytes, and only {stored} are stored")
@@ -181,6 +206,10 @@ def flat(content: Any) -> dict[str, Any]:
         if not isinstance(inside, dict) or id(value) in entered or len(name) > LONGEST:
             continue
         entered.add(id(value))
-        inner = [(key, each) for key, each in inside.items() if isinstance(key, str) and len(key) <= LONGEST]
+        inner = [
+            (key, each)
+            for key, each in inside.items()
+            if isinstance(key, str) and len(key) <= LONGEST
+        ]
         pending += [(f"{name}.{key}" if name else key, each) for key, each in reversed(inner)]
     return found

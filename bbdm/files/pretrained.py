@@ -78,7 +78,9 @@ def pretrained(
     if found is None:
         wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
         raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
-    network, changed, notes = read_pretrained(found, bridge, source_channels, channels, config, name=path)
+    network, changed, notes = read_pretrained(
+        found, bridge, source_channels, channels, config, name=path
+    )
     for note in notes:
         log.warning(note)
     return network, changed
@@ -133,7 +135,9 @@ def read_pretrained(
         channels = settings.channels
     if channels != settings.channels:
         _check_channels(found, settings, channels)
-    network = Pretrained(replace(_with_channels(settings, channels, source_channels), endpoint=endpoint))
+    network = Pretrained(
+        replace(_with_channels(settings, channels, source_channels), endpoint=endpoint)
+    )
     network.base = read_base(place, name or found)
     if prompt is not None:
         network.prompt.copy_(prompt)
@@ -143,7 +147,9 @@ def read_pretrained(
         differ = f"the network has {settings.channels} channels, and targets {channels}"
         notes.append(f"{differ}: its first and last layers, {' and '.join(network.new)}, are new")
         new = tuple(f"{name}." for name in network.new)
-        ends = {key: value for key, value in network.module.state_dict().items() if key.startswith(new)}
+        ends = {
+            key: value for key, value in network.module.state_dict().items() if key.startswith(new)
+        }
     network.module.load_state_dict({**state, **ends})
     changed = replace(cast(Any, bridge), objective="denoiser", noise_range=noise_range)
     return network.eval(), cast(Known, changed), notes
@@ -168,7 +174,9 @@ def _read_folder(folder: Path) -> tuple[PretrainedConfig, State, tuple[float, fl
         )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {', '.join(sorted(report['missing_keys'])[:3])}")
-    arguments = {name: value for name, value in dict(module.config).items() if not name.startswith("_")}
+    arguments = {
+        name: value for name, value in dict(module.config).items() if not name.startswith("_")
+    }
     channels = arguments["in_channels"]
     stride = arguments.get("patch_size")  # of DiT
     if stride is None:
@@ -195,9 +203,13 @@ def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.T
         return None
     pipeline = pipeline_folder(cast(Path, network_folder(folder)))
     encoder = pipeline / "text_encoder"
-    known = (encoder / CONFIG).is_file() and "CLIPTextModel" in read_json(encoder / CONFIG).get("architectures", ())
+    known = (encoder / CONFIG).is_file() and "CLIPTextModel" in read_json(encoder / CONFIG).get(
+        "architectures", ()
+    )
     if not known:
-        notes.append(f"the network takes text, and {pipeline} has no text encoder of CLIP: it is shown zeros")
+        notes.append(
+            f"the network takes text, and {pipeline} has no text encoder of CLIP: it is shown zeros"
+        )
         return None
     check_weights(encoder)
     transformers = package("transformers", f"the text encoder in {encoder}")
@@ -205,23 +217,33 @@ def _prompt(folder: Path, config: PretrainedConfig, notes: list[str]) -> torch.T
         options: dict[str, Any] = {"local_files_only": True}
         tokenizer = transformers.CLIPTokenizer.from_pretrained(pipeline / "tokenizer", **options)
         variant = variant_of(encoder, "model")
-        model = transformers.CLIPTextModel.from_pretrained(encoder, use_safetensors=True, variant=variant, **options)
+        model = transformers.CLIPTextModel.from_pretrained(
+            encoder, use_safetensors=True, variant=variant, **options
+        )
         model = model.float().eval()
-        tokens = tokenizer("", padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt")
+        tokens = tokenizer(
+            "", padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
+        )
         with torch.no_grad():
             prompt = model(tokens.input_ids).last_hidden_state
         if prompt.shape[-1] != width:
-            raise ValueError(f"its tokens have {prompt.shape[-1]} numbers, and the network takes {width}")
+            raise ValueError(
+                f"its tokens have {prompt.shape[-1]} numbers, and the network takes {width}"
+            )
     return prompt
 
 
 def _check_channels(path: Path, config: PretrainedConfig, channels: int) -> None:
     """Raise ValueError where a network of latents is to have others."""
     if config.architecture == DIT or autoencoder_folder(path) is not None:
-        raise ValueError(f"{path} is of latents of {config.channels} channels, got {channels}: they stay as they are")
+        raise ValueError(
+            f"{path} is of latents of {config.channels} channels, got {channels}: they stay as they are"
+        )
 
 
-def _with_channels(config: PretrainedConfig, channels: int, source_channels: int) -> PretrainedConfig:
+def _with_channels(
+    config: PretrainedConfig, channels: int, source_channels: int
+) -> PretrainedConfig:
     """The settings of the network for the channels of targets, that sees a source beside them."""
     arguments = dict(config.arguments)
     if channels != config.channels:
@@ -232,7 +254,9 @@ def _with_channels(config: PretrainedConfig, channels: int, source_channels: int
     else:
         arguments["in_channels"] = channels + source_channels
     text = json.dumps(arguments, sort_keys=True)
-    return replace(config, arguments_json=text, channels=channels, condition_channels=source_channels)
+    return replace(
+        config, arguments_json=text, channels=channels, condition_channels=source_channels
+    )
 
 
 def _ends(
@@ -252,7 +276,9 @@ def _ends(
             leaves = {key: value.mean(dim=0, keepdim=True) for key, value in leaves.items()}
         elif config.channels == 1:
             enters = enters.repeat_interleave(channels, dim=1) / channels
-            leaves = {key: value.repeat_interleave(channels, dim=0) for key, value in leaves.items()}
+            leaves = {
+                key: value.repeat_interleave(channels, dim=0) for key, value in leaves.items()
+            }
         else:
             return None
     source = enters.new_zeros(enters.shape[0], source_channels, *enters.shape[2:])

@@ -18,7 +18,8 @@ CARD = "README.md"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>.+))?", re.ASCII)
-FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")  # what ends so is a file, though it may not exist
+# what ends so is a file, though it may not exist
+FILES = (".pt", ".pth", ".ckpt", ".safetensors", ".onnx")
 
 
 class HubError(OSError):
@@ -30,7 +31,8 @@ def hub_errors(beginning: str) -> Iterator[None]:
     """Turns an error of huggingface_hub in the ``with`` block into a :class:`HubError`, with a beginning."""
     try:
         yield
-    except Exception as error:  # of many kinds: the disk's, and those of its HTTP client, which changes
+    except Exception as error:
+        # of many kinds: the disk's, and those of its HTTP client, which changes
         reason = " ".join(str(error).split()) or type(error).__name__
         raise HubError(f"{beginning}: {reason[:1000]}") from error
 
@@ -60,7 +62,9 @@ def find_checkpoint(
     match = find(path)
     if match is None:
         if revision is not None:
-            raise ValueError(f"revision={revision!r} is of a repository OWNER/NAME, and {path} is a path")
+            raise ValueError(
+                f"revision={revision!r} is of a repository OWNER/NAME, and {path} is a path"
+            )
         return path / WEIGHTS if (path / WEIGHTS).is_file() else path
     if revision is not None and match["revision"] is not None:
         raise ValueError(f"revision={revision!r} was given, and {path} names another one")
@@ -77,7 +81,9 @@ def find(path: Path) -> re.Match[str] | None:
     return NAME.fullmatch(path.as_posix())
 
 
-def fetch(match: re.Match[str], patterns: list[str], revision: str | None = None, **where: Any) -> Path:
+def fetch(
+    match: re.Match[str], patterns: list[str], revision: str | None = None, **where: Any
+) -> Path:
     """The folder with some files of a :func:`find`; ``where`` is as in :func:`find_checkpoint`.
 
     Raises:

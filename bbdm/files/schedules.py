@@ -13,17 +13,35 @@ from bbdm.files.diffusers_folders import SCHEDULE, pipeline_folder
 from bbdm.networks.pretrained import LAST_TIME
 from bbdm.networks.pretrained_config import Prediction, PretrainedConfig, levels_of
 
-OF_BETAS = (  # schedulers, without the word, of networks that were trained on the betas of their settings
+# schedulers, without the word, of networks that were trained on the betas of their settings
+OF_BETAS = (
     *("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "DEISMultistep"),
-    *("DPMSolverMultistep", "DPMSolverSinglestep", "EulerAncestralDiscrete", "EulerDiscrete", "HeunDiscrete"),
-    *("KDPM2AncestralDiscrete", "KDPM2Discrete", "LCM", "LMSDiscrete", "PNDM", "SASolver", "TCD", "UniPCMultistep"),
+    *(
+        "DPMSolverMultistep",
+        "DPMSolverSinglestep",
+        "EulerAncestralDiscrete",
+        "EulerDiscrete",
+        "HeunDiscrete",
+    ),
+    *(
+        "KDPM2AncestralDiscrete",
+        "KDPM2Discrete",
+        "LCM",
+        "LMSDiscrete",
+        "PNDM",
+        "SASolver",
+        "TCD",
+        "UniPCMultistep",
+    ),
 )
 OF_FLOWS = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete", "FlowMatchLCM")
 OF_EDM = ("EDMDPMSolverMultistep", "EDMEuler")
 KNOWN = (*OF_BETAS, *OF_EDM, *OF_FLOWS)
-USUAL = {"timestep_type": "discrete", "use_flow_sigmas": False, "invert_sigmas": False}  # others change the times
+# others change the times
+USUAL = {"timestep_type": "discrete", "use_flow_sigmas": False, "invert_sigmas": False}
 TIMES = 1000  # of a flow
-EPSILON_TOP = 2.0  # noise level: an error of epsilon is sqrt(1 + nu^2) times as large in the estimate of a target
+# noise level: an error of epsilon is sqrt(1 + nu^2) times as large in the estimate of a target
+EPSILON_TOP = 2.0
 
 
 def read_schedule(network: Path) -> dict[str, Any]:
@@ -37,14 +55,19 @@ def read_schedule(network: Path) -> dict[str, Any]:
     if not path.is_file() and (network / SCHEDULE).is_file():
         path = network / SCHEDULE
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {path}: the network's schedule, which says its noise levels, is missing")
+        raise FileNotFoundError(
+            f"there is no {path}: the network's schedule, which says its noise levels, is missing"
+        )
     settings = json.loads(path.read_text(encoding="utf-8"))
     name = str(settings.get("_class_name"))
     if name.removesuffix("Scheduler") not in KNOWN:
-        raise ValueError(f"its scheduler must be {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, got {name}")
+        raise ValueError(
+            f"its scheduler must be {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, got {name}"
+        )
     scheduler = getattr(package("diffusers", "a pretrained network"), name)
     full = scheduler.from_config(settings).config
-    settings = {key: value for key, value in full.items() if not key.startswith("_")}  # which lists its defaults
+    # which lists its defaults
+    settings = {key: value for key, value in full.items() if not key.startswith("_")}
     usual = dict(USUAL)
     if name.startswith("Flow"):
         usual["num_train_timesteps"] = TIMES
@@ -71,7 +94,9 @@ def levels(settings: Mapping[str, Any]) -> tuple[Prediction, tuple[float, ...]]:
     if not name.startswith("EDM"):
         known.append("sample")
     if prediction not in known:
-        raise ValueError(f"prediction_type must be {', '.join(known[:-1])} or {known[-1]}, got {prediction!r}")
+        raise ValueError(
+            f"prediction_type must be {', '.join(known[:-1])} or {known[-1]}, got {prediction!r}"
+        )
     if name.startswith("EDM"):
         return ("edm_v" if prediction == "v_prediction" else "edm"), ()
     diffusers = package("diffusers", "a pretrained network")

@@ -46,7 +46,8 @@ class Snapshot:
     format: str  # its name
     settings: dict[str, Any]
     states: dict[str, State]
-    training: dict[str, Any] | None = None  # state to resume from, of plain containers and tensors; only in a .pt
+    # state to resume from, of plain containers and tensors; only in a .pt
+    training: dict[str, Any] | None = None
 
     @property
     def header(self) -> dict[str, Any]:
@@ -69,7 +70,9 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         raise ValueError(f"training state needs a .pt file, got {path}")
     stored: dict[int, torch.Tensor] = {}  # by where it lies in memory
     states: dict[str, State] = {name: {} for name in snapshot.states}
-    for name, key, tensor in ((name, *each) for name, state in snapshot.states.items() for each in state.items()):
+    for name, key, tensor in (
+        (name, *each) for name, state in snapshot.states.items() for each in state.items()
+    ):
         tensor = tensor.detach().to("cpu").contiguous()
         if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in stored:
             tensor = tensor.clone()
@@ -78,9 +81,15 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         content = {**snapshot.header, "states": states, "training": snapshot.training}
         write_atomically(path, lambda temporary: _save(content, temporary))
     else:
-        tensors = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
+        tensors = {
+            f"{name}.{key}": tensor
+            for name, state in states.items()
+            for key, tensor in state.items()
+        }
         metadata = described(snapshot.format, json.dumps(snapshot.header), tensors)
-        write_atomically(path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata))
+        write_atomically(
+            path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata)
+        )
 
 
 def settings_of(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -142,10 +151,15 @@ def _read_pt(path: Path, format: str, kind: str) -> Any:
         return content
     _check_format(content, format, kind)
     if not plain:
-        raise ValueError("it holds more than plain values, containers and tensors, which this library never saves")
-    states, training = copy.deepcopy((content.pop("states"), content.pop("training", None)))  # no longer mapped
+        raise ValueError(
+            "it holds more than plain values, containers and tensors, which this library never saves"
+        )
+    # no longer mapped
+    states, training = copy.deepcopy((content.pop("states"), content.pop("training", None)))
     for name, state in states.items():
-        if not isinstance(state, dict) or any(not isinstance(each, torch.Tensor) for each in state.values()):
+        if not isinstance(state, dict) or any(
+            not isinstance(each, torch.Tensor) for each in state.values()
+        ):
             raise ValueError(f"its {name} are no state dict of tensors")
     inert.check_sharing(each for state in states.values() for each in state.values())
     return Snapshot(format, content, states, training)
@@ -159,7 +173,9 @@ def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
     text = metadata[format]
     if metadata.get(DIGEST) != described(format, text, tensors)[DIGEST]:
-        raise ValueError("its settings or weights have changed since it was written: their SHA-256 differs")
+        raise ValueError(
+            "its settings or weights have changed since it was written: their SHA-256 differs"
+        )
     header = json.loads(text)
     _check_format(header, format, kind)
     states: dict[str, State] = {}
@@ -173,9 +189,15 @@ def _check_format(header: dict[str, Any], format: str, kind: str) -> None:
     """Take format and version out of a header; ValueError where they are others."""
     got, version = header.pop("format"), header.pop("version")
     if got != format:
-        raise ValueError(f"it is a {got[:100]!r}, not a {kind}" if isinstance(got, str) else f"it is not a {kind}")
+        raise ValueError(
+            f"it is a {got[:100]!r}, not a {kind}"
+            if isinstance(got, str)
+            else f"it is not a {kind}"
+        )
     if version > VERSION:
-        raise ValueError(f"version {version} is newer than this library reads ({VERSION}): update bbdm")
+        raise ValueError(
+            f"version {version} is newer than this library reads ({VERSION}): update bbdm"
+        )
 
 
 @contextmanager
@@ -194,7 +216,10 @@ def readable(path: str | os.PathLike[str], kind: str) -> Iterator[None]:
 
 def described(format: str, text: str, tensors: State) -> dict[str, str]:
     """The metadata of a .safetensors: the header as JSON under its format, and a hash of that and tensors."""
-    return {format: text, DIGEST: hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest()}
+    return {
+        format: text,
+        DIGEST: hashlib.sha256(f"{text}{state_hash(tensors)}".encode()).hexdigest(),
+    }
 
 
 def _save(content: dict[str, Any], path: Path) -> None:
@@ -202,7 +227,8 @@ def _save(content: dict[str, Any], path: Path) -> None:
     try:
         with path.open("wb") as file:
             torch.save(content, file)
-    except (OSError, RuntimeError) as error:  # torch's own is about the end of a file whose write had failed
+    except (OSError, RuntimeError) as error:
+        # torch's own is about the end of a file whose write had failed
         cause = error.__context__ if isinstance(error, RuntimeError) else error
         if not isinstance(cause, OSError):
             raise

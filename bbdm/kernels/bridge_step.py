@@ -60,7 +60,12 @@ def bridge_step(
     shape = x.shape
     if pred.shape != shape:
         raise ValueError(f"the network must predict {tuple(shape)}, got {tuple(pred.shape)}")
-    wanted = {"row": (row, (COLUMNS,)), "x0hat": (x0hat, shape), "inputs": (inputs, shape), "y": (y, shape)}
+    wanted = {
+        "row": (row, (COLUMNS,)),
+        "x0hat": (x0hat, shape),
+        "inputs": (inputs, shape),
+        "y": (y, shape),
+    }
     if noise is not None:
         wanted["noise"] = (noise, shape)
     if seeds is not None:
@@ -93,7 +98,9 @@ def _reference(
     if c_z != 0.0 and z is None:
         number = int(step)
         if seeds is None:
-            raise ValueError(f"step {number} has noise of weight {c_z}, got neither seeds nor noise")
+            raise ValueError(
+                f"step {number} has noise of weight {c_z}, got neither seeds nor noise"
+            )
         z = normal(seeds, number, tuple(x.shape[1:]), SAMPLING)
     estimate = _weighted((p_x, x), (p_y, y), (p_pred, pred))
     if mask is not None:
@@ -125,7 +132,9 @@ def _weighted(*terms: tuple[float, Tensor | None]) -> Tensor:
     return total
 
 
-_bridge_step = torch.library.custom_op("bbdm::bridge_step", _reference, mutates_args=("x", "x0hat", "inputs"))
+_bridge_step = torch.library.custom_op(
+    "bbdm::bridge_step", _reference, mutates_args=("x", "x0hat", "inputs")
+)
 
 
 @_bridge_step.register_fake
@@ -181,7 +190,9 @@ def _bridge_step_kernel(
     if c_z != 0.0:
         if seeds_ptr is not None:
             seed = tl.load(seeds_ptr + image)
-            x_next += c_z * draw_normals(seed, start, step, pixels, _SAMPLING, CHANNELS, BLOCK).to(x.dtype)
+            x_next += c_z * draw_normals(seed, start, step, pixels, _SAMPLING, CHANNELS, BLOCK).to(
+                x.dtype
+            )
         elif noise_ptr is not None:
             x_next += c_z * tl.load(noise_ptr + at, mask=inside).to(x.dtype)
         else:

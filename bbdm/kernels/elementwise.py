@@ -30,7 +30,8 @@ except ImportError:  # on macOS and Windows; kernels can be imported there too
     jit = constexpr = lambda value: value
 
 BLOCK = 512  # elements of a program
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by axes: of images, and of volumes
+# by axes: of images, and of volumes
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 WARPS = 2 if torch.version.hip else 4  # so 4 elements a thread: 128 bits of float32
 
 

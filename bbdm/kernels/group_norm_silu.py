@@ -13,7 +13,12 @@ from torch import Tensor
 
 
 def group_norm_silu(
-    x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5, activation: bool = True
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    activation: bool = True,
 ) -> Tensor:
     """silu(group_norm(x) * weight + bias), or the same without the SiLU.
 
@@ -42,7 +47,9 @@ def group_norm_silu(
     return reference(x, num_groups, weight, bias, eps, activation)
 
 
-def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
+def reference(
+    x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool
+) -> Tensor:
     """The op by PyTorch's group_norm, in the dtype of ``x``; float16 in float32, as its squares overflow."""
     if x.dtype == torch.float16:
         return reference(x.float(), num_groups, weight, bias, eps, activation).half()
@@ -52,13 +59,17 @@ def reference(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: flo
         z = F.group_norm(x, num_groups, weight[0], bias[0], eps)
     else:
         everywhere = (..., *[None] * (x.ndim - 2))  # for each channel, whatever the position
-        z = torch.addcmul(bias[everywhere], F.group_norm(x, num_groups, eps=eps), weight[everywhere])
+        z = torch.addcmul(
+            bias[everywhere], F.group_norm(x, num_groups, eps=eps), weight[everywhere]
+        )
     if activation:
         z = F.silu(z)
     return z
 
 
-def decomposed(x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool) -> Tensor:
+def decomposed(
+    x: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float, activation: bool
+) -> Tensor:
     """The op as two loops of a compiler: sums of each channel, then z = slope x + offset.
 
     Channels are adjacent in memory, so their sums come first, relative to one of their pixels:

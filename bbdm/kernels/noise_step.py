@@ -8,7 +8,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bbdm.kernels.elementwise import AVAILABLE, addresses, constexpr, jit, launch, memory_format_of, tl
+from bbdm.kernels.elementwise import (
+    AVAILABLE,
+    addresses,
+    constexpr,
+    jit,
+    launch,
+    memory_format_of,
+    tl,
+)
 from bbdm.kernels.philox import TRAINING, draw_normals, normal
 
 COLUMNS = 6  # of a row of the table: weights of x0, y, noise in x_t, then in the target
@@ -43,7 +51,9 @@ def noise_step(
             exactly one of noise and seeds.
     """
     if (noise is None) == (seeds is None):
-        raise ValueError(f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}")
+        raise ValueError(
+            f"noise_step takes one of noise and seeds, got {'neither' if noise is None else 'both'}"
+        )
     if seeds is not None and step is None:
         raise ValueError("seeds need the optimizer step, got step=None")
     if step is not None and not isinstance(step, Tensor):
@@ -60,13 +70,21 @@ def noise_step(
         if tensor.shape != shape:
             raise ValueError(f"{name} must be {shape}, got {tuple(tensor.shape)}")
     if seeds is not None and (seeds.shape != x0.shape[:1] or seeds.dtype != torch.int64):
-        raise ValueError(f"seeds must be ({len(x0)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}")
+        raise ValueError(
+            f"seeds must be ({len(x0)},) of int64, got {tuple(seeds.shape)} of {seeds.dtype}"
+        )
     return _noise_step(x0, y, t, table, noise, seeds, step)
 
 
 @torch.library.custom_op("bbdm::noise_step", mutates_args=())
 def _noise_step(
-    x0: Tensor, y: Tensor, t: Tensor, table: Tensor, noise: Tensor | None, seeds: Tensor | None, step: Tensor | None
+    x0: Tensor,
+    y: Tensor,
+    t: Tensor,
+    table: Tensor,
+    noise: Tensor | None,
+    seeds: Tensor | None,
+    step: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """The reference."""
     if noise is None:
@@ -116,7 +134,8 @@ def _noise_step_kernel(
 
     t = tl.load(t_ptr + image).to(tl.int64)
     row = table_ptr + t * _COLUMNS
-    known = (t >= 0) & (t < rows)  # else NaN, as a kernel cannot raise; nothing outside the table is read
+    # else NaN, as a kernel cannot raise; nothing outside the table is read
+    known = (t >= 0) & (t < rows)
     a_x0 = tl.load(row, known, float("nan"))
     a_y = tl.load(row + 1, known, float("nan"))
     a_z = tl.load(row + 2, known, float("nan"))
@@ -138,7 +157,9 @@ def _noise_step_kernel(
     tl.store(target_ptr + at, target.to(target_ptr.dtype.element_ty), mask=inside)
 
 
-def _launch(x0: Tensor, y: Tensor, t: Tensor, table: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
+def _launch(
+    x0: Tensor, y: Tensor, t: Tensor, table: Tensor, *others: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The kernel, on arguments that were checked."""
     x_t, target = _outputs(x0)
     launch(_noise_step_kernel, x0, x_t, target, x0, y, t, table, *others, len(table))

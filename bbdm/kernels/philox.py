@@ -20,7 +20,16 @@ from bbdm.kernels.philox_numpy import CORRUPTION as CORRUPTION
 from bbdm.kernels.philox_numpy import TRAINING as TRAINING
 
 # The last word of the counter.
-NOISE_LANE, TIMESTEP_LANE, FLIP_LANE, MOVE_LANE, DROP_LANE, DIRECTION_LANE, CROP_LANE, AFFINE_LANE = range(8)
+(
+    NOISE_LANE,
+    TIMESTEP_LANE,
+    FLIP_LANE,
+    MOVE_LANE,
+    DROP_LANE,
+    DIRECTION_LANE,
+    CROP_LANE,
+    AFFINE_LANE,
+) = range(8)
 
 
 def random_words(
@@ -68,7 +77,11 @@ def random_words(
 
 
 def normal(
-    seeds: torch.Tensor, step: int | torch.Tensor, shape: tuple[int, ...], stream: int = SAMPLING, first: int = 0
+    seeds: torch.Tensor,
+    step: int | torch.Tensor,
+    shape: tuple[int, ...],
+    stream: int = SAMPLING,
+    first: int = 0,
 ) -> torch.Tensor:
     """(B, *shape) standard normals, float32, for images of a logical ``shape`` (C, H, W), by Box-Muller.
 
@@ -94,7 +107,12 @@ def _normals(words: torch.Tensor) -> torch.Tensor:
 
 
 def normal_box(
-    seeds: torch.Tensor, step: int, shape: tuple[int, int, int], rows: slice, columns: slice, stream: int = SAMPLING
+    seeds: torch.Tensor,
+    step: int,
+    shape: tuple[int, int, int],
+    rows: slice,
+    columns: slice,
+    stream: int = SAMPLING,
 ) -> torch.Tensor:
     """(B, C, rows, columns) of :func:`normal` for images of a logical ``shape`` (C, H, W)."""
     channels, height, width = shape
@@ -182,7 +200,8 @@ def draw_words(seed, block, step, STREAM: tl.constexpr):
 @jit
 def _radius(word):
     """sqrt(-2 log(u)) in float32; u = 2^e (1 + s), 1 + s in [sqrt(1/2), sqrt(2)): s is exact near u = 1."""
-    u = ((word >> 8) | 1).to(tl.float32) * 5.9604644775390625e-08  # 2^-24; the same u as ((word >> 9) + 0.5) 2^-23
+    # 2^-24; the same u as ((word >> 9) + 0.5) 2^-23
+    u = ((word >> 8) | 1).to(tl.float32) * 5.9604644775390625e-08
     bits = u.to(tl.int32, bitcast=True)
     e = (bits - _SQRT_HALF) >> 23
     s = (bits - (e << 23)).to(tl.float32, bitcast=True) - 1.0
@@ -218,7 +237,9 @@ def _direction(word):
 
 
 @jit
-def draw_normals(seed, start, step, pixels, STREAM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr):
+def draw_normals(
+    seed, start, step, pixels, STREAM: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
+):
     """(BLOCK,) float32 normals for the places start .. start + BLOCK - 1 of one image's memory.
 
     ``start`` is a multiple of 4, ``pixels`` is H W, and ``CHANNELS`` is C where memory is channels_last, 0

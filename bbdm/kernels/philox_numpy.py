@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 ROUNDS = 10
-MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)  # Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
+# Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)  # golden ratio, sqrt(3) - 1
 MASK = 0xFFFFFFFF
 SAMPLING, TRAINING, CORRUPTION = 0, 1, 2  # streams
@@ -48,7 +49,9 @@ def random_words(
     return philox4x32(counter, key).reshape(len(unsigned), -1)
 
 
-def normal(seeds: npt.ArrayLike, step: int, shape: tuple[int, ...], stream: int = 0) -> npt.NDArray[np.float32]:
+def normal(
+    seeds: npt.ArrayLike, step: int, shape: tuple[int, ...], stream: int = 0
+) -> npt.NDArray[np.float32]:
     """(B, *shape) standard normals, float32; see :func:`bbdm.kernels.philox.normal`."""
     count = int(np.prod(shape))
     normals = np.empty((np.size(seeds), count), np.float32)

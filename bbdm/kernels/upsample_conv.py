@@ -14,7 +14,10 @@ import torch.nn.functional as F
 
 
 def upsample_conv3x3(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, factors: Sequence[int] = (2, 2)
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    factors: Sequence[int] = (2, 2),
 ) -> torch.Tensor:
     """Enlarge x by nearest neighbours, then convolve with padding 1.
 

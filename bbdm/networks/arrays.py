@@ -30,15 +30,21 @@ def along(number: int | Sequence[int], axes: int) -> tuple[int, ...]:
 def check_images(x: torch.Tensor, channels: int, strides: Sequence[int]) -> None:
     """Raise ValueError where x has other axes or channels, or a side that is not a multiple of its stride."""
     if x.ndim != 2 + len(strides) or x.shape[1] != channels:
-        raise ValueError(f"x must be (B, {channels}, {SIDES[len(strides)]}), got shape {tuple(x.shape)}")
+        raise ValueError(
+            f"x must be (B, {channels}, {SIDES[len(strides)]}), got shape {tuple(x.shape)}"
+        )
     if any(side % step for side, step in zip(x.shape[2:], strides, strict=True)):
-        raise ValueError(f"x must have sides that are multiples of {shown(strides)}, got {shown(x.shape[2:])}")
+        raise ValueError(
+            f"x must have sides that are multiples of {shown(strides)}, got {shown(x.shape[2:])}"
+        )
 
 
 def check_pictures(axes: int, what: str) -> None:
     """Raise ValueError for a network of volumes, by its axes; ``what`` begins the message."""
     if axes != 2:
-        raise ValueError(f"{what} is for pictures (B, C, H, W), and this network is of volumes (B, C, D, H, W)")
+        raise ValueError(
+            f"{what} is for pictures (B, C, H, W), and this network is of volumes (B, C, D, H, W)"
+        )
 
 
 def in_channels(source: Any, channels: int, endpoint: Sequence[int] | None) -> Any:

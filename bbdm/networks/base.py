@@ -25,8 +25,14 @@ Conditions = Mapping[str, torch.Tensor]
 Call = Callable[[Any, torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 Module = TypeVar("Module", bound=nn.Module)
 Configured = TypeVar("Configured", bound="ConfiguredNetwork")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
-Body = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]  # Network.body, or what it was compiled to
+DTYPES = {
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp32": torch.float32,
+    "fp64": torch.float64,
+}
+# Network.body, or what it was compiled to
+Body = Callable[[torch.Tensor, torch.Tensor, Conditions], torch.Tensor]
 
 
 class Network(nn.Module):
@@ -46,7 +52,8 @@ class Network(nn.Module):
         inputs: all conditions by name: ``source``, where it is seen, then images, classes and tokens.
     """
 
-    kind: str = "wrapped"  # its name in files, which hold the weights of a class of one's own, and not the class
+    # its name in files, which hold the weights of a class of one's own, and not the class
+    kind: str = "wrapped"
     channels: int
     condition_channels: int
     axes: int = 2
@@ -59,7 +66,8 @@ class Network(nn.Module):
     base: Base | None = None
     lora: LoRA | None = None
 
-    def __init__(self, config: Any = None) -> None:  # a NetworkConfig; None where the attributes are a class's own
+    # a NetworkConfig; None where the attributes are a class's own
+    def __init__(self, config: Any = None) -> None:
         super().__init__()
         if config is None:
             config = WrappedConfig(
@@ -102,7 +110,9 @@ class Network(nn.Module):
             ValueError: the source has other channels.
         """
         if source.shape[1] != self.source_channels:
-            raise ValueError(f"the source must have {self.source_channels} channels, got {source.shape[1]}")
+            raise ValueError(
+                f"the source must have {self.source_channels} channels, got {source.shape[1]}"
+            )
         y = in_channels(source, self.channels, self.endpoint_channels)
         if y is source:
             return source
@@ -129,7 +139,9 @@ class Network(nn.Module):
         """
         return dict(conditions)
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions | None = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions | None = None
+    ) -> torch.Tensor:
         """Predict the bridge's objective.
 
         Args:
@@ -159,7 +171,9 @@ class Network(nn.Module):
         return t
 
     @abstractmethod
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def body(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """The rest of the network; ``embedding`` has a row for each image, or one for all.
 
         ``conditions`` are :meth:`prepared`: all of :attr:`inputs`, empty where there are none.
@@ -189,7 +203,9 @@ class Wrapped(Network):
         make, call = FACTORIES[config.module]
         return cls(make(config), config, call)
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def body(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """The module's prediction; the embedding is the time."""
         t = embedding.expand(x.shape[0])
         if self._call is not None:
@@ -230,16 +246,22 @@ def wrap(
     if not isinstance(module, nn.Module):
         raise ValueError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     name = f"{type(module).__module__}.{type(module).__qualname__}"
-    config = WrappedConfig(name, channels, stride, condition_channels=condition_channels, **settings)
+    config = WrappedConfig(
+        name, channels, stride, condition_channels=condition_channels, **settings
+    )
     return Wrapped(module, config, call)
 
 
 def check_network(network: Any) -> None:
     """Raise ValueError for what is no network."""
     if not isinstance(network, Network):
-        raise ValueError(f"it must be a network, got {type(network).__name__}: bbdm.wrap makes one of any module")
+        raise ValueError(
+            f"it must be a network, got {type(network).__name__}: bbdm.wrap makes one of any module"
+        )
     if next(network.parameters(), None) is None:
-        raise ValueError(f"a network must have parameters, got a {type(network).__name__} without any")
+        raise ValueError(
+            f"a network must have parameters, got a {type(network).__name__} without any"
+        )
 
 
 def placed(network: Module, device: torch.device, dtype: torch.dtype) -> Module:
@@ -272,7 +294,9 @@ class ConfiguredNetwork:
         return cls.from_config(cls.presets[name])
 
 
-def fitting(build: Callable[[Any], Module], config: Any, state: Mapping[str, Any], whose: str = "its") -> Module:
+def fitting(
+    build: Callable[[Any], Module], config: Any, state: Mapping[str, Any], whose: str = "its"
+) -> Module:
     """A network on the device "meta", without memory, that weights fit by key, shape and kind of number.
 
     ``whose`` begins a message.
@@ -281,16 +305,22 @@ def fitting(build: Callable[[Any], Module], config: Any, state: Mapping[str, Any
         ValueError: there is no network of such sizes, or weights do not fit: the message has every key that
             is missing, extra or of another shape.
     """
-    if not isinstance(state, Mapping) or not all(hasattr(value, "shape") for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        hasattr(value, "shape") for value in state.values()
+    ):
         raise ValueError(f"{whose} weights are no state dict of tensors")
     blocks = getattr(config, "blocks", 0)
     if blocks > len(state):  # a wrong number of blocks can be huge, and would be built
-        raise ValueError(f"{whose} weights do not fit the network: {len(state)} tensors, for {blocks} blocks")
+        raise ValueError(
+            f"{whose} weights do not fit the network: {len(state)} tensors, for {blocks} blocks"
+        )
     try:
         with torch.device("meta"):
             network = build(config)
     except (RuntimeError, OverflowError) as error:  # sizes that no tensor has
-        raise ValueError(f"there is no network of such sizes: {str(error).splitlines()[0]}") from error
+        raise ValueError(
+            f"there is no network of such sizes: {str(error).splitlines()[0]}"
+        ) from error
     differences = differences_of(state, network.state_dict())
     if differences:
         raise ValueError(f"{whose} weights do not fit the network: {'; '.join(differences)}")
@@ -317,14 +347,17 @@ def differences_of(state: Mapping[str, Any], expected: Mapping[str, torch.Tensor
     return [f"{name}: {', '.join(keys)}" for name, keys in differences.items() if keys]
 
 
-def restore(build: Callable[[Any], Module], config: Any, state: dict[str, torch.Tensor], whose: str = "its") -> Module:
+def restore(
+    build: Callable[[Any], Module], config: Any, state: dict[str, torch.Tensor], whose: str = "its"
+) -> Module:
     """A network in float32 on the CPU, in evaluation mode; for arguments and errors see :func:`fitting`."""
     network = fitting(build, config, state, whose)
     computed = {name for name, _ in network.named_buffers()} - network.state_dict().keys()
     if computed:  # which no file holds, such as the places of tokens
         network = build(config)
     else:
-        network.to_empty(device="cpu")  # initial values would take longer to draw than the file takes to read
+        # initial values would take longer to draw than the file takes to read
+        network.to_empty(device="cpu")
     network.load_state_dict(state)
     return network.eval()
 
@@ -339,7 +372,9 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
     if isinstance(name, str):
         dtype = DTYPES.get(name, getattr(torch, name, None))
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype must be a floating-point dtype such as {', '.join(DTYPES)}, got {name!r}")
+        raise ValueError(
+            f"dtype must be a floating-point dtype such as {', '.join(DTYPES)}, got {name!r}"
+        )
     return dtype
 
 

@@ -22,14 +22,17 @@ if TYPE_CHECKING:
     import torch
 
 SOURCE = "source"  # the name of the source among the conditions
-TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")  # names of other inputs, in exports
+# names of other inputs, in exports
+TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")
 DIRECTION = "direction"  # the class of networks that translate both ways
 DIRECTIONS = ("AtoB", "BtoA")  # its names
 Kind = Literal["image", "class", "tokens"]
 Direction = Literal["AtoB", "BtoA"]
-KINDS: dict[str, Kind] = {"images": "image", "classes": "class", "tokens": "tokens"}  # by fields, in a network's order
+# by fields, in a network's order
+KINDS: dict[str, Kind] = {"images": "image", "classes": "class", "tokens": "tokens"}
 Classes = int | tuple[str, ...]  # how many there are, or their names in order
-Variant = tuple[tuple[str, ...], float]  # conditions that are left out, and the weight of the difference
+# conditions that are left out, and the weight of the difference
+Variant = tuple[tuple[str, ...], float]
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,11 @@ class ConditionInput:
 
     def shape(self, count: int, sides: Sequence[int], length: int = 1) -> tuple[int, ...]:
         """The shape of the tensor of a number of images of a size; ``length`` is the number of tokens."""
-        shapes = {"image": (count, self.size, *sides), "class": (count,), "tokens": (count, length, self.size)}
+        shapes = {
+            "image": (count, self.size, *sides),
+            "class": (count,),
+            "tokens": (count, length, self.size),
+        }
         return shapes[self.kind]
 
     def check(self, value: torch.Tensor) -> None:
@@ -129,14 +136,20 @@ class ConditionInput:
             numbers = [self._number(label) for label in self._of_sources(value, count, axes=0)]
             rows = np.array(numbers, np.int64)
         else:
-            rows = self._padded([self._tokens(tokens) for tokens in self._of_sources(value, count, axes=2)])
+            rows = self._padded(
+                [self._tokens(tokens) for tokens in self._of_sources(value, count, axes=2)]
+            )
         if count == len(owners):
             return rows
         return rows[list(owners)]
 
     def _of_sources(self, value: Any, count: int, axes: int) -> list[Any]:
         """What a call gives for it as a value for each source; ``axes`` are those of a single value."""
-        if value is None or isinstance(value, str | int | float) or getattr(value, "ndim", -1) == axes:
+        if (
+            value is None
+            or isinstance(value, str | int | float)
+            or getattr(value, "ndim", -1) == axes
+        ):
             return [value] * count
         values = value.tolist() if getattr(value, "ndim", 0) == 1 else list(value)
         if len(values) == 1:
@@ -200,7 +213,10 @@ class ConditionInput:
         """Raise ValueError unless it is finite floats of a shape (N, C, *S), or of what becomes that."""
         is_float = "float" in str(getattr(value, "dtype", ""))
         if not is_float:
-            self._refuse("be an array or a tensor of floats in [-1, 1]", getattr(value, "dtype", type(value).__name__))
+            self._refuse(
+                "be an array or a tensor of floats in [-1, 1]",
+                getattr(value, "dtype", type(value).__name__),
+            )
         got = tuple(value.shape)
         is_for_all = got[:2] == (1, self.size)
         is_for_each = got[:2] == shape[:2]
@@ -233,13 +249,16 @@ class ConditionsConfig:
     """
 
     images: Mapping[str, int] = field(default_factory=dict, hash=False)  # channels by name
-    classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)  # how many by name, or their names
+    # how many by name, or their names
+    classes: Mapping[str, Classes] = field(default_factory=dict, hash=False)
     tokens: Mapping[str, int] = field(default_factory=dict, hash=False)  # width of a token by name
-    drop: Mapping[str, float] = field(default_factory=dict, hash=False)  # share of training examples without it
+    # share of training examples without it
+    drop: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         for setting in fields(ConditionsConfig):
-            values = dict(sorted(getattr(self, setting.name).items()))  # the same settings are the same bytes in files
+            # the same settings are the same bytes in files
+            values = dict(sorted(getattr(self, setting.name).items()))
             for name, value in values.items():
                 if isinstance(value, list):
                     values[name] = tuple(value)
@@ -261,7 +280,9 @@ class ConditionsConfig:
             names = ", ".join(self.each) or "(there are none)"
             raise ValueError(f"drop must be of the conditions {names}, got {name!r}")
         if self.two_way and name == DIRECTION:
-            raise ValueError(f"drop must be of other conditions than {name!r}, which says what the target is")
+            raise ValueError(
+                f"drop must be of other conditions than {name!r}, which says what the target is"
+            )
         if not isinstance(share, int | float) or not 0 < share < 1:
             raise ValueError(f"drop[{name!r}] must be above 0 and below 1, got {share!r}")
 
@@ -316,7 +337,9 @@ def _check_size(setting: str, name: str, value: Any) -> None:
         raise ValueError(f"{setting}[{name!r}] must be {rule}, got {value!r}")
 
 
-def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionInput]) -> dict[str, Any]:
+def matched(
+    conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionInput]
+) -> dict[str, Any]:
     """Conditions by name in a network's order.
 
     Raises:
@@ -326,7 +349,9 @@ def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionI
         conditions = {}
     if not isinstance(conditions, Mapping):
         kind = type(conditions).__name__
-        raise ValueError(f"conditions must be a mapping of names to values, such as {{'source': y}}, got a {kind}")
+        raise ValueError(
+            f"conditions must be a mapping of names to values, such as {{'source': y}}, got a {kind}"
+        )
     described = ", ".join(map(str, known.values())) or "none"
     unknown = [repr(name) for name in conditions if name not in known]
     if unknown:
@@ -341,7 +366,10 @@ def matched(conditions: Mapping[str, Any] | None, known: Mapping[str, ConditionI
 
 
 def read_conditions(
-    conditions: Mapping[str, Any] | None, known: ConditionsConfig, source: Any, owners: Sequence[int]
+    conditions: Mapping[str, Any] | None,
+    known: ConditionsConfig,
+    source: Any,
+    owners: Sequence[int],
 ) -> dict[str, Any]:
     """The conditions of a call by name as a network takes them, a row for each image of the call.
 
@@ -358,7 +386,9 @@ def read_conditions(
         values_of_sources = value if isinstance(value, list | tuple) else [value]
         is_missing = any(single is None for single in values_of_sources)
         if is_missing and not known.each[name].droppable:
-            raise ValueError(f"condition {name!r} cannot be None: the network was never trained without it")
+            raise ValueError(
+                f"condition {name!r} cannot be None: the network was never trained without it"
+            )
     return {name: known.each[name].read(value, source, owners) for name, value in values.items()}
 
 
@@ -369,7 +399,9 @@ def read_direction(value: Any) -> Direction:
     for number, name in enumerate(DIRECTIONS):
         if labels and all(label in (number, name) for label in labels):
             return name
-    raise ValueError(f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}")
+    raise ValueError(
+        f"direction must be {' or '.join(DIRECTIONS)}, one for all of a call, got {value!r}"
+    )
 
 
 @dataclass(frozen=True)
@@ -382,7 +414,9 @@ class Guidance:
 
     variants: tuple[Variant, ...]
 
-    def predict(self, network: Callable[..., Any], x: Any, conditions: Sequence[Mapping[str, Any]]) -> Any:
+    def predict(
+        self, network: Callable[..., Any], x: Any, conditions: Sequence[Mapping[str, Any]]
+    ) -> Any:
         """The guided prediction of a step, (B, C, *S), of a network that returns at least 32 bits.
 
         ``conditions`` are those of each evaluation, (B, ...); or of all, (N B, ...), for one batch.
@@ -399,7 +433,9 @@ class Guidance:
         return guided
 
 
-def read_guidance(conditions: ConditionsConfig, guidance: float | Mapping[str, float]) -> Guidance | None:
+def read_guidance(
+    conditions: ConditionsConfig, guidance: float | Mapping[str, float]
+) -> Guidance | None:
     """The guidance of a call's argument for a network with conditions; None where predictions stay.
 
     Raises:
@@ -409,13 +445,19 @@ def read_guidance(conditions: ConditionsConfig, guidance: float | Mapping[str, f
         unknown = [repr(name) for name in guidance if name not in conditions.each]
         if unknown:
             names = ", ".join(unknown)
-            raise ValueError(f"guidance must be for conditions, {conditions.described}, got {names}")
+            raise ValueError(
+                f"guidance must be for conditions, {conditions.described}, got {names}"
+            )
         weights = {(name,): weight for name, weight in guidance.items()}
     else:
         weights = {tuple(conditions.drop): guidance}
     variants: list[Variant] = []
     for names, weight in weights.items():
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 <= weight < math.inf
+        ):
             raise ValueError(f"guidance must be a number of at least 0, got {weight!r}")
         never_left_out = [repr(name) for name in names if name not in conditions.drop]
         if not names:

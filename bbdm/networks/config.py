@@ -12,7 +12,8 @@ from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
 from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
 
-SIZES = ("int", "tuple[int, ...]", "Stride")  # annotations of fields that are integers of at least 1,
+# annotations of fields that are integers of at least 1,
+SIZES = ("int", "tuple[int, ...]", "Stride")
 MAY_BE_ZERO = ("condition_channels", "num_codes")  # or of at least 0
 
 
@@ -49,7 +50,9 @@ def check_levels(config: UNetConfig | VQGANConfig) -> list[int]:
     widths = [config.model_channels * mult for mult in config.channel_mult]
     for width in (config.model_channels, *widths):
         if width % config.num_groups:
-            raise ValueError(f"a level is {width} channels wide, not a multiple of num_groups={config.num_groups}")
+            raise ValueError(
+                f"a level is {width} channels wide, not a multiple of num_groups={config.num_groups}"
+            )
     return widths
 
 
@@ -62,7 +65,8 @@ class NetworkConfig(ConditionsConfig):
     """
 
     condition_channels: int = 0  # channels of the source; 0 where it is not shown
-    endpoint: tuple[int, ...] | None = None  # source channels that the bridge ends in; None: itself, or the mean
+    # source channels that the bridge ends in; None: itself, or the mean
+    endpoint: tuple[int, ...] | None = None
     axes: int = 2  # spatial: 2 for pictures (H, W), 3 for volumes (D, H, W)
 
     def __post_init__(self) -> None:
@@ -119,7 +123,9 @@ class WrappedConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(along(self.stride, self.axes)) != self.axes:
-            raise ValueError(f"stride must be a number, or one for each of {self.axes} axes, got {self.stride!r}")
+            raise ValueError(
+                f"stride must be a number, or one for each of {self.axes} axes, got {self.stride!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -136,14 +142,18 @@ class UNetConfig(NetworkConfig):
     in_channels: int = 3  # channels of the state x
     out_channels: int = 3  # channels of the prediction
     model_channels: int = 128  # width of the first level
-    channel_mult: tuple[int, ...] = (1, 4, 8)  # width of each level, in model_channels; each level halves the size
+    # width of each level, in model_channels; each level halves the size
+    channel_mult: tuple[int, ...] = (1, 4, 8)
     num_res_blocks: int = 2  # residual blocks a level on the way down, one more on the way up
-    attention_resolutions: tuple[int, ...] = (32, 16, 8)  # levels with attention, as factors from the first level
+    # levels with attention, as factors from the first level
+    attention_resolutions: tuple[int, ...] = (32, 16, 8)
     head_channels: int = 64  # width of an attention head
     num_groups: int = 32  # groups of every GroupNorm
     dropout: float = 0.0  # before the last convolution of a residual block
-    patch: int = 1  # side of the square of pixels that is one position of the first level; of pictures alone
-    strides: tuple[tuple[int, ...], ...] | None = None  # of each axis from a level to the next, 1 or 2; None: all 2
+    # side of the square of pixels that is one position of the first level; of pictures alone
+    patch: int = 1
+    # of each axis from a level to the next, 1 or 2; None: all 2
+    strides: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -159,13 +169,19 @@ class UNetConfig(NetworkConfig):
             is_last = level == len(widths) - 1  # the middle block, which has attention
             is_attended = is_last or 2**level in self.attention_resolutions
             if is_attended and width % self.head_channels:
-                raise ValueError(f"attention on {width} channels does not split into heads of {self.head_channels}")
+                raise ValueError(
+                    f"attention on {width} channels does not split into heads of {self.head_channels}"
+                )
 
     def _check_strides(self, count: int) -> None:
         """Raise ValueError unless each of ``count`` transitions between levels has a stride of each axis."""
         fits = len(self.level_strides) == count
         for stride in self.level_strides:
-            if not isinstance(stride, tuple) or len(stride) != self.axes or not set(stride) <= {1, 2}:
+            if (
+                not isinstance(stride, tuple)
+                or len(stride) != self.axes
+                or not set(stride) <= {1, 2}
+            ):
                 fits = False
         if not fits:
             rule = f"{count} tuples of {self.axes} numbers, each 1 or 2"
@@ -222,7 +238,9 @@ class DiTConfig(NetworkConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.width % self.heads or self.width % 4:
-            raise ValueError(f"width must be a multiple of heads={self.heads} and of 4, got {self.width}")
+            raise ValueError(
+                f"width must be a multiple of heads={self.heads} and of 4, got {self.width}"
+            )
 
     @property
     def stride(self) -> int:
@@ -251,7 +269,11 @@ class Base:
 
     def __str__(self) -> str:
         """Its name and its licence in one line."""
-        terms = [text for text in (self.license, self.license_name, self.license_link) if text is not None]
+        terms = [
+            text
+            for text in (self.license, self.license_name, self.license_link)
+            if text is not None
+        ]
         return f"{self.name}, license {', '.join(terms) or 'unknown'}"
 
     @property
@@ -307,9 +329,11 @@ class VQGANConfig:
     latent_channels: int = 3  # also the length of a code
     num_codes: int = 8192  # 0: no codebook, a KL autoencoder
     model_channels: int = 128  # width of the first level
-    channel_mult: tuple[int, ...] = (1, 2, 4)  # width of each level, in model_channels; each level halves the size
+    # width of each level, in model_channels; each level halves the size
+    channel_mult: tuple[int, ...] = (1, 2, 4)
     num_res_blocks: int = 2  # residual blocks a level of the encoder, one more in the decoder
-    attention_resolutions: tuple[int, ...] = ()  # downsampling factors of levels with attention, besides the middle
+    # downsampling factors of levels with attention, besides the middle
+    attention_resolutions: tuple[int, ...] = ()
     num_groups: int = 32  # groups of every GroupNorm
 
     def __post_init__(self) -> None:
@@ -336,14 +360,16 @@ class VQGANConfig:
 
 _small = partial(UNetConfig, condition_channels=3, num_groups=8)
 UNETS: dict[str, UNetConfig] = {
-    "paper": UNetConfig(),  # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
+    # of the A-Bridge paper, in image space and on VQ-f4 latents; 237.1 M parameters
+    "paper": UNetConfig(),
     "paper-pinned": UNetConfig(condition_channels=3),  # the same, to be trained for few calls
     "few": UNetConfig(condition_channels=3),  # that, to be trained on some hundred pairs
     "bbdm": UNetConfig(condition_channels=3),  # the original BBDM's pixel model
     "lbbdm-f4": UNetConfig(),  # the original BBDM on VQ-f4 latents
     "lbbdm-f8": UNetConfig(in_channels=4, out_channels=4),
     "lbbdm-f16": UNetConfig(in_channels=8, out_channels=8, attention_resolutions=(16, 8, 4)),
-    "volume": UNetConfig(  # CT and MR, for crops of 64 x 96 x 96 voxels, slices farther apart; 17.2 M parameters
+    # CT and MR, for crops of 64 x 96 x 96 voxels, slices farther apart; 17.2 M parameters
+    "volume": UNetConfig(
         in_channels=1,
         out_channels=1,
         condition_channels=1,
@@ -356,7 +382,13 @@ UNETS: dict[str, UNetConfig] = {
         axes=3,
         strides=((1, 2, 2), (2, 2, 2), (2, 2, 2)),
     ),
-    "demo": _small(model_channels=64, channel_mult=(1, 2, 3), num_res_blocks=1, attention_resolutions=(2, 4), patch=2),
+    "demo": _small(
+        model_channels=64,
+        channel_mult=(1, 2, 3),
+        num_res_blocks=1,
+        attention_resolutions=(2, 4),
+        patch=2,
+    ),
     "small": _small(  # 1.2 M parameters, for half an hour on a laptop
         model_channels=24,
         channel_mult=(1, 2, 3),
@@ -366,7 +398,9 @@ UNETS: dict[str, UNetConfig] = {
         patch=2,
     ),
     # what demo was before it was trained for few calls
-    "demo-residual": _small(model_channels=32, channel_mult=(1, 2, 4, 4), attention_resolutions=(8,), head_channels=32),
+    "demo-residual": _small(
+        model_channels=32, channel_mult=(1, 2, 4, 4), attention_resolutions=(8,), head_channels=32
+    ),
 }
 DITS: dict[str, DiTConfig] = {  # the paper's sizes
     "dit-s": DiTConfig(width=384, depth=12, heads=6),  # 33 M parameters
@@ -375,9 +409,14 @@ DITS: dict[str, DiTConfig] = {  # the paper's sizes
 }
 VQGANS: dict[str, VQGANConfig] = {
     "vq-f4": VQGANConfig(),
-    "vq-f8": VQGANConfig(latent_channels=4, num_codes=16384, channel_mult=(1, 2, 2, 4), attention_resolutions=(8,)),
+    "vq-f8": VQGANConfig(
+        latent_channels=4, num_codes=16384, channel_mult=(1, 2, 2, 4), attention_resolutions=(8,)
+    ),
     "vq-f16": VQGANConfig(
-        latent_channels=8, num_codes=16384, channel_mult=(1, 1, 2, 2, 4), attention_resolutions=(16,)
+        latent_channels=8,
+        num_codes=16384,
+        channel_mult=(1, 1, 2, 2, 4),
+        attention_resolutions=(16,),
     ),
     "demo": VQGANConfig(num_codes=512, model_channels=32, num_res_blocks=1, num_groups=8),
 }

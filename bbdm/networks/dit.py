@@ -28,14 +28,20 @@ class Block(nn.Module):
         self.heads = config.heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
+        )
         self.modulation = nn.Linear(width, 6 * width)
         if config.tokens:
             self.cross = CrossAttention(width, config.heads)
 
-    def forward(self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None
+    ) -> torch.Tensor:
         """(B, N, W) patches, (B or 1, 6 W) modulation, and keys and values of tokens, to (B, N, W)."""
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.to(x.dtype)[:, None].chunk(6, dim=-1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.to(x.dtype)[:, None].chunk(
+            6, dim=-1
+        )
         qkv = self.qkv(_norm(x, shift, scale))  # (B, N, 3 W)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, W / heads)
@@ -65,7 +71,9 @@ class DiT(ConditionedNetwork):
         patch = config.patch
         shown = config.channels + config.condition_channels + sum(config.images.values())
         self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
-        self.time_embed = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_embed = nn.Sequential(
+            nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.depth)])
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, patch * patch * config.channels)
@@ -89,7 +97,9 @@ class DiT(ConditionedNetwork):
 
         return modulated
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def body(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """The network after :meth:`embed`."""
         patch = self.config.patch
         height, width = (side // patch for side in x.shape[2:])  # in patches

@@ -18,12 +18,16 @@ from bbdm.networks.base import SOURCE, Conditions, ConfiguredNetwork, Network
 Conv = TypeVar("Conv", bound=nn.Module)
 CONVOLUTIONS: dict[int, type[Any]] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of spatial axes
 Embed = Callable[[torch.Tensor], torch.Tensor]
-Context = tuple[torch.Tensor, torch.Tensor] | None  # keys and values of tokens, and what is added to scores
+# keys and values of tokens, and what is added to scores
+Context = tuple[torch.Tensor, torch.Tensor] | None
 ABSENT = 1e4  # subtracted from the scores of what is no token: its weight is 0 in every dtype
 
 
 def norm_silu(
-    norm: nn.Module, x: torch.Tensor, modulation: torch.Tensor | None = None, activation: bool = True
+    norm: nn.Module,
+    x: torch.Tensor,
+    modulation: torch.Tensor | None = None,
+    activation: bool = True,
 ) -> torch.Tensor:
     """GroupNorm and SiLU, with the (B, 2 C) weight and bias of a modulation instead of the norm's own."""
     norm = cast(nn.GroupNorm, norm)
@@ -50,7 +54,8 @@ def pooled(x: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
         return F.avg_pool2d(x, tuple(strides))
     depth, *within = strides
     planes = x.movedim(2, 1).flatten(0, 1)  # (B D, C, H, W)
-    means = F.avg_pool2d(planes, within).unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)  # (B, C, D, H', W')
+    # (B, C, D, H', W')
+    means = F.avg_pool2d(planes, within).unflatten(0, (x.shape[0], x.shape[2])).movedim(1, 2)
     if depth == 1:
         return means
     columns = means.flatten(3)  # (B, C, D, H' W')
@@ -142,7 +147,9 @@ class ConditionedNetwork(ConfiguredNetwork, Network):
             parts["classes"][f"_{name}"] = zeroed(nn.Embedding(count, width))
         for name, size in self.tokens.items():
             parts["tokens"][f"_{name}"] = Tokens(size, columns)
-        self.condition_embedding = nn.ModuleDict({setting: nn.ModuleDict(part) for setting, part in parts.items()})
+        self.condition_embedding = nn.ModuleDict(
+            {setting: nn.ModuleDict(part) for setting, part in parts.items()}
+        )
 
     def embedder(self) -> Embed:
         """See :meth:`Network.embedder`: it holds the weights of the time's part, and no others.

@@ -22,7 +22,8 @@ from bbdm.networks.pretrained_config import ENDS
 from bbdm.networks.unet import UNet
 
 State = dict[str, torch.Tensor]
-PROMPTS = ("prompt", "pooled")  # what a text encoder made, which differs in rounding from machine to machine
+# what a text encoder made, which differs in rounding from machine to machine
+PROMPTS = ("prompt", "pooled")
 LINEAR = re.compile(r"(to_q|to_k|to_v|to_out\.0|proj_in|proj_out|ff\.net\.\d+(\.proj)?)$")
 ADAPTER = "default"  # the name that PEFT gives to what it adds
 

@@ -50,7 +50,11 @@ class Pretrained(Network, ConfiguredNetwork):
         arguments = config.arguments
         try:
             self.module: Any = self._build()
-            width = arguments.get("cross_attention_dim") if config.architecture == "UNet2DConditionModel" else None
+            width = (
+                arguments.get("cross_attention_dim")
+                if config.architecture == "UNet2DConditionModel"
+                else None
+            )
             self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
             self.pooled = nn.Buffer(torch.zeros(1, pooled_width(arguments)))
         except (
@@ -60,7 +64,9 @@ class Pretrained(Network, ConfiguredNetwork):
             NotImplementedError,
             TypeError,
         ) as error:  # of wrong arguments
-            raise ValueError(f"no {config.architecture} can be built of its arguments: {error}") from error
+            raise ValueError(
+                f"no {config.architecture} can be built of its arguments: {error}"
+            ) from error
 
     def _build(self) -> nn.Module:
         """The network of the settings, with freshly initialised weights."""
@@ -115,7 +121,9 @@ class Pretrained(Network, ConfiguredNetwork):
         share = (level - known[below]) / (known[below + 1] - known[below])
         return (below + share).clamp(0, len(known) - 1)
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def body(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """The prediction of v, computed in float32 or better; see :meth:`Network.body`."""
         embedding = embedding.to(self._dtype).expand(len(x), -1)
         time = embedding[:, 0]
@@ -125,7 +133,9 @@ class Pretrained(Network, ConfiguredNetwork):
         output = self._output(shown, time, conditions)
         return self._v(state, output.to(self._dtype), a, s).to(x.dtype)
 
-    def _output(self, shown: torch.Tensor, time: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def _output(
+        self, shown: torch.Tensor, time: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """What the network predicts of the state as it knows it, at its own times (N,)."""
         if isinstance(self.module, UNet):
             return self.module(shown, time, conditions)
@@ -134,7 +144,8 @@ class Pretrained(Network, ConfiguredNetwork):
         if self.config.architecture == DIT:
             return dit_output(self.module, shown, time)[:, : self.channels]
         output = self.module(shown, time, return_dict=False, **self._further(len(shown)))[0]
-        return output[:, : self.channels]  # of a network that predicts its variance too, without that
+        # of a network that predicts its variance too, without that
+        return output[:, : self.channels]
 
     def _scale(self, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor | float:
         """What the state is multiplied by before it is shown."""
@@ -144,7 +155,9 @@ class Pretrained(Network, ConfiguredNetwork):
             return 1 / (s * s + (a * self.config.sigma_data) ** 2).sqrt()
         return 1.0
 
-    def _v(self, x: torch.Tensor, output: torch.Tensor, a: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    def _v(
+        self, x: torch.Tensor, output: torch.Tensor, a: torch.Tensor, s: torch.Tensor
+    ) -> torch.Tensor:
         """The v, a eps - s x0, of x = a x0 + s eps and what the network predicts."""
         prediction = self.config.prediction
         if prediction == "v_prediction":
@@ -194,7 +207,8 @@ def dit_output(module: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor
 
     patch = module.config.patch_size
     height, width = (side // patch for side in x.shape[2:])  # in patches
-    none = torch.full_like(time, module.config.num_embeds_ada_norm, dtype=torch.long)  # the class after the last one
+    # the class after the last one
+    none = torch.full_like(time, module.config.num_embeds_ada_norm, dtype=torch.long)
     embed = module.pos_embed
     h = embed.proj(x).flatten(2).transpose(1, 2)  # (B, N, W)
     places: Any = get_2d_sincos_pos_embed(

@@ -18,11 +18,17 @@ from bbdm.networks.config import NetworkConfig, UNetConfig
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow", "edm", "edm_v"]
 DIT = "DiTTransformer2DModel"
-ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", DIT)  # of diffusers, that a bridge can start from
+# of diffusers, that a bridge can start from
+ARCHITECTURES = ("UNet2DModel", "UNet2DConditionModel", DIT)
 KIND = "pretrained"  # of such a network, in files of bbdm
 ADM = "UNet"  # of this library, with the weights of guided diffusion
 # arguments of networks that are shown guidance, pictures or projected prompts, which a bridge does not have
-UNSHOWN = ("time_cond_proj_dim", "encoder_hid_dim", "encoder_hid_dim_type", "class_embeddings_concat")
+UNSHOWN = (
+    "time_cond_proj_dim",
+    "encoder_hid_dim",
+    "encoder_hid_dim_type",
+    "class_embeddings_concat",
+)
 SIZES = 6  # numbers of sizes and crops that SDXL is shown
 ENDS = {  # the first layer and the last, by the network's class
     "UNet2DModel": ("conv_in", "conv_out"),
@@ -45,13 +51,16 @@ class PretrainedConfig(NetworkConfig):
     channels: int  # of the state, and of the prediction
     stride: Stride  # sides are multiples of it
     prediction: Prediction  # what it predicts
-    log_levels: tuple[float, ...] = ()  # ln of the noise levels of its integer times, increasing; of a schedule
+    # ln of the noise levels of its integer times, increasing; of a schedule
+    log_levels: tuple[float, ...] = ()
     sigma_data: float = 0.5  # of EDM
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prediction not in get_args(Prediction):
-            raise ValueError(f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}")
+            raise ValueError(
+                f"prediction must be one of {get_args(Prediction)}, got {self.prediction!r}"
+            )
         if not isinstance(self.arguments, dict):
             raise ValueError("arguments_json must hold the arguments of a network by name")
         check_settings(self.architecture, self.arguments)
@@ -74,7 +83,9 @@ class PretrainedConfig(NetworkConfig):
         if not all(isinstance(level, float) and math.isfinite(level) for level in levels):
             raise ValueError("log_levels must be finite numbers")
         if (len(levels) >= 2) != of_schedule or any(a >= b for a, b in pairwise(levels)):
-            raise ValueError(f"log_levels must be increasing, two or more of a schedule, got {len(levels)}")
+            raise ValueError(
+                f"log_levels must be increasing, two or more of a schedule, got {len(levels)}"
+            )
         if not isinstance(self.sigma_data, float | int) or not 0 < self.sigma_data < math.inf:
             raise ValueError(f"sigma_data must be a positive number, got {self.sigma_data!r}")
 
@@ -110,7 +121,9 @@ def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
         _adm_config(arguments)
         return
     if architecture not in ARCHITECTURES:
-        raise ValueError(f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+        raise ValueError(
+            f"the network must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}"
+        )
     times = arguments.get("time_embedding_type", "positional")
     if times != "positional":
         raise ValueError(f"time_embedding_type must be 'positional', got {times!r}")
@@ -121,7 +134,9 @@ def check_settings(architecture: str, arguments: Mapping[str, Any]) -> None:
         raise ValueError(f"the network must have no classes, got {classes!r}")
     for name in UNSHOWN:
         if arguments.get(name):
-            raise ValueError(f"{name} must be unset, got {arguments[name]!r}: a bridge does not show what it needs")
+            raise ValueError(
+                f"{name} must be unset, got {arguments[name]!r}: a bridge does not show what it needs"
+            )
     attention = arguments.get("attention_type", "default")
     if attention != "default":
         raise ValueError(f"attention_type must be 'default', got {attention!r}")
@@ -150,7 +165,9 @@ def pooled_width(arguments: Mapping[str, Any]) -> int:
     sizes = arguments["addition_time_embed_dim"]
     pooled = width - SIZES * sizes
     if pooled < 1 or width - (SIZES - 1) * sizes == arguments.get("cross_attention_dim"):
-        raise ValueError(f"the network must be shown {SIZES} sizes of a picture, and not fewer, as SDXL's refiner is")
+        raise ValueError(
+            f"the network must be shown {SIZES} sizes of a picture, and not fewer, as SDXL's refiner is"
+        )
     return pooled
 
 

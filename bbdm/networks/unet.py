@@ -40,14 +40,22 @@ class ResBlock(nn.Module):
     """Residual block, modulated by the time; ``up`` multiplies and ``down`` divides each side, if given."""
 
     def __init__(
-        self, channels: int, out_channels: int, config: UNetConfig, *, up: Sequence[int] = (), down: Sequence[int] = ()
+        self,
+        channels: int,
+        out_channels: int,
+        config: UNetConfig,
+        *,
+        up: Sequence[int] = (),
+        down: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.up = up
         self.down = down
         conv = conv3x3(channels, out_channels, axes=config.axes)
         self.in_layers = nn.Sequential(_norm(channels, config), nn.SiLU(), conv)
-        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels))
+        self.emb_layers = nn.Sequential(
+            nn.SiLU(), nn.Linear(4 * config.model_channels, 2 * out_channels)
+        )
         self.out_layers = nn.Sequential(
             _norm(out_channels, config),
             nn.SiLU(),
@@ -150,7 +158,9 @@ class UNet(ConditionedNetwork):
         super().__init__(config)
         self.config = config
         width = config.model_channels
-        self.time_embed = nn.Sequential(nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width))
+        self.time_embed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 4 * width)
+        )
 
         cell = config.patch**config.axes  # pixels of a position
         shown = cell * (in_channels + config.condition_channels + sum(config.images.values()))
@@ -163,11 +173,15 @@ class UNet(ConditionedNetwork):
                 channels = width * mult
                 skips.append(channels)
             if level < len(config.channel_mult) - 1:
-                self.input_blocks.append(Stage(ResBlock(channels, channels, config, down=config.level_strides[level])))
+                self.input_blocks.append(
+                    Stage(ResBlock(channels, channels, config, down=config.level_strides[level]))
+                )
                 skips.append(channels)
 
         self.middle_block = Stage(
-            ResBlock(channels, channels, config), AttentionBlock(channels, config), ResBlock(channels, channels, config)
+            ResBlock(channels, channels, config),
+            AttentionBlock(channels, config),
+            ResBlock(channels, channels, config),
         )
 
         self.output_blocks = nn.ModuleList()
@@ -177,7 +191,9 @@ class UNet(ConditionedNetwork):
                 channels = width * mult
                 is_last_of_level = block == config.num_res_blocks
                 if level > 0 and is_last_of_level:
-                    stage.append(ResBlock(channels, channels, config, up=config.level_strides[level - 1]))
+                    stage.append(
+                        ResBlock(channels, channels, config, up=config.level_strides[level - 1])
+                    )
                 self.output_blocks.append(stage)
 
         last = conv3x3(channels, cell * out_channels, axes=config.axes)
@@ -185,7 +201,9 @@ class UNet(ConditionedNetwork):
         self.embed_conditions(4 * width)
         first = 0
         for block in self.res_blocks():
-            block.modulated = slice(first, first + cast(nn.Linear, block.emb_layers[1]).out_features)
+            block.modulated = slice(
+                first, first + cast(nn.Linear, block.emb_layers[1]).out_features
+            )
             first = block.modulated.stop
         self.to(memory_format=CHANNELS_LAST[2 + config.axes])  # pyright: ignore[reportCallIssue]
 
@@ -201,7 +219,10 @@ class UNet(ConditionedNetwork):
 
     def modulation(self) -> Embed:
         """See :meth:`ConditionedNetwork.modulation`: the weights and biases of each block's second norm."""
-        blocks = [(block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])) for block in self.res_blocks()]
+        blocks = [
+            (block.emb_layers, cast(nn.GroupNorm, block.out_layers[0]))
+            for block in self.res_blocks()
+        ]
 
         def modulated(embedding: torch.Tensor) -> torch.Tensor:
             parts: list[torch.Tensor] = []
@@ -215,7 +236,9 @@ class UNet(ConditionedNetwork):
 
         return modulated
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def body(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         """The network after :meth:`embed`."""
         h, modulation, context = self._conditioned(x, embedding, conditions)
         if self.config.patch > 1:

@@ -64,7 +64,10 @@ class AttentionBlock(nn.Module):
         """Map (B, C, H, W) to the same shape."""
         b, c, height, width = x.shape
         h = norm_silu(self.norm, x, activation=False)
-        q, k, v = (conv(h).permute(0, 2, 3, 1).reshape(b, 1, height * width, c) for conv in (self.q, self.k, self.v))
+        q, k, v = (
+            conv(h).permute(0, 2, 3, 1).reshape(b, 1, height * width, c)
+            for conv in (self.q, self.k, self.v)
+        )
         h = F.scaled_dot_product_attention(q, k, v).view(b, height, width, c).permute(0, 3, 1, 2)
         return x + self.proj_out(h)
 
@@ -81,7 +84,9 @@ def _middle(channels: int, config: VQGANConfig) -> nn.Sequential:
 class Level(nn.Module):
     """The blocks of one size, and the step to the next: ``downsample``, ``upsample`` or none."""
 
-    def __init__(self, channels: int, level: int, blocks: int, config: VQGANConfig, resample: str) -> None:
+    def __init__(
+        self, channels: int, level: int, blocks: int, config: VQGANConfig, resample: str
+    ) -> None:
         super().__init__()
         width = config.model_channels * config.channel_mult[level]
         self.block = nn.ModuleList()
@@ -107,7 +112,8 @@ class Level(nn.Module):
             conv = cast(nn.Conv2d, self.upsample["conv"])
             x = upsample_conv3x3(x, conv.weight, conv.bias, (2, 2))
         elif self.resample == "downsample":
-            x = self.downsample["conv"](F.pad(x, (0, 1, 0, 1)))  # zeros beyond the lower right edges
+            # zeros beyond the lower right edges
+            x = self.downsample["conv"](F.pad(x, (0, 1, 0, 1)))
         return x
 
 
@@ -163,7 +169,8 @@ class Decoder(nn.Module):
         return norm_silu(self.norm_out, h)
 
 
-@torch.library.custom_op("bbdm::nearest_code", mutates_args=())  # one node to compilers, which would unroll the loop
+# one node to compilers, which would unroll the loop
+@torch.library.custom_op("bbdm::nearest_code", mutates_args=())
 def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """(M,) int64, for (M, C) vectors the nearest of (N, C) codes, in one dtype; the lowest index of several.
 
@@ -171,7 +178,9 @@ def nearest_code(z: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """
     half_squares = codes.square().sum(1) / 2
     with torch.autocast(z.device.type, enabled=False):
-        parts = [torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1) for part in z.split(CHUNK)]
+        parts = [
+            torch.addmm(half_squares, part, codes.T, alpha=-1).argmin(1) for part in z.split(CHUNK)
+        ]
     return torch.cat(parts)
 
 
@@ -255,7 +264,9 @@ class VQGAN(ConfiguredNetwork, nn.Module):
 
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """The image (B, image_channels, H', W') of (B, latent_channels, H, W), by the nearest codes."""
-        codes = self.quantize(z.to(memory_format=torch.channels_last)).to(self.post_quant_conv.weight.dtype)
+        codes = self.quantize(z.to(memory_format=torch.channels_last)).to(
+            self.post_quant_conv.weight.dtype
+        )
         return self.decoder(self.post_quant_conv(codes))
 
     def forward(

@@ -21,7 +21,8 @@ Weights = npt.NDArray[np.floating[Any]]  # (windows, length) of a side
 Spans = tuple[slice, ...]  # the window's slice of each side
 Predict = Callable[[Any, Mapping[str, Any]], Any]  # (x, conditions) -> prediction
 SPREAD = 0.125  # of the Gaussian weights, as a share of a window's side
-LEAST = 1e-3  # Gaussian weight of a side, as a share of the largest; MONAI floors the product of the sides' weights
+# Gaussian weight of a side, as a share of the largest; MONAI floors the product of the sides' weights
+LEAST = 1e-3
 LARGEST_OVERLAP = 0.9
 
 
@@ -167,7 +168,9 @@ class WindowGrid:
             return concatenated(outputs)
 
         together = max(1, self.at_once // len(x))
-        return blend(predictions, self.sides(x.shape[2:]), weights, together, out=out, chosen=chosen)
+        return blend(
+            predictions, self.sides(x.shape[2:]), weights, together, out=out, chosen=chosen
+        )
 
     def _batch(self, values: Any, start: int) -> Any:
         """The values (N, ...) of one call of the network, filled up with the last of them."""
@@ -218,9 +221,13 @@ def check_windows(
         names = ", ".join(NAMES[len(stride)])
         raise ValueError(f"window must be a side, ({names}), 'auto' or None, got {window!r}")
     if any(side < 1 or side % step for side, step in zip(sides, stride, strict=True)):
-        raise ValueError(f"window must be a multiple of the network's stride {least}, got {window!r}")
+        raise ValueError(
+            f"window must be a multiple of the network's stride {least}, got {window!r}"
+        )
     if any(2 * margin + step > side for side, step in zip(sides, stride, strict=True)):
-        raise ValueError(f"margin must leave at least {least} pixels of a window of {window!r}, got {margin}")
+        raise ValueError(
+            f"margin must leave at least {least} pixels of a window of {window!r}, got {margin}"
+        )
     return sides
 
 
@@ -247,7 +254,9 @@ def blend(
         out: zeros of the shape of the sum; None for memory of its own.
         chosen: the windows, by their index of each side; None for all.
     """
-    windows = list(product(*(range(len(side.starts)) for side in sides))) if chosen is None else chosen
+    windows = (
+        list(product(*(range(len(side.starts)) for side in sides))) if chosen is None else chosen
+    )
     for first in range(0, len(windows), together):
         group = windows[first : first + together]
         results = function([_spans(window, sides, cell) for window in group])

@@ -33,7 +33,8 @@ from bbdm.sampling.sampler import BridgeSampler
 CPU = torch.device("cpu")
 OLDEST_TORCH = "2.11"  # whose exporter can write these graphs
 PACKAGES = ("bbdm", "torch", "onnx", "onnxscript", "onnxruntime")
-LIMITS = {"fp32": 1e-4, "fp16": 2e-2}  # of the largest difference over the largest value; int8 has none
+# of the largest difference over the largest value; int8 has none
+LIMITS = {"fp32": 1e-4, "fp16": 2e-2}
 EXTERNAL = 2**30  # bytes from which weights are in a second file: a protobuf holds 2 GB
 CALIBRATION = 8  # pictures
 
@@ -65,7 +66,9 @@ def export(
             differ from PyTorch.
     """
     if torch.__version__ < OLDEST_TORCH:  # it compares the numbers, not the texts
-        raise ValueError(f"export needs PyTorch {OLDEST_TORCH} or newer, got {torch.__version__}: pip install -U torch")
+        raise ValueError(
+            f"export needs PyTorch {OLDEST_TORCH} or newer, got {torch.__version__}: pip install -U torch"
+        )
     if folder.exists() and not (overwrite and (folder / SETTINGS).is_file()):
         raise ValueError(f"{folder} exists: overwrite replaces an export, or give another folder")
     _check(sampler, pipeline, quantizes=calibrate is not None)
@@ -76,10 +79,14 @@ def export(
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         written = Path(temporary) / "written"
         written.mkdir()
-        for name, model in build_graphs(sampler, dtype, pipeline, calibrate, Path(temporary)).items():
+        for name, model in build_graphs(
+            sampler, dtype, pipeline, calibrate, Path(temporary)
+        ).items():
             _save(model, written / f"{name}.onnx")
             onnx.checker.check_model(written / f"{name}.onnx", full_check=True)
-        (written / SETTINGS).write_text(json.dumps(settings(sampler, precision, written), indent=1) + "\n")
+        (written / SETTINGS).write_text(
+            json.dumps(settings(sampler, precision, written), indent=1) + "\n"
+        )
         if check:
             difference = compare(written, sampler, LIMITS.get(precision))
             if not quiet:
@@ -101,12 +108,16 @@ def _check(sampler: BridgeSampler, pipeline: bool, quantizes: bool) -> None:
         check_pictures(sampler.unet.axes, "quantize")
         if conditions.each:
             names = ", ".join(conditions.each)
-            raise ValueError(f"int8 is calibrated on sources alone, and this network has {names} too")
+            raise ValueError(
+                f"int8 is calibrated on sources alone, and this network has {names} too"
+            )
     elif sampler.codec is not None and conditions.images:
         names = ", ".join(conditions.images)
         raise ValueError(f"with a codec, exports have no images, and this network has {names} too")
     if pipeline and _two_tables(sampler):
-        raise ValueError("pipeline.onnx has the steps of one direction, and those of this network's two differ")
+        raise ValueError(
+            "pipeline.onnx has the steps of one direction, and those of this network's two differ"
+        )
 
 
 def _two_tables(sampler: BridgeSampler) -> bool:
@@ -135,7 +146,9 @@ def build_graphs(
 
 
 def _save(model: onnx.ModelProto, path: Path) -> None:
-    onnx.save_model(model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data")
+    onnx.save_model(
+        model, path, save_as_external_data=model.ByteSize() > EXTERNAL, location=f"{path.name}.data"
+    )
 
 
 def settings(sampler: BridgeSampler, precision: str, folder: Path) -> dict[str, Any]:
@@ -212,7 +225,9 @@ def trajectory(sampler: BridgeSampler, sources: list[torch.Tensor]) -> Iterator[
     feeds: list[dict[str, Any]] = []
     body = sampler.backend.body
 
-    def noting(x: torch.Tensor, embedding: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def noting(
+        x: torch.Tensor, embedding: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         feed = {"x": x.numpy().copy()}
         for value in conditions.values():  # the source alone, where the network sees it
             feed[graphs.CONDITION] = value.numpy()
@@ -247,10 +262,12 @@ def quantized(
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
     feeds = trajectory(sampler, sources)
-    reader: Any = SimpleNamespace(get_next=lambda: next(feeds, {}))  # of ONNX Runtime's CalibrationDataReader
+    # of ONNX Runtime's CalibrationDataReader
+    reader: Any = SimpleNamespace(get_next=lambda: next(feeds, {}))
     convolutions = [node.name for node in model.graph.node if node.op_type == "Conv"]
     disabled = logging.root.manager.disable
-    logging.disable(max(disabled, logging.WARNING))  # its advice on preprocessing is for graphs that are not folded
+    # its advice on preprocessing is for graphs that are not folded
+    logging.disable(max(disabled, logging.WARNING))
     try:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             path = Path(scratch) / "float32.onnx"
@@ -315,5 +332,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> float:
             add(exported.backend.decode(state.contiguous().numpy()), codec.decode(state))
     is_near = limit is None or all(difference <= limit for difference in differences)  # NaN is not
     if not is_near:
-        raise ValueError(f"results differ by {max(differences):.1e} from PyTorch, more than {limit:.0e}")
+        raise ValueError(
+            f"results differ by {max(differences):.1e} from PyTorch, more than {limit:.0e}"
+        )
     return max(differences)

@@ -45,7 +45,9 @@ class Input:
     dims: Dims
     classes: int = 0  # the integers are below it; 0 for float32
 
-    def example(self, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> torch.Tensor:
+    def example(
+        self, sizes: Mapping[str, int], generator: torch.Generator | None = None
+    ) -> torch.Tensor:
         """Random values, integers below ``classes`` or floats in [-1, 1]; other dimensions are of tokens."""
         shape = [sizes.get(dim, TOKENS) if isinstance(dim, str) else dim for dim in self.dims]
         uniform = torch.rand(shape, generator=generator or torch.Generator())
@@ -57,7 +59,11 @@ class Input:
 def sizes(batch: int, sides: Sequence[int], cell: int = 1) -> dict[str, int]:
     """Sizes of dimensions by name, for a batch of pictures with these sides."""
     names = dict(zip(NAMES[len(sides)], sides, strict=True))
-    return {"batch": batch, **names, **{f"latent_{name}": side // cell for name, side in names.items()}}
+    return {
+        "batch": batch,
+        **names,
+        **{f"latent_{name}": side // cell for name, side in names.items()},
+    }
 
 
 def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dict[str, Input]:
@@ -88,7 +94,9 @@ class FunctionModule(nn.Module):
         return self.function(*inputs)
 
 
-def step(x: Any, x0hat: Any, prediction: Any, y: Any, z: Any, row: Any, mask: Any) -> tuple[Any, Any, Any]:
+def step(
+    x: Any, x0hat: Any, prediction: Any, y: Any, z: Any, row: Any, mask: Any
+) -> tuple[Any, Any, Any]:
     """:func:`bbdm.kernels.bridge_step.bridge_step` in operators that ONNX has, with a row (10,) of the table.
 
     Returns the next x, this step's x0hat, and what the network is shown next.
@@ -141,7 +149,9 @@ def network_graph(network: Network) -> onnx.ModelProto:
     dims = "batch", network.channels, *NAMES[network.axes]
     inputs = {"x": Input(dims), "t": Input((1,)), **condition_inputs(network.inputs, network.axes)}
     sides = [cells * stride for cells, stride in zip(CELLS, network.strides, strict=False)]
-    return export_graph(FunctionModule(predict, network), inputs, {"prediction": dims}, sizes(2, sides))
+    return export_graph(
+        FunctionModule(predict, network), inputs, {"prediction": dims}, sizes(2, sides)
+    )
 
 
 def codec_graph(codec: Codec, decodes: bool) -> onnx.ModelProto:
@@ -198,12 +208,18 @@ def _stride(image: Any, axis: int) -> Any:
     return op.ReduceProd(op.Shape(image, start=axis + 1), keepdims=0)
 
 
-TRANSLATED = {torch.ops.bbdm.nearest_code.default: _nearest_code, torch.ops.aten.sym_stride.int: _stride}
+TRANSLATED = {
+    torch.ops.bbdm.nearest_code.default: _nearest_code,
+    torch.ops.aten.sym_stride.int: _stride,
+}
 
 
 @torch.no_grad()
 def export_graph(
-    module: nn.Module, inputs: Mapping[str, Input], outputs: Mapping[str, Dims], known: Mapping[str, int]
+    module: nn.Module,
+    inputs: Mapping[str, Input],
+    outputs: Mapping[str, Dims],
+    known: Mapping[str, int],
 ) -> onnx.ModelProto:
     """A module as a graph, with names for the dimensions that are not fixed.
 
@@ -219,7 +235,13 @@ def export_graph(
         example = each.example(known)
         examples.append(example)
         sides = zip(each.dims, example.shape, strict=True)
-        free.append({axis: dim for axis, (dim, side) in enumerate(sides) if isinstance(dim, str) and side > 1})
+        free.append(
+            {
+                axis: dim
+                for axis, (dim, side) in enumerate(sides)
+                if isinstance(dim, str) and side > 1
+            }
+        )
     with _without_advice():
         program = torch.onnx.export(
             module.eval().requires_grad_(False),
@@ -242,7 +264,9 @@ def export_graph(
         value.shape = ir.Shape(dims)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         if node.op_type == "Attention":
-            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", TensorProto.FLOAT)
+            node.attributes["softmax_precision"] = ir.AttrInt64(
+                "softmax_precision", TensorProto.FLOAT
+            )
     _strip(model)
     model.functions.clear()
     model.ir_version = IR_VERSION
@@ -264,10 +288,14 @@ def _strip(model: ir.Model) -> None:
 @torch.compiler.allow_in_graph
 def _node(name: str, inputs: Sequence[torch.Tensor], shape: Sequence[int]) -> torch.Tensor:
     """The result of a graph, float32 of a shape: a node that :func:`pipeline_graph` replaces by the graph."""
-    return torch.onnx.ops.symbolic(f"{DOMAIN}::{name}", inputs, dtype=torch.float32, shape=shape, version=1)
+    return torch.onnx.ops.symbolic(
+        f"{DOMAIN}::{name}", inputs, dtype=torch.float32, shape=shape, version=1
+    )
 
 
-def translation(table: StepTable, shapes: Shapes, latent: bool, names: Sequence[str]) -> Callable[..., torch.Tensor]:
+def translation(
+    table: StepTable, shapes: Shapes, latent: bool, names: Sequence[str]
+) -> Callable[..., torch.Tensor]:
     """A function of the inputs of :func:`pipeline_inputs`, in the order of ``names``: the image."""
     rows = torch.from_numpy(table.rows).float()
     times = torch.tensor(table.network_times, dtype=torch.float32)
@@ -304,7 +332,9 @@ def translation(table: StepTable, shapes: Shapes, latent: bool, names: Sequence[
         def goes_on(index: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
             return index < len(rows)
 
-        def advance(index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, shown: torch.Tensor) -> Any:
+        def advance(
+            index: torch.Tensor, x: torch.Tensor, x0hat: torch.Tensor, shown: torch.Tensor
+        ) -> Any:
             at = index.reshape(1)
             prediction = _node("unet", [shown, times.index_select(0, at), *seen], shown.shape)
             z = noise.index_select(0, slots.index_select(0, at)).squeeze(0)
@@ -335,7 +365,9 @@ def pipeline_inputs(shapes: Shapes, slots: int) -> dict[str, Input]:
     return inputs
 
 
-def pipeline_graph(parts: Mapping[str, onnx.ModelProto], table: StepTable, shapes: Shapes) -> onnx.ModelProto:
+def pipeline_graph(
+    parts: Mapping[str, onnx.ModelProto], table: StepTable, shapes: Shapes
+) -> onnx.ModelProto:
     """A translation in one graph: ``source`` (B, C, H, W) in [-1, 1] and ``noise`` to ``image``.
 
     Further conditions of the network are inputs by their names. A source whose channels are others than the
@@ -380,7 +412,9 @@ def _as_function(name: str, model: onnx.ModelProto) -> onnx.FunctionProto:
     inputs = [value.name for value in graph.input]
     weights = [tensor.name for tensor in graph.initializer]
     outputs = [value.name for value in graph.output]
-    return helper.make_function(DOMAIN, name, [*inputs, *weights], outputs, graph.node, model.opset_import)
+    return helper.make_function(
+        DOMAIN, name, [*inputs, *weights], outputs, graph.node, model.opset_import
+    )
 
 
 def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from bbdm.base.sizes import number_of
 
-NAME = "DerivationDescription"  # of the entry, where a format leaves the name open: DICOM's word for it
+# of the entry, where a format leaves the name open: DICOM's word for it
+NAME = "DerivationDescription"
 BEGIN = "made by bbdm"  # of the text
 DIGITS = 10  # of a model's hash
 

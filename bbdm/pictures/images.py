@@ -40,13 +40,15 @@ DESCRIPTION = "Description"  # the registered keyword of a PNG's text
 NAME_HEIGHT = 12  # of the names above a grid's columns, in pixels
 ITK_ERROR = "Exception thrown in SimpleITK"  # what the first line of its errors begins with
 LONGEST_REASON = 300  # letters of a library's error
-RANGE_LIMIT = 1.5  # refuses images in [0, 255] and standardised ones, accepts an overshooting filter
+# refuses images in [0, 255] and standardised ones, accepts an overshooting filter
+RANGE_LIMIT = 1.5
 Image.preinit()  # fills Image.OPEN
 PHOTOGRAPHS = ("PNG", "JPEG", "WEBP", "BMP")  # what Pillow calls the formats that are read
 SIGNATURE = 16  # bytes by which Pillow knows a format
 LARGE = 2**26  # pixels from which on a picture's cost is checked before it is decoded
 PIXELS_OF_A_BYTE = 8  # at most, in a PNG
-Size = int | tuple[int, int] | tuple[int, int, int]  # a side, (height, width), or (depth, height, width)
+# a side, (height, width), or (depth, height, width)
+Size = int | tuple[int, int] | tuple[int, int, int]
 Resize = Literal["stretch", "fit"]  # what a size means: exactly this, or at most this
 
 
@@ -120,7 +122,9 @@ def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def fitted(array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch") -> npt.NDArray[Any]:
+def fitted(
+    array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch"
+) -> npt.NDArray[Any]:
     """(C, H, W) at a size, each channel for itself, or (C, *S) where it is None; see :func:`resized`.
 
     The array is contiguous and writable; it is copied unless it is that already.
@@ -129,10 +133,13 @@ def fitted(array: npt.NDArray[Any], size: Size | None, resize: Resize = "stretch
         return np.require(array, requirements=["C", "W"])
     if array.ndim != 3:
         raise ValueError(f"it has {array.ndim - 1} axes, and pictures have 2")
-    if array.dtype == np.uint8 and len(array) == 3:  # as one picture, whose channels decoders interleave: faster
+    # as one picture, whose channels decoders interleave: faster
+    if array.dtype == np.uint8 and len(array) == 3:
         image = Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
         return np.asarray(resized(image, size, resize)).transpose(2, 0, 1).copy()
-    return np.stack([np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array])
+    return np.stack(
+        [np.asarray(resized(Image.fromarray(channel), size, resize)) for channel in array]
+    )
 
 
 def ranges(array: npt.NDArray[Any]) -> tuple[str, str]:
@@ -179,7 +186,9 @@ def named(action: Literal["read", "write"], path: Path | str, unknown: str = "")
             raise
         if not isinstance(error, UnknownFormatError | UnidentifiedImageError):
             raise ValueError(f"cannot {action} the picture {path}: {_reason(error)}") from error
-        raise UnknownFormatError(f"cannot {action} the picture {path}: {unknown or _reason(error)}") from error
+        raise UnknownFormatError(
+            f"cannot {action} the picture {path}: {unknown or _reason(error)}"
+        ) from error
 
 
 def no_picture(path: Path | str) -> str:
@@ -233,10 +242,12 @@ def open_image(
             file = source
             with source.open("rb") as opened:
                 start = opened.read(SIGNATURE)
-        for name_of_format in formats or PHOTOGRAPHS:  # as Image.open does, which warns of large pictures
+        # as Image.open does, which warns of large pictures
+        for name_of_format in formats or PHOTOGRAPHS:
             factory, accepts = Image.OPEN[name_of_format]
             if accepts is not None and accepts(start) is True:
-                with suppress(SyntaxError, IndexError, TypeError, struct.error):  # Image.open says what is wrong
+                # Image.open says what is wrong
+                with suppress(SyntaxError, IndexError, TypeError, struct.error):
                     image = factory(file, "")
         if image is None:
             image = Image.open(file, formats=formats)
@@ -254,9 +265,12 @@ def open_image(
         return image
     with named("read", name), image:
         if image.mode in EIGHT_BIT and WIDE in str(getattr(image, "tile", "")):
-            raise ValueError("it has 16 bits in each colour, of which 8 would be read: save it as TIFF")
+            raise ValueError(
+                "it has 16 bits in each colour, of which 8 would be read: save it as TIFF"
+            )
         image.load()
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))  # other EXIF often has wrong types
+        # other EXIF often has wrong types
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         if turn is None:
             return image
         return image.transpose(turn)
@@ -293,7 +307,9 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
     if image.mode == MODES.get(channels) and not transparent:
         return image
     if channels not in MODES:
-        raise ValueError(f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network")
+        raise ValueError(
+            f"a picture can become 1 or 3 channels, not {channels}: pass a tensor to this network"
+        )
     if image.mode not in EIGHT_BIT:
         raise more_than_8_bits(np.asarray(image))
     if image.mode in ("LA", "PA", "RGBA", "RGBa") or transparent:
@@ -354,7 +370,9 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
         ValueError: it is empty, or has other axes, or NaN.
     """
     if array.ndim not in (3, 4) or not array.size:
-        raise ValueError(f"a picture needs a (C, H, W) or (C, D, H, W) tensor, got {tuple(array.shape)}")
+        raise ValueError(
+            f"a picture needs a (C, H, W) or (C, D, H, W) tensor, got {tuple(array.shape)}"
+        )
     if np.isnan(array).any():
         raise has_nan("", "uint8")
     if array.ndim == 4:
@@ -365,7 +383,9 @@ def from_array(array: npt.NDArray[np.floating]) -> Image.Image:
         return image_of(stored)
     tiles = [Image.fromarray(channel) for channel in stored]
     across = math.ceil(math.sqrt(len(tiles)))
-    return grid([tiles[start : start + across] for start in range(0, len(tiles), across)], gap=0).convert("L")
+    return grid(
+        [tiles[start : start + across] for start in range(0, len(tiles), across)], gap=0
+    ).convert("L")
 
 
 def image_of(array: npt.NDArray[Any]) -> Image.Image:
@@ -382,7 +402,9 @@ def check(source: Any, channels: int, axes: int) -> None:
     """
     if source.ndim != 2 + axes or source.shape[1] != channels or 0 in source.shape:
         wanted = f"(B, {channels}, {sizes.SIDES[axes]})"
-        raise ValueError(f"source must be a non-empty {wanted} batch, got shape {tuple(source.shape)}")
+        raise ValueError(
+            f"source must be a non-empty {wanted} batch, got shape {tuple(source.shape)}"
+        )
     if "float" not in str(source.dtype):
         raise ValueError(f"source must be floats in [-1, 1], got {source.dtype}")
     largest = float(abs(source).max())
@@ -390,10 +412,14 @@ def check(source: Any, channels: int, axes: int) -> None:
         raise ValueError("source must be finite, got NaN or infinity")
     if largest > RANGE_LIMIT:
         hint = "if white is 255, pass source_values=(0, 255), target_values=(0, 255)"
-        raise ValueError(f"source must be in [-1, 1], got values up to {largest:.4g} in size: {hint}")
+        raise ValueError(
+            f"source must be in [-1, 1], got values up to {largest:.4g} in size: {hint}"
+        )
 
 
-def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 2, names: Sequence[str] = ()) -> Image.Image:
+def grid(
+    rows: Sequence[Sequence[Image.Image]], gap: int = 2, names: Sequence[str] = ()
+) -> Image.Image:
     """One picture of all pictures, row by row, on white; cells have the size of the largest.
 
     Args:

@@ -92,7 +92,9 @@ class Geometry:
         channels = parts[: -self.axes]
         spatial = parts[-self.axes :]
         sides = shape[-self.axes :]
-        if len(spatial) != len(sides) or any(np.ndim(part) > 1 for part in channels if not isinstance(part, slice)):
+        if len(spatial) != len(sides) or any(
+            np.ndim(part) > 1 for part in channels if not isinstance(part, slice)
+        ):
             return self.without_place
         starts: list[int] = []
         for part, length in zip(spatial, sides, strict=True):
@@ -141,7 +143,11 @@ class _Gridded:
     @property
     def photograph(self) -> bool:
         """Whether it has 8-bit grey or colours of PNG, JPEG, WebP or BMP, which become one another."""
-        return self.geometry.format == PHOTOGRAPH and self.dtype == np.uint8 and self.shape[0] in (1, 3)
+        return (
+            self.geometry.format == PHOTOGRAPH
+            and self.dtype == np.uint8
+            and self.shape[0] in (1, 3)
+        )
 
     @property
     def grid(self) -> str:
@@ -187,7 +193,9 @@ class Header(_Gridded):
             raise ValueError(f"it must be (C, H, W) or (C, D, H, W), and its shape is {self.shape}")
         dtype = np.dtype(np.uint8 if self.dtype.kind == "b" else self.dtype)
         if dtype.kind not in "uif" or dtype.itemsize > 8:
-            raise ValueError(f"its values are {dtype}, and real numbers of at most 64 bits are needed")
+            raise ValueError(
+                f"its values are {dtype}, and real numbers of at most 64 bits are needed"
+            )
         object.__setattr__(self, "dtype", dtype.newbyteorder("="))
 
 
@@ -219,7 +227,8 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
         self.name = getattr(source, "name", "")
         if isinstance(source, Picture):
             self.geometry = source.geometry.without_place
-            if self.flags.owndata:  # and no view, such as a transposed one, which has its shape only later
+            # and no view, such as a transposed one, which has its shape only later
+            if self.flags.owndata:
                 _at_place_of(source, self)
 
     def __array_wrap__(self, array: Any, *context: Any) -> Any:
@@ -288,7 +297,9 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
 
     def astype(self, dtype: Any, *options: Any, **named: Any) -> Picture:
         """The values in another type, with the same attributes; see ``numpy.ndarray.astype``."""
-        return Picture(np.asarray(self).astype(dtype, *options, **named), self.geometry, self.unit, self.name)
+        return Picture(
+            np.asarray(self).astype(dtype, *options, **named), self.geometry, self.unit, self.name
+        )
 
     def absent(self) -> npt.NDArray[np.bool_]:
         """(*S), whether a pixel has the value that stands for none in a channel."""
@@ -318,7 +329,11 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
 def _at_place_of(source: Picture, array: Any) -> Any:
     """An array made of a picture, with its geometry if it is a picture of the same sides."""
     axes = source.geometry.axes or 0
-    if isinstance(array, Picture) and array.ndim <= axes + 1 and array.shape[-axes:] == source.shape[-axes:]:
+    if (
+        isinstance(array, Picture)
+        and array.ndim <= axes + 1
+        and array.shape[-axes:] == source.shape[-axes:]
+    ):
         array.geometry = source.geometry
     return array
 
@@ -331,10 +346,15 @@ def _geometry_of_all(arrays: Sequence[Any], shape: tuple[int, ...]) -> Geometry:
     pictures = [array for array in arrays if isinstance(array, Picture)]
     first = next((picture for picture in pictures if picture.geometry.axes is not None), None)
     if first is None:
-        return next((picture.geometry for picture in pictures if picture.geometry.lost), pictures[0].geometry)
+        return next(
+            (picture.geometry for picture in pictures if picture.geometry.lost),
+            pictures[0].geometry,
+        )
     axes = first.geometry.axes or 0
     sides = shape[-axes:]
-    was_moved = any(picture.geometry.lost and picture.shape[-axes:] == sides for picture in pictures)
+    was_moved = any(
+        picture.geometry.lost and picture.shape[-axes:] == sides for picture in pictures
+    )
     if was_moved or first.shape[-axes:] != sides:
         return first.geometry.without_place
     return first.geometry
@@ -391,7 +411,8 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
 
     if pixels.is_floating_point():
         return pixels
-    half = torch.full((), 127.5, device=pixels.device)  # a tensor: CUDA multiplies by the reciprocal of a number
+    # a tensor: CUDA multiplies by the reciprocal of a number
+    half = torch.full((), 127.5, device=pixels.device)
     return pixels.float() / half - 1
 
 
@@ -402,7 +423,9 @@ def as_affine(steps: npt.ArrayLike, origin: npt.ArrayLike) -> Affine:
     return tuple(map(tuple, matrix.tolist()))
 
 
-def check_grid(one: Header | Picture, other: Header | Picture, names: Sequence[str], paired: bool = True) -> None:
+def check_grid(
+    one: Header | Picture, other: Header | Picture, names: Sequence[str], paired: bool = True
+) -> None:
     """Raise ValueError unless pictures have one size and, if paired and both say it, one place on one map."""
     both = " and ".join(names)
     place = other.geometry
@@ -435,7 +458,8 @@ def _one_place(one: Geometry, other: Geometry) -> bool:
     second = np.asarray(other.affine)
     if first.shape != second.shape:
         return False
-    tolerance = SAME_PLACE * np.abs(second[:-1, :-1]).max()  # of about the length of a pixel's longest side
+    # of about the length of a pixel's longest side
+    tolerance = SAME_PLACE * np.abs(second[:-1, :-1]).max()
     return np.allclose(first, second, rtol=0, atol=tolerance)
 
 

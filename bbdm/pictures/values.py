@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 EXACT = 2**24  # integers up to here are exact in float32
 LARGEST_SAMPLE = 2**22  # values of which percentiles are taken; of larger pictures, an even share
-RESULT_TYPES = ("uint8", "int16", "uint16", "int32")  # of results without files: the first that holds the levels
+# of results without files: the first that holds the levels
+RESULT_TYPES = ("uint8", "int16", "uint16", "int32")
 FORM = (
     "values are written as LOW:HIGH, LOW:HIGH:UNIT, log:LOW:HIGH, sqrt:LOW:HIGH, asinh:LOW:HIGH:SOFT, or pLOW:HIGH "
     "for percentiles"
@@ -56,16 +57,24 @@ class Values:
         for name in ("low", "high"):
             level = getattr(self, name)
             try:
-                numbers = tuple(float(one) for one in level) if isinstance(level, tuple | list) else float(level)
+                numbers = (
+                    tuple(float(one) for one in level)
+                    if isinstance(level, tuple | list)
+                    else float(level)
+                )
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{name} must be a number, or one for each channel, got {level!r}") from error
+                raise ValueError(
+                    f"{name} must be a number, or one for each channel, got {level!r}"
+                ) from error
             if numbers == () or not np.isfinite(numbers).all():
                 raise ValueError(f"{name} must be finite, got {numbers!r}")
             object.__setattr__(self, name, numbers)
         low = np.atleast_1d(self.low)
         high = np.atleast_1d(self.high)
         if len(low) != len(high) and 1 not in (len(low), len(high)):
-            raise ValueError(f"values must have as many low as high levels, got {len(low)} and {len(high)}")
+            raise ValueError(
+                f"values must have as many low as high levels, got {len(low)} and {len(high)}"
+            )
         if not (low < high).all():
             raise ValueError(f"values must have low below high, got {self}")
         self._check_mapping(low.min())
@@ -79,11 +88,15 @@ class Values:
     def _check_mapping(self, low: float) -> None:
         """Raise ValueError unless the mapping is known and has a result at the lowest value."""
         if self.mapping not in MAPPINGS:
-            raise ValueError(f"mapping must be one of {', '.join(MAPPINGS[1:])}, got {self.mapping!r}")
+            raise ValueError(
+                f"mapping must be one of {', '.join(MAPPINGS[1:])}, got {self.mapping!r}"
+            )
         if self.mapping == "log" and low <= 0:
             raise ValueError(f"the logarithm needs values above 0, and the lowest is {low:g}")
         if self.mapping == "sqrt" and low < 0:
-            raise ValueError(f"the square root needs values of at least 0, and the lowest is {low:g}")
+            raise ValueError(
+                f"the square root needs values of at least 0, and the lowest is {low:g}"
+            )
         if not (np.isfinite(self.soft) and self.soft > 0):
             raise ValueError(f"soft must be above 0, got {self.soft}")
 
@@ -172,12 +185,17 @@ class Values:
             numbers = np.exp(numbers)
         else:
             numbers = np.square(numbers)
-        low, high = (np.asarray(level, np.float32) for level in _in_shape(self.low, self.high, axes))
+        low, high = (
+            np.asarray(level, np.float32) for level in _in_shape(self.low, self.high, axes)
+        )
         return numbers.clip(low, high)
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again; a mapping where there is one."""
-        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        values = {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
         if self.mapping != "asinh":
             del values["soft"]
         if not self.mapping:
@@ -214,7 +232,9 @@ class Percentiles:
 
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= 100:
-            raise ValueError(f"percentiles must be in 0 <= low < high <= 100, got {self.low:g} and {self.high:g}")
+            raise ValueError(
+                f"percentiles must be in 0 <= low < high <= 100, got {self.low:g} and {self.high:g}"
+            )
 
     @property
     def is_eight_bit(self) -> bool:
@@ -231,7 +251,9 @@ class Percentiles:
         if not flat.size:
             raise ValueError("no pixel has a value, of which percentiles could be taken")
         if not np.isfinite(flat).all():
-            raise ValueError("NaN or infinity is among the values, of which no percentiles can be taken")
+            raise ValueError(
+                "NaN or infinity is among the values, of which no percentiles can be taken"
+            )
         step = -(-flat.size // LARGEST_SAMPLE)
         sample = flat[:, ::step].astype(np.float64)
         low, high = np.percentile(sample, [self.low, self.high], axis=1)
@@ -308,7 +330,9 @@ def _range_of(part: str, text: str) -> tuple[float, float, str]:
     return low, high, ends[2] if len(ends) == 3 else ""
 
 
-def _check_integers(values: Values, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]) -> None:
+def _check_integers(
+    values: Values, low: npt.NDArray[np.float64], high: npt.NDArray[np.float64]
+) -> None:
     """Raise ValueError where an integer type does not hold a range, or float32 not each of its levels."""
     largest = max((high - low).max(), np.abs(low).max(), np.abs(high).max())
     if largest > EXACT:
@@ -329,7 +353,9 @@ def _levels(values: Values, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     return np.asarray(low, np.float32), np.asarray((high - low) / 2, np.float32)
 
 
-def _in_shape(low: Level, high: Level, axes: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _in_shape(
+    low: Level, high: Level, axes: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Two levels as () of all channels, or (C, 1, ...) for so many axes of S."""
     shape: tuple[int, ...] = ()
     if isinstance(low, tuple) or isinstance(high, tuple):
@@ -358,7 +384,9 @@ def from_config(config: Mapping[str, Any]) -> AnyValues:
             return Percentiles(*config["percentiles"])
         return Values(**config)
     except TypeError as error:
-        raise ValueError(f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}") from error
+        raise ValueError(
+            f"values must have low, high, unit and dtype, or percentiles, got {dict(config)}"
+        ) from error
 
 
 def check_finite(array: npt.NDArray[Any], absent: Any = False) -> None:
@@ -371,10 +399,14 @@ def check_finite(array: npt.NDArray[Any], absent: Any = False) -> None:
     wrong = ~(np.isfinite(array) | absent)
     if wrong.any():
         channel = np.argwhere(wrong)[0, 0]
-        raise ValueError(f"{array[wrong][0]} stands in channel {channel}, where a finite number is needed")
+        raise ValueError(
+            f"{array[wrong][0]} stands in channel {channel}, where a finite number is needed"
+        )
 
 
-def scaled_present(values: Values, array: npt.NDArray[Any], absent: Any = False) -> npt.NDArray[np.float32]:
+def scaled_present(
+    values: Values, array: npt.NDArray[Any], absent: Any = False
+) -> npt.NDArray[np.float32]:
     """(C, *S) of stored values as float32 in [-1, 1]; pixels without a value, (*S) ``absent``, are -1.
 
     Raises:

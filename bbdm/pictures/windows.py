@@ -65,7 +65,9 @@ def volume(lengths: Sequence[int]) -> tuple[int, ...]:
     """
     if any(length != 1 for length in lengths[3:]):
         shown = sizes.shown(lengths)
-        raise ValueError(f"it has {len(lengths)} axes, {shown}, such as times: save each volume as a file of its own")
+        raise ValueError(
+            f"it has {len(lengths)} axes, {shown}, such as times: save each volume as a file of its own"
+        )
     return tuple(lengths[:3])
 
 
@@ -84,7 +86,9 @@ def bounds(window: Window, sides: Sequence[int]) -> Window:
             if step == 1 and start < stop:
                 found.append(slice(start, stop))
     if len(found) != len(sides):
-        raise ValueError(f"a window is a part of {sizes.shown(sides)}, a slice for each without steps; got {window}")
+        raise ValueError(
+            f"a window is a part of {sizes.shown(sides)}, a slice for each without steps; got {window}"
+        )
     return tuple(found)
 
 
@@ -111,9 +115,13 @@ def check_cost(shape: Sequence[int], dtype: np.dtype[Any], most: float) -> None:
         return
     values = f"{sizes.shown(shape)} values of {dtype}"
     if needed > most:
-        raise ValueError(f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged")
+        raise ValueError(
+            f"{values} cannot be in a file of at most {most} bytes of values: it is truncated or damaged"
+        )
     most_at_once = f"at most {sizes.amount(limit)} are read at once: the environment variable {LARGEST} lifts that"
-    raise ValueError(f"{values} are {sizes.amount(needed)}, and {most_at_once}, such as {LARGEST}=64G")
+    raise ValueError(
+        f"{values} are {sizes.amount(needed)}, and {most_at_once}, such as {LARGEST}=64G"
+    )
 
 
 def _limit_of(text: str) -> int:

@@ -21,7 +21,8 @@ from bbdm.sampling.loop import Batch, Inputs, Run, State, predict, wrong_predict
 from bbdm.solvers import StepTable
 
 Array = npt.NDArray[np.float32]
-PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")  # of which those are taken that there are
+# of which those are taken that there are
+PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 Provider = str | tuple[str, dict[str, Any]]
 
 
@@ -62,7 +63,9 @@ class OnnxBackend:
         threads: int | None = None,
     ) -> None:
         available = onnxruntime.get_available_providers()
-        self.providers: list[Any] = [*(providers or [name for name in PREFERRED if name in available])]
+        self.providers: list[Any] = [
+            *(providers or [name for name in PREFERRED if name in available])
+        ]
         self.graphs: dict[str, onnxruntime.InferenceSession] = {}
         for name in files:
             if name.endswith(".onnx") and name != PIPELINE:
@@ -77,7 +80,9 @@ class OnnxBackend:
         try:
             session = onnxruntime.InferenceSession(path, options, providers=self.providers)
         except Exception as error:  # of many kinds, without a common base
-            raise ValueError(f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"ONNX Runtime cannot load {path}: {str(error).splitlines()[0]}"
+            ) from error
         first = self.providers[0]
         if (first if isinstance(first, str) else first[0]) not in session.get_providers():
             known = f"{onnxruntime.get_available_providers()}, or lacks its libraries or device"
@@ -87,7 +92,9 @@ class OnnxBackend:
     def load(self, table: StepTable) -> Loaded:
         """The table in float32."""
         times = table.network_times.astype(np.float32)
-        return Loaded(table.rows.astype(np.float32), table.opening.astype(np.float32), times[:, None])
+        return Loaded(
+            table.rows.astype(np.float32), table.opening.astype(np.float32), times[:, None]
+        )
 
     def encode(self, source: Array) -> Array:
         """Padded sources in the space of the bridge."""
@@ -110,7 +117,8 @@ class OnnxBackend:
         y = inputs.y
         run = Run(batch, inputs, State(y, y, y))
         loaded: Loaded = batch.plan.loaded
-        self._advance(run, y, loaded.opening, len(loaded.rows) - 1)  # whose noise has the last row's number
+        # whose noise has the last row's number
+        self._advance(run, y, loaded.opening, len(loaded.rows) - 1)
         return run
 
     def step(self, run: Run, index: int) -> None:
@@ -128,7 +136,9 @@ class OnnxBackend:
         return self.graphs[graph].run(None, inputs)
 
     def _call(self, time: Array, x: Array, conditions: Mapping[str, Any]) -> Array:
-        named = {"condition" if name == SOURCE else name: value for name, value in conditions.items()}
+        named = {
+            "condition" if name == SOURCE else name: value for name, value in conditions.items()
+        }
         prediction = self._run("unet", x=x, t=time, **named)[0]
         if prediction.shape != x.shape or prediction.dtype.kind != "f":
             raise wrong_prediction(prediction, x)
@@ -144,5 +154,7 @@ class OnnxBackend:
             z = normal(inputs.seeds, index, y.shape[1:])
         mask = self._one if inputs.mask is None else inputs.mask
         x, x0hat = run.state.x, run.state.x0hat
-        arrays = self._run("step", x=x, x0hat=x0hat, prediction=prediction, y=y, z=z, row=row, mask=mask)
+        arrays = self._run(
+            "step", x=x, x0hat=x0hat, prediction=prediction, y=y, z=z, row=row, mask=mask
+        )
         run.state = State(*arrays)

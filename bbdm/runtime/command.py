@@ -27,7 +27,9 @@ def read_words(words: Sequence[str], known: ConditionsConfig) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in known.each or name in values:
-            raise ValueError(f"--condition takes NAME=VALUE, once of the conditions {known.described}; got {word!r}")
+            raise ValueError(
+                f"--condition takes NAME=VALUE, once of the conditions {known.described}; got {word!r}"
+            )
         values[name] = known.each[name].parse(value)
     return values
 
@@ -46,7 +48,9 @@ class Runtime(Command, GuidanceOptions):
 
     folder: Path = position("an export of `bbdm export`")
     pictures: tuple[Path, ...] = position("sources", metavar="PICTURE")
-    output: Path = setting(..., "folder for the results; files of the same names are replaced", "-o")
+    output: Path = setting(
+        ..., "folder for the results; files of the same names are replaced", "-o"
+    )
     batch_size: int = setting(16, "pictures at once, or windows of one", "-b", least=1)
     seed: int | None = setting(None, "picture i gets SEED + i; drawn and printed if unset")
     steps: int | None = setting(None, "network calls; as exported, or --solver's default, if unset")
@@ -60,7 +64,9 @@ class Runtime(Command, GuidanceOptions):
         "a class, a .npy of tokens (L, D) or of an image (C, H, W) in [-1, 1], or none",
         metavar="NAME=VALUE",
     )
-    direction: Direction | None = setting(None, "of a network of both directions: AtoB if unset, or BtoA")
+    direction: Direction | None = setting(
+        None, "of a network of both directions: AtoB if unset, or BtoA"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -69,11 +75,14 @@ class Runtime(Command, GuidanceOptions):
                 raise ValueError(f"{path} is a folder: give pictures, such as {path}/*.png")
         for stem, count in Counter(map(formats.stem_of, self.pictures)).items():
             if count > 1:
-                raise ValueError(f"{count} of the pictures have the name {stem}, and so would their results")
+                raise ValueError(
+                    f"{count} of the pictures have the name {stem}, and so would their results"
+                )
 
     def _towards(self, sampler: Sampler[Any], conditions: dict[str, Any]) -> Sampler[Any]:
         """The sampler of the direction of ``--direction``, or of a condition, which leaves ``conditions``."""
-        two_way = sampler.direction is not None  # else a class of this name is a condition as any other
+        # else a class of this name is a condition as any other
+        two_way = sampler.direction is not None
         if self.direction is None:
             if two_way and DIRECTION in conditions:
                 return sampler.towards(conditions.pop(DIRECTION))
@@ -116,7 +125,8 @@ class Runtime(Command, GuidanceOptions):
         settings["steps"] = self.steps
         settings["conditions"] = conditions or None
         at_once = self.batch_size
-        if self.window_of(sampler.pictures.crop) is not None:  # pictures may be large, and windows are the batch
+        # pictures may be large, and windows are the batch
+        if self.window_of(sampler.pictures.crop) is not None:
             at_once = 1
             settings["batch_size"] = self.batch_size
         for start in range(0, len(results), at_once):

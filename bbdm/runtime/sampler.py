@@ -83,7 +83,11 @@ class OnnxBridgeSampler(Sampler[Array]):
 
     def plan(self, options: Options | None = None) -> Plan:
         """The plan of a call, in which the exported solver's name needs no module that registers it."""
-        if options is not None and options.solver == self._exported and isinstance(self._choice.solver, StepTable):
+        if (
+            options is not None
+            and options.solver == self._exported
+            and isinstance(self._choice.solver, StepTable)
+        ):
             options = replace(options, solver=None)
         return super().plan(options)
 
@@ -92,6 +96,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         if choice != self._choice:
             return super()._table(choice)
         table = StepTable.from_description(self.settings)
-        if self.bridge != bridges.from_config(self.settings["bridge"]):  # that of the other direction
+        # that of the other direction
+        if self.bridge != bridges.from_config(self.settings["bridge"]):
             table = solvers.build(self.bridge, self._exported, table.timesteps)
         return self._exported, table

@@ -22,7 +22,14 @@ from bbdm.base.scripts import warn
 from bbdm.base.seeds import resolve_seeds
 from bbdm.data.spec import Spec
 from bbdm.defaults import Defaults
-from bbdm.networks.conditions import DIRECTION, DIRECTIONS, Direction, read_conditions, read_direction, read_guidance
+from bbdm.networks.conditions import (
+    DIRECTION,
+    DIRECTIONS,
+    Direction,
+    read_conditions,
+    read_direction,
+    read_guidance,
+)
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import Distribution, sample_seeds
@@ -37,8 +44,10 @@ if TYPE_CHECKING:
     from bbdm.bridges import Bridge
     from bbdm.data.trained import Origin
 
-KEPT = 4  # solvers with their times, besides the sampler's own: tables, and what a network computes of times alone
-AT_ONCE = 16  # windows in a network call, or results of a distribution, where no batch_size is given
+# solvers with their times, besides the sampler's own: tables, and what a network computes of times alone
+KEPT = 4
+# windows in a network call, or results of a distribution, where no batch_size is given
+AT_ONCE = 16
 PIXELS_AT_ONCE = 2**20  # of windows in a network call, but for one that is larger
 Array = TypeVar("Array")
 Files = Image.Image | str | os.PathLike[str] | list[Any]
@@ -67,7 +76,9 @@ class Call:
             if group.windows is not None:
                 batches += group.split(self.options.batch_size, fill=False)
             else:
-                batches += group.split(self.shapes.only or self.options.batch_size, self.shapes.fill)
+                batches += group.split(
+                    self.shapes.only or self.options.batch_size, self.shapes.fill
+                )
         return batches
 
 
@@ -87,9 +98,12 @@ class Sampler(Generic[Array]):
 
     image_size: images.Size | None = None  # of training pictures
     pictures: Spec = Spec()
-    origin: Origin | None = None  # of the network's weights; None where they came from no checkpoint
+    # of the network's weights; None where they came from no checkpoint
+    origin: Origin | None = None
 
-    def __init__(self, backend: Backend, bridge: Bridge, shapes: Shapes, choice: Defaults, name: str) -> None:
+    def __init__(
+        self, backend: Backend, bridge: Bridge, shapes: Shapes, choice: Defaults, name: str
+    ) -> None:
         self.backend = backend
         self.bridge = bridge
         self.shapes = shapes
@@ -100,7 +114,8 @@ class Sampler(Generic[Array]):
         self._choice = choice
         self._name = name
         self._own: dict[Direction | None, Plan] = {}  # of the choice, for each direction
-        self._others: dict[tuple[Direction | None, Defaults], Plan] = {}  # the one used last at the end
+        # the one used last at the end
+        self._others: dict[tuple[Direction | None, Defaults], Plan] = {}
         self.plan()  # or it cannot be made
 
     def __repr__(self) -> str:
@@ -140,7 +155,9 @@ class Sampler(Generic[Array]):
     @overload
     def __call__(self, source: Array, seed: Seed = None, **options: Any) -> Array: ...
     @overload
-    def __call__(self, source: npt.NDArray[Any], seed: Seed = None, **options: Any) -> npt.NDArray[Any]: ...
+    def __call__(
+        self, source: npt.NDArray[Any], seed: Seed = None, **options: Any
+    ) -> npt.NDArray[Any]: ...
     @overload
     def __call__(self, source: Files, seed: Seed = None, **options: Any) -> list[Any]: ...
     def __call__(self, source: Any, seed: Seed = None, **options: Any) -> Any:
@@ -185,7 +202,9 @@ class Sampler(Generic[Array]):
         """
         call = self.read(source, seed, options)
         batches = call.batches()  # what is wrong is said before the first step
-        return (step for batch in batches for step in self.loop.stream(batch, call.options.callback))
+        return (
+            step for batch in batches for step in self.loop.stream(batch, call.options.callback)
+        )
 
     def distribution(
         self,
@@ -234,10 +253,14 @@ class Sampler(Generic[Array]):
             for batch in group.split(only or max(1, size // samples), fill):
                 with self.backend.turn():
                     encoded = self.loop.inputs(batch)
-                drawn = [(row, sample) for row in range(len(batch.indices)) for sample in range(samples)]
+                drawn = [
+                    (row, sample) for row in range(len(batch.indices)) for sample in range(samples)
+                ]
                 for part, count in parts(drawn, size, fill):
                     rows = [row for row, _ in part]
-                    own = [seeds[sources.owners[batch.indices[row]]][sample] for row, sample in part]
+                    own = [
+                        seeds[sources.owners[batch.indices[row]]][sample] for row, sample in part
+                    ]
                     inputs = encoded.take(rows, self.loop.array(np.array(own)))
                     taken = batch.take(rows, count)
                     results = self.loop.translate(taken, call.options.callback, inputs)
@@ -245,7 +268,10 @@ class Sampler(Generic[Array]):
         return distribution
 
     def window_grid(
-        self, options: GuidanceOptions, size: Sequence[int] | None = None, batch_size: int | None = None
+        self,
+        options: GuidanceOptions,
+        size: Sequence[int] | None = None,
+        batch_size: int | None = None,
     ) -> WindowGrid | None:
         """How a call cuts pictures of a size, or any that are larger than a window; None where it does not.
 
@@ -264,7 +290,9 @@ class Sampler(Generic[Array]):
             return None
         lengths = check_windows(window, options.overlap, options.margin, shapes.stride)
         assert lengths is not None
-        if size is not None and all(side <= length for side, length in zip(size, lengths, strict=True)):
+        if size is not None and all(
+            side <= length for side, length in zip(size, lengths, strict=True)
+        ):
             return None
         most = max(1, PIXELS_AT_ONCE // math.prod(lengths))
         return WindowGrid(
@@ -299,7 +327,9 @@ class Sampler(Generic[Array]):
         """A solver's table as the backend takes it; a warning where the network was distilled for another."""
         if self.calls is not None and (name != solvers.DISTILLED or len(table) > self.calls):
             wanted = f"distilled for calls={self.calls} of the solver {solvers.DISTILLED!r}"
-            warn(f"the network was {wanted}, and is asked for {len(table)} of {name!r}: results may be worse")
+            warn(
+                f"the network was {wanted}, and is asked for {len(table)} of {name!r}: results may be worse"
+            )
         return Plan(name, table, table.timesteps.tolist(), self.backend.load(table))
 
     def _table(self, choice: Defaults) -> tuple[str, StepTable]:
@@ -343,7 +373,9 @@ class Sampler(Generic[Array]):
         if stored:
             source_values = given.source_values or spec.source
             spec = replace(spec, source=source_values, target=given.target_values or spec.target)
-        scale = Scale(self.backend.array, self.backend.noun, shapes.source_channels, spec, stored, self.axes)
+        scale = Scale(
+            self.backend.array, self.backend.noun, shapes.source_channels, spec, stored, self.axes
+        )
         sources = read_sources(source, scale)
         seeds = resolve_seeds(seed, sources.count)
         _, first = sources.groups[0]

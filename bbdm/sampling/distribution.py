@@ -38,7 +38,8 @@ class Distribution:
         self.seeds = tuple(map(tuple, seeds))
         self.count = len(seeds[0])
         self._sources = sources
-        self._sums: list[Any] = [(0, 0.0, 0.0)] * len(sources.owners)  # of each image, count, mean and squares
+        # of each image, count, mean and squares
+        self._sums: list[Any] = [(0, 0.0, 0.0)] * len(sources.owners)
         self._kept: list[list[Array]] | None = [[] for _ in sources.owners] if keep else None
 
     def add(self, images: Sequence[int], results: Any) -> None:
@@ -95,7 +96,9 @@ class Distribution:
 
     def _of_source(self, source: int, images: Sequence[Array]) -> Array:
         """The images of a source as one array (C, *S): the slices of a volume follow each other."""
-        planes = [images[number] for number, owner in enumerate(self._sources.owners) if owner == source]
+        planes = [
+            images[number] for number, owner in enumerate(self._sources.owners) if owner == source
+        ]
         slices = self._sources.scale.spec.slices
         return planes[0] if slices is None else np.stack(planes, 1 + AXES[slices])
 
@@ -148,7 +151,11 @@ class Distribution:
         """
         groups = self._sources.groups
         return self._sources.restore(
-            [(indices, converted(np.stack([images[i] for i in indices]), source)) for indices, source in groups], down
+            [
+                (indices, converted(np.stack([images[i] for i in indices]), source))
+                for indices, source in groups
+            ],
+            down,
         )
 
 
@@ -177,7 +184,9 @@ def _half_between(low: Any, high: Any) -> Any:
     return Picture(half.astype(high.dtype), high.geometry, high.unit, high.name)
 
 
-def sample_seeds(seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int) -> list[list[int]]:
+def sample_seeds(
+    seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int
+) -> list[list[int]]:
     """(sources, samples) the seed of each sample."""
     given: Any = seed
     if not hasattr(given, "__iter__"):

@@ -40,8 +40,13 @@ class FileArray:
     One that is ``sparse`` takes disk only where something was written; the rest is 0.
     """
 
-    def __init__(self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike, sparse: bool = False) -> None:
-        self.path, self.shape, self.ndim, self.dtype = path, tuple(shape), len(shape), np.dtype(dtype)
+    def __init__(
+        self, path: Path, shape: Sequence[int], dtype: npt.DTypeLike, sparse: bool = False
+    ) -> None:
+        self.path = path
+        self.shape = tuple(shape)
+        self.ndim = len(shape)
+        self.dtype = np.dtype(dtype)
         self.sparse = sparse
         self.nbytes = math.prod(shape) * self.dtype.itemsize
 
@@ -108,7 +113,9 @@ class FileArray:
         left, right, _ = columns.indices(self.shape[-1])
         return top, bottom, left, right
 
-    def _lines(self, array: npt.NDArray[Any], top: int, left: int) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    def _lines(
+        self, array: npt.NDArray[Any], top: int, left: int
+    ) -> Iterator[tuple[int, npt.NDArray[Any]]]:
         """Where each line of an array (..., rows, columns) begins in the file, in bytes, and the line."""
         height, width = self.shape[-2:]
         planes = array.reshape(-1, *array.shape[-2:])
@@ -218,7 +225,12 @@ class FileBackend:
         return windows.predict(network, shown, conditions, run.inputs.weights, total, self._chosen)
 
     def _move(
-        self, run: Run, before: State | None, prediction: FileArray | None, row: torch.Tensor, number: int
+        self,
+        run: Run,
+        before: State | None,
+        prediction: FileArray | None,
+        row: torch.Tensor,
+        number: int,
     ) -> None:
         """A row of the table, block by block, into new files: after a kill, those before are there yet."""
         outputs: dict[str, FileArray] = {name: getattr(run.state, name) for name in self._names}
@@ -245,7 +257,9 @@ class FileBackend:
         inputs = run.inputs
         network = self._backend.network
         y = in_channels(self._read(inputs.y, block), network.channels, network.endpoint_channels)
-        state = State(torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self._backend.dtype))
+        state = State(
+            torch.zeros_like(y), torch.zeros_like(y), torch.empty_like(y, dtype=self._backend.dtype)
+        )
         predicted = y
         if before is not None:
             state.x = self._read(before.x, block)
@@ -286,7 +300,9 @@ class FileBackend:
                 continue
             weight = of_rows[first][top - down.start : bottom - down.start, None].float()
             weight = weight * of_columns[second][left - across.start : right - across.start].float()
-            total[top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] += weight
+            total[
+                top - rows.start : bottom - rows.start, left - columns.start : right - columns.start
+            ] += weight
         return torch.where((total > 0) & (total < WHOLE), total, 1)
 
     def _read(self, array: FileArray, block: tuple[slice, ...]) -> torch.Tensor:
@@ -295,7 +311,9 @@ class FileBackend:
     def _finish(self, run: Run, done: int) -> None:
         """Say that a step is done, and delete the files before it."""
         manifest.write(self._folder / MARKER, {"about": self._about, "done": done})
-        self._keep([getattr(run.state, name).path.name for name in self._names] + [MARKER, *SOURCE_FILES])
+        self._keep(
+            [getattr(run.state, name).path.name for name in self._names] + [MARKER, *SOURCE_FILES]
+        )
 
     def _keep(self, names: Collection[str]) -> None:
         """Delete all files but those of some names."""

@@ -24,7 +24,9 @@ from bbdm.solvers import StepTable
 CALLS_ALONE = ("solver", "mask", "noise", "callback")  # options that say nothing of the way back
 
 
-def noise(sampler: Sampler[torch.Tensor], source: Any, seed: Seed, options: Mapping[str, Any]) -> torch.Tensor:
+def noise(
+    sampler: Sampler[torch.Tensor], source: Any, seed: Seed, options: Mapping[str, Any]
+) -> torch.Tensor:
     """(K, B, C, H, W) the noise of a call; see :meth:`bbdm.BridgeSampler.noise`."""
     call = sampler.read(source, seed, options)
     if len(call.groups) > 1:
@@ -32,7 +34,9 @@ def noise(sampler: Sampler[torch.Tensor], source: Any, seed: Seed, options: Mapp
     (group,) = call.groups
     shape = (sampler.shapes.channels, *sampler.shapes.grid(group.size))
     seeds = torch.tensor(group.seeds, device=sampler.backend.like.device)
-    return torch.stack([philox.normal(seeds, index, shape) for index in range(len(group.plan.times))])
+    return torch.stack(
+        [philox.normal(seeds, index, shape) for index in range(len(group.plan.times))]
+    )
 
 
 def encode(
@@ -69,7 +73,9 @@ def encode(
     return noise
 
 
-def _encoded(sampler: Sampler[torch.Tensor], codec: Codec | None, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+def _encoded(
+    sampler: Sampler[torch.Tensor], codec: Codec | None, batch: Batch, targets: torch.Tensor
+) -> torch.Tensor:
     """The last state of a batch whose table takes the target as the noise of its last row."""
     backend = sampler.backend
     filling = len(batch.source) - len(batch.indices)
@@ -90,7 +96,9 @@ def _targets(sampler: Sampler[torch.Tensor], target: Any, sources: Sources) -> t
     """(B, C, H, W) targets in [-1, 1], as many as there are sources and of their size."""
     scale = sources.scale
     spec = replace(scale.spec, source=scale.spec.target, neighbours=0)
-    targets = read_sources(target, replace(scale, channels=sampler.shapes.image_channels, spec=spec))
+    targets = read_sources(
+        target, replace(scale, channels=sampler.shapes.image_channels, spec=spec)
+    )
     found = _described(sources)
     if len(sources.groups) > 1 or found != _described(targets):
         raise ValueError(
@@ -102,7 +110,9 @@ def _targets(sampler: Sampler[torch.Tensor], target: Any, sources: Sources) -> t
 
 def _described(sources: Sources) -> str:
     """How many pictures there are of each size."""
-    return ", ".join(f"{len(indices)} of {tuple(images.shape[2:])}" for indices, images in sources.groups)
+    return ", ".join(
+        f"{len(indices)} of {tuple(images.shape[2:])}" for indices, images in sources.groups
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +191,9 @@ def _to_first_noise(bridge: Bridge, table: StepTable, sampled: StepTable) -> Ste
     coefficients[-1] = (1 / first.c_z, -first.c_y / first.c_z, -first.c_0 / first.c_z, 0, 0)
     inputs[-1] = (0, i_x + i_y)
     calls = np.append(table.timesteps[:-1], sampled.timesteps[0])
-    return StepTable(calls, prediction, coefficients, inputs, bridge.network_times(calls), table.start)
+    return StepTable(
+        calls, prediction, coefficients, inputs, bridge.network_times(calls), table.start
+    )
 
 
 def _to_source(bridge: Bridge, times: Timesteps) -> StepTable:

@@ -47,7 +47,8 @@ TALL = 256  # rows are read in multiples of it where there is memory: those of t
 TILE = 512  # pixels at least of a block's sides, of sources whose chunks are not all stored
 PAGES = 2048  # pixels that a row of such a block takes more in a file, of whole pages
 Array = npt.NDArray[Any]
-SUFFIXES = (".npy", ".tif", ".tiff", ".png", ".zarr", ".ome.zarr")  # of results; all but PNG are written by parts
+# of results; all but PNG are written by parts
+SUFFIXES = (".npy", ".tif", ".tiff", ".png", ".zarr", ".ome.zarr")
 
 
 def folder_of(result: Path) -> Path:
@@ -72,13 +73,18 @@ def _states(folder: Path) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def in_memory(sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None) -> int:
+def in_memory(
+    sampler: BridgeSampler, size: Sequence[int], windows: WindowGrid | None = None
+) -> int:
     """About the bytes that a call of a sampler takes for a picture of a (height, width)."""
     grid = sampler.shapes.grid(size)
     channels = sampler.shapes.source_channels
     if sampler.codec is not None:
         channels *= 2  # and the result
-    values = math.prod(size) * SOURCE_BYTES * channels + math.prod(grid) * STATE_BYTES * sampler.unet.channels
+    values = (
+        math.prod(size) * SOURCE_BYTES * channels
+        + math.prod(grid) * STATE_BYTES * sampler.unet.channels
+    )
     if windows is None:
         return values
     return values + _window_bytes(sampler, windows) * min(windows.at_once, _count(windows, grid))
@@ -150,16 +156,20 @@ class LargePicture:
         self.left_out = ""
         if source.chunks is not None:
             self._chosen = _chosen(windows, self._size, source)
-            self._boxes = _touched(windows, self._size, self._chosen, _tile(source.chunks, rows, self._size[1]))
+            self._boxes = _touched(
+                windows, self._size, self._chosen, _tile(source.chunks, rows, self._size[1])
+            )
             self.left_out = self._left_out(source.chunks, count)
             count = len(self._chosen)
         self._batch = Batch(plan, [0], None, [seed], windows=windows)
         cut = {"lengths": windows.lengths, "overlap": windows.overlap, "margin": windows.margin}
-        self._decides = {"table": plan.table.description(), "seed": seed, "windows": cut}  # of what states are
+        # of what states are
+        self._decides = {"table": plan.table.description(), "seed": seed, "windows": cut}
         calls = math.ceil(count / windows.at_once)
         self._total = calls * len(plan.times)
         self._names = _arrays(plan.table)
-        values = sampler.unet.channels * (2 * len(self._names) + 1)  # before and after a step, and predictions
+        # before and after a step, and predictions
+        values = sampler.unet.channels * (2 * len(self._names) + 1)
         stored = np.dtype(sampler.pictures.target_values.dtype).itemsize
         largest = max(sampler.backend.like.itemsize, stored)  # of the result, twice, too
         pixels = math.prod(self._size)
@@ -213,7 +223,9 @@ class LargePicture:
         self._report(self._done, self._total)
 
     @torch.inference_mode()
-    def run(self, path: Path, about: Mapping[str, Any], derivation: Derivation | None = None) -> None:
+    def run(
+        self, path: Path, about: Mapping[str, Any], derivation: Derivation | None = None
+    ) -> None:
         """Make the result, whole or not at all; go on after the steps that were done before an interruption.
 
         Args:
@@ -228,12 +240,21 @@ class LargePicture:
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
         if formats.suffix_of(path) not in SUFFIXES:
-            raise ValueError(f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}")
+            raise ValueError(
+                f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}"
+            )
         folder = folder_of(path)
         values = manifest.as_json({**about, **self._decides})
         sampler = self._sampler
         backend = FileBackend(
-            sampler.backend, folder, self._size, self._names, self._boxes, values, self._advance, self._chosen
+            sampler.backend,
+            folder,
+            self._size,
+            self._names,
+            self._boxes,
+            values,
+            self._advance,
+            self._chosen,
         )
         steps = len(self._batch.plan.times)
         with _states(folder):
@@ -260,12 +281,16 @@ class LargePicture:
             if create is None:
                 write(path, Picture(self._stored(folder, blank, parts), blank.geometry, blank.unit))
             else:
-                write_atomically(path, lambda temporary: _draw(create(temporary, blank, self._fill), parts))
+                write_atomically(
+                    path, lambda temporary: _draw(create(temporary, blank, self._fill), parts)
+                )
 
     def _check_disk(self, folder: Path) -> None:
         """Raise OSError where the disk has no room for the files."""
         abouts = [file.stat() for file in folder.iterdir()]
-        there = sum(min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in abouts)
+        there = sum(
+            min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in abouts
+        )
         free = shutil.disk_usage(folder).free + there
         if self.disk > free:
             raise OSError(
@@ -278,10 +303,14 @@ class LargePicture:
         seeds = self._sampler.loop.array(np.array(self._batch.seeds))
         assert self._batch.windows is not None
         dtype = self._sampler.backend.like.dtype
-        weights = [torch.from_numpy(side).to(dtype) for side in self._batch.windows.weights(self._size)]
+        weights = [
+            torch.from_numpy(side).to(dtype) for side in self._batch.windows.weights(self._size)
+        ]
         return Inputs(source, [seen], seeds, weights=weights)
 
-    def _write_source(self, backend: FileBackend, source: FileArray, absent: FileArray | None) -> None:
+    def _write_source(
+        self, backend: FileBackend, source: FileArray, absent: FileArray | None
+    ) -> None:
         """Write the source in [-1, 1], checked; past its edge, the last pixels are repeated."""
         _, height, width = self._source.shape
         values = self._source.values()
@@ -295,7 +324,9 @@ class LargePicture:
             scaled = scaled_present(values, stored, missing)
             below = rows.stop - rows.start - stored.shape[1]
             right = columns.stop - columns.start - stored.shape[2]
-            source[:, :, rows, columns] = np.pad(scaled, [(0, 0), (0, below), (0, right)], mode="edge")
+            source[:, :, rows, columns] = np.pad(
+                scaled, [(0, 0), (0, below), (0, right)], mode="edge"
+            )
             if absent is not None:
                 absent[rows, columns] = np.pad(missing, [(0, below), (0, right)], mode="edge")
         self._source.forget()  # it is not decoded again
@@ -306,9 +337,13 @@ class LargePicture:
         shape = (self._sampler.unet.channels, *self._source.shape[1:])
         pixel = spec.result(np.zeros((shape[0], 1, 1), np.float32), self._source.geometry)
         geometry = replace(pixel.geometry, derivation=derivation)
-        return Picture(np.broadcast_to(pixel.dtype.type(0), shape), geometry, spec.target_values.unit)
+        return Picture(
+            np.broadcast_to(pixel.dtype.type(0), shape), geometry, spec.target_values.unit
+        )
 
-    def _parts(self, backend: FileBackend, absent: FileArray | None, state: FileArray) -> Iterator[tuple[Box, Array]]:
+    def _parts(
+        self, backend: FileBackend, absent: FileArray | None, state: FileArray
+    ) -> Iterator[tuple[Box, Array]]:
         """Boxes of the source, and the result's stored values (C, rows, columns) in each.
 
         Chunks that the source has not stored are left out.
@@ -321,7 +356,9 @@ class LargePicture:
             if rows.start >= height or columns.start >= width:
                 continue
             missing = None if absent is None else absent[rows, columns].numpy()
-            made = self._sampler.pictures.result(state[0, :, rows, columns].numpy(), self._source.geometry, missing)
+            made = self._sampler.pictures.result(
+                state[0, :, rows, columns].numpy(), self._source.geometry, missing
+            )
             values = np.asarray(made)
             if chunks is None:
                 yield (rows, columns), values
@@ -329,7 +366,8 @@ class LargePicture:
             for part in chunks.stored_in((rows, columns)):
                 part_rows, part_columns = part
                 top, left = part_rows.start - rows.start, part_columns.start - columns.start
-                high, wide = part_rows.stop - part_rows.start, part_columns.stop - part_columns.start
+                high = part_rows.stop - part_rows.start
+                wide = part_columns.stop - part_columns.start
                 yield (part_rows, part_columns), values[:, top : top + high, left : left + wide]
 
     def _stored(self, folder: Path, blank: Picture, parts: Iterator[tuple[Box, Array]]) -> Array:
@@ -373,7 +411,10 @@ def _tile(chunks: Chunks, rows: int, width: int) -> tuple[int, int]:
 
 
 def _touched(
-    windows: WindowGrid, size: Sequence[int], chosen: Sequence[tuple[int, int]], tile: tuple[int, int]
+    windows: WindowGrid,
+    size: Sequence[int],
+    chosen: Sequence[tuple[int, int]],
+    tile: tuple[int, int],
 ) -> list[Box]:
     """The tiles of a state that some windows touch."""
     of_rows, of_columns = windows.sides(size)
@@ -388,14 +429,18 @@ def _touched(
     for first, second in np.argwhere(touched).tolist():
         top = first * tile[0]
         left = second * tile[1]
-        boxes.append((slice(top, min(top + tile[0], size[0])), slice(left, min(left + tile[1], size[1]))))
+        boxes.append(
+            (slice(top, min(top + tile[0], size[0])), slice(left, min(left + tile[1], size[1])))
+        )
     return boxes
 
 
 def _check(sampler: BridgeSampler, source: Strips, memory: int) -> None:
     """Raise ValueError where the source needs more memory, or windows of it are not all that is seen."""
     if sampler.codec is not None:
-        raise ValueError("only networks of image space translate pictures larger than memory, and this has latents")
+        raise ValueError(
+            "only networks of image space translate pictures larger than memory, and this has latents"
+        )
     if source.decoded > memory:
         raise ValueError(
             f"it must be decoded whole, which needs {amount(source.decoded)}, and half of the memory, "
@@ -403,6 +448,10 @@ def _check(sampler: BridgeSampler, source: Strips, memory: int) -> None:
         )
     if not sampler.shapes.shown:
         return
-    image = torch.zeros(1, sampler.shapes.source_channels, *sampler.shapes.stride, device=sampler.device)
+    image = torch.zeros(
+        1, sampler.shapes.source_channels, *sampler.shapes.stride, device=sampler.device
+    )
     if sampler.unet.prepared({SOURCE: image}, sampler.shapes.stride).get(SOURCE) is not image:
-        raise ValueError("the network prepares the whole source, which a picture larger than memory has not")
+        raise ValueError(
+            "the network prepares the whole source, which a picture larger than memory has not"
+        )

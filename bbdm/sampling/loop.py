@@ -30,13 +30,16 @@ class Shapes:
     source_channels: int
     image_channels: int  # of results
     channels: int  # of the bridge's space
-    endpoint: Sequence[int] | None  # the source channel of each channel; see Network.endpoint_channels
+    # the source channel of each channel; see Network.endpoint_channels
+    endpoint: Sequence[int] | None
     conditions: ConditionsConfig  # besides the source
     shown: bool  # whether the network sees the source
     stride: tuple[int, ...]  # of each axis; the sides of pictures are padded to multiples of it
     cell: int = 1  # pixels of a picture along one value of the bridge's space
-    only: int | None = None  # the only number of pictures or windows at once that it takes, all of one size
-    fill: bool = False  # repeat the last image where a batch is short, so that all batches have one size
+    # the only number of pictures or windows at once that it takes, all of one size
+    only: int | None = None
+    # repeat the last image where a batch is short, so that all batches have one size
+    fill: bool = False
 
     def padded(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size of pictures after padding."""
@@ -67,7 +70,8 @@ class Batch:
     seeds: list[int]
     noise: Any = None  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W), 1 where the target is made, or None
-    conditions: Mapping[str, Any] = field(default_factory=dict)  # besides the source, a row for each image
+    # besides the source, a row for each image
+    conditions: Mapping[str, Any] = field(default_factory=dict)
     windows: WindowGrid | None = None  # None where the network sees whole images
     guidance: Guidance | None = None
 
@@ -113,7 +117,8 @@ class Inputs:
     """What a batch is in the space of the bridge, padded, as the backend's arrays."""
 
     y: Any  # (B, C, H, W) the source in the target's channels
-    conditions: list[dict[str, Any]]  # all that the network sees, one for each evaluation, or of all together
+    # all that the network sees, one for each evaluation, or of all together
+    conditions: list[dict[str, Any]]
     seeds: Any  # of each image
     noise: Any = None  # (K, B, C, H, W) in place of seeds, or None
     mask: Any = None  # (B, 1, H, W) or None
@@ -161,7 +166,8 @@ class Step:
 
     index: int  # row of the table
     t: float  # the time of the row
-    x: Any  # (B, C, H, W) the state after the step, in the sampler's arrays; with a codec, a padded latent
+    # (B, C, H, W) the state after the step, in the sampler's arrays; with a codec, a padded latent
+    x: Any
     x0hat: Any  # the estimate of the target that the step was made with; shape and kind of x
     images: list[int]  # which of the call's images these are
     _pictures: Callable[[Any], list[Image.Image]] = field(repr=False)
@@ -231,7 +237,9 @@ def predict(network: Predict, batch: Batch, inputs: Inputs, shown: Any) -> Any:
 def wrong_prediction(prediction: Any, x: Any) -> ValueError:
     """What is said of a prediction that is not floats of the shape of x."""
     found = f"{prediction.dtype} of {tuple(prediction.shape)}"
-    return ValueError(f"the network must return floats of the state's shape {tuple(x.shape)}, got {found}")
+    return ValueError(
+        f"the network must return floats of the state's shape {tuple(x.shape)}, got {found}"
+    )
 
 
 class Loop:
@@ -246,7 +254,9 @@ class Loop:
         self.backend = backend
         self.shapes = shapes
 
-    def translate(self, batch: Batch, callback: Callback = None, inputs: Inputs | None = None) -> Any:
+    def translate(
+        self, batch: Batch, callback: Callback = None, inputs: Inputs | None = None
+    ) -> Any:
         """The results of a batch in [-1, 1], in its source's type, without padding and repeated images."""
         backend = self.backend
         pictures: Any = None
@@ -262,10 +272,14 @@ class Loop:
             with backend.turn():
                 pictures = backend.decode(run.state.x)
         crop = (slice(side) for side in batch.size)
-        result = converted(pictures[(slice(len(batch.indices)), ..., *crop)], batch.source).clip(-1, 1)
+        result = converted(pictures[(slice(len(batch.indices)), ..., *crop)], batch.source).clip(
+            -1, 1
+        )
         if batch.mask is not None:  # also what a codec lost
             mask = batch.mask[: len(result)]
-            y = in_channels(batch.source[: len(result)], self.shapes.image_channels, self.shapes.endpoint)
+            y = in_channels(
+                batch.source[: len(result)], self.shapes.image_channels, self.shapes.endpoint
+            )
             result = mask * result + (1 - mask) * y
         return result
 
@@ -295,7 +309,9 @@ class Loop:
         """An array of a call on the device, floats in the dtype of the state."""
         return converted(array, self.backend.like, "float" in str(array.dtype))
 
-    def _evaluations(self, batch: Batch, source: Any, size: tuple[int, ...]) -> list[dict[str, Any]]:
+    def _evaluations(
+        self, batch: Batch, source: Any, size: tuple[int, ...]
+    ) -> list[dict[str, Any]]:
         """What the network sees besides the state, and what it sees for each variant of guidance.
 
         They are one batch, but where the network takes one number of pictures alone.
@@ -319,7 +335,9 @@ class Loop:
         evaluations = [self.backend.prepare(each, source.shape[2:]) for each in evaluations]
         if len(evaluations) == 1 or (self.shapes.only is not None and batch.windows is None):
             return evaluations
-        together = {name: concatenated([each[name] for each in evaluations]) for name in evaluations[0]}
+        together = {
+            name: concatenated([each[name] for each in evaluations]) for name in evaluations[0]
+        }
         return [together]
 
     def _mask(self, mask: Any, size: tuple[int, ...]) -> Any:

@@ -56,7 +56,9 @@ class GuidanceOptions:
     overlap: float = setting(0.25, "of neighbouring windows at least, as a share of a window")
     margin: int = setting(0, "pixels at the edges of windows whose predictions count for nothing")
     guidance: float | dict[str, float] | None = setting(
-        None, "how far past what the network makes of conditions, a number, or NAME=NUMBER,...", parse=read_scale
+        None,
+        "how far past what the network makes of conditions, a number, or NAME=NUMBER,...",
+        parse=read_scale,
     )
 
     def __post_init__(self) -> None:
@@ -138,10 +140,17 @@ class Options(GuidanceOptions):
             return cls(**options)
         if unknown := [name for name in named if name not in conditions.each]:
             known = conditions.described
-            raise TypeError(f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}")
+            raise TypeError(
+                f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}"
+            )
         others = {name: value for name, value in options.items() if name not in named}
         mapping = others.get("conditions") or {}
-        return cls(**{**others, "conditions": {**named, **mapping} if isinstance(mapping, Mapping) else mapping})
+        return cls(
+            **{
+                **others,
+                "conditions": {**named, **mapping} if isinstance(mapping, Mapping) else mapping,
+            }
+        )
 
 
 NO_OPTIONS = Options()  # of calls that give none

@@ -120,7 +120,9 @@ class Recordings:
             recording.step(self._move)
         torch.cuda.current_stream().wait_stream(stream)
         graph = recording.graph
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"
+        ):
             recording.step(self._move)
         recording.reads = self._reads()
         return recording
@@ -149,11 +151,14 @@ def _buffers(run: Run) -> Recording:
     inputs = run.inputs
     loaded = run.batch.plan.loaded
     capacity = _capacity(len(loaded.rows))
-    conditions = [{name: value.clone() for name, value in each.items()} for each in inputs.conditions]
+    conditions = [
+        {name: value.clone() for name, value in each.items()} for each in inputs.conditions
+    ]
     mask = None if inputs.mask is None else inputs.mask.clone()
     weights = [side.clone() for side in inputs.weights]
     own = Inputs(inputs.y.clone(), conditions, inputs.seeds.clone(), mask=mask, weights=weights)
-    batch = replace(run.batch, source=None, noise=None, mask=None, conditions={})  # its windows and guidance
+    # its windows and guidance
+    batch = replace(run.batch, source=None, noise=None, mask=None, conditions={})
     rows = loaded.rows.new_zeros(capacity, *loaded.rows.shape[1:])
     rows[: len(loaded.rows)] = loaded.rows
     embedding = loaded.embedding.new_zeros(capacity, *loaded.embedding.shape[1:])

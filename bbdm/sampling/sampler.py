@@ -96,7 +96,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         if codec is not None:
             check_codec(unet, codec)
         if compile and compiled is not None:
-            raise ValueError("compile and compiled exclude each other: a package is compiled already")
+            raise ValueError(
+                "compile and compiled exclude each other: a package is compiled already"
+            )
         package = None if compiled is None else PackagedNetwork(compiled, unet, device)
         dtype = choose_dtype(dtype, weight.dtype, device, compile, package)
         self.package = package
@@ -145,7 +147,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         if device == self.device:
             return self
         if self.package is not None:
-            raise ValueError(f"a package is of one device, {self.device}, and cannot move to {device}: build another")
+            raise ValueError(
+                f"a package is of one device, {self.device}, and cannot move to {device}: build another"
+            )
         self.backend.to(device)
         self._own.clear()
         self._others.clear()
@@ -175,7 +179,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         checkpoint = load_checkpoint(path, num_steps, c_lambda, codec, config)
         network = checkpoint.build_unet(ema, network)
         codec = checkpoint.build_codec()
-        sampler = cls(network, checkpoint.bridge, codec=codec, defaults=checkpoint.defaults, **settings)
+        sampler = cls(
+            network, checkpoint.bridge, codec=codec, defaults=checkpoint.defaults, **settings
+        )
         sampler.image_size = checkpoint.image_size
         sampler.pictures = checkpoint.pictures
         sampler.origin = checkpoint.origin
@@ -205,7 +211,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         The first arguments are those of :func:`~bbdm.files.repository.find_checkpoint`, which says what is
         read, and ``settings`` those of :meth:`from_checkpoint`.
         """
-        return cls.from_checkpoint(find_checkpoint(name_or_path, revision, token, cache_dir), **settings)
+        return cls.from_checkpoint(
+            find_checkpoint(name_or_path, revision, token, cache_dir), **settings
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str], **settings: Any) -> None:
         """Write a folder for :meth:`from_pretrained`; see :func:`bbdm.files.hub.save_pretrained`."""
@@ -215,7 +223,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         """Push to the Hugging Face Hub; see :func:`bbdm.files.hub.push_to_hub`. Returns the commit."""
         return hub.push_to_hub(self, name, **settings)
 
-    def save_compiled(self, path: str | os.PathLike[str], size: images.Size, batch_size: int = 1) -> None:
+    def save_compiled(
+        self, path: str | os.PathLike[str], size: images.Size, batch_size: int = 1
+    ) -> None:
         """Compile the network into a package, from which a new process starts in seconds.
 
         The package fits these weights, this machine with its number of threads, and this version of torch:
@@ -258,7 +268,13 @@ class BridgeSampler(Sampler[torch.Tensor]):
         return inversion.noise(self, source, seed, options)
 
     def encode(
-        self, target: Any, source: Any, steps: int | None = None, *, timesteps: TimestepsLike = None, **options: Any
+        self,
+        target: Any,
+        source: Any,
+        steps: int | None = None,
+        *,
+        timesteps: TimestepsLike = None,
+        **options: Any,
     ) -> Any:
         """The noise that the deterministic solver ``ddim`` makes a target of, for interpolation and editing.
 
@@ -283,7 +299,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         return inversion.encode(self, self.codec, target, source, steps, timesteps, options)
 
 
-def shapes_of(unet: Network, codec: Codec | None, package: PackagedNetwork | None, fill: bool) -> Shapes:
+def shapes_of(
+    unet: Network, codec: Codec | None, package: PackagedNetwork | None, fill: bool
+) -> Shapes:
     """What a network takes, in latents of a codec or none; ``fill`` where another shape is compiled again."""
     cell = 1 if codec is None else codec.stride
     return Shapes(
@@ -304,7 +322,9 @@ def check_codec(unet: Network, codec: Codec) -> None:
     """Raise ValueError unless a network is of a codec's latents."""
     check_pictures(unet.axes, "a codec")
     if codec.channels != unet.channels:
-        raise ValueError(f"codec must have the network's {unet.channels} channels, got {codec.channels}")
+        raise ValueError(
+            f"codec must have the network's {unet.channels} channels, got {codec.channels}"
+        )
     if unet.source_channels != unet.channels or unet.endpoint_channels is not None:
         raise ValueError(
             f"with a codec, source and target have the same channels; the network takes {unet.source_channels} "

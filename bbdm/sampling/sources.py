@@ -27,7 +27,8 @@ WHITE_PAPER = 0.9  # the mean of a source that may be bright everywhere: a drawi
 BYTES_OF_CALL = 48  # at least, for each value of a source: it, states, noise and results
 Floats = npt.NDArray[np.float32]
 Parts = list[tuple[list[int], Any]]  # images (B, C, H, W) with their indices
-Content = Literal["floats", "uint8", "values"]  # of an array: in [-1, 1], of a photograph, or stored values
+# of an array: in [-1, 1], of a photograph, or stored values
+Content = Literal["floats", "uint8", "values"]
 
 
 class Restore(Protocol):
@@ -103,7 +104,9 @@ class Scale:
         values = self.spec.source_values
         if isinstance(values, Values):
             return values.scaled(array, self.axes)
-        raise ValueError("percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list")
+        raise ValueError(
+            "percentiles are of pictures: give (H, W) or (H, W, C) arrays, pictures or paths in a list"
+        )
 
     def unscaled(self, array: Any) -> Any:
         """The result of an array or a tensor: the inverse, in the target's values."""
@@ -143,7 +146,10 @@ def read_sources(source: Any, scale: Scale) -> Sources:
     indices_by_shape: dict[tuple[int, ...], list[int]] = {}
     for index, array in enumerate(arrays):
         indices_by_shape.setdefault(array.shape, []).append(index)
-    groups = [(indices, np.stack([arrays[index] for index in indices])) for indices in indices_by_shape.values()]
+    groups = [
+        (indices, np.stack([arrays[index] for index in indices]))
+        for indices in indices_by_shape.values()
+    ]
 
     def restore(results: Parts, down: bool = False) -> Any:
         images_of_all: dict[int, Floats] = {}
@@ -153,7 +159,9 @@ def read_sources(source: Any, scale: Scale) -> Sources:
         first = 0
         for item in items:
             last = first + len(item.arrays)
-            restored.append(item.restore([images_of_all[index] for index in range(first, last)], down))
+            restored.append(
+                item.restore([images_of_all[index] for index in range(first, last)], down)
+            )
             first = last
         return restored[0] if isinstance(source, np.ndarray) else restored
 
@@ -193,15 +201,20 @@ def _read(source: Any, scale: Scale) -> Item:
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         if photographs and formats.is_photograph(path):
-            source = images.open_image(path, check_size=lambda *size: _check_memory(path, scale.channels, *size))
+            source = images.open_image(
+                path, check_size=lambda *size: _check_memory(path, scale.channels, *size)
+            )
         else:
             source = read(path)
     if isinstance(source, Image.Image) and photographs:
         return Item(
-            [images.to_array(source, scale.channels)], lambda results, down=False: images.from_array(results[0])
+            [images.to_array(source, scale.channels)],
+            lambda results, down=False: images.from_array(results[0]),
         )
     if isinstance(source, Image.Image):
-        source = Picture(images.pixels(source, scale.channels if scale.channels in (1, 3) else None))
+        source = Picture(
+            images.pixels(source, scale.channels if scale.channels in (1, 3) else None)
+        )
     if isinstance(source, Picture):
         return _picture(source, scale)
     if isinstance(source, np.ndarray):
@@ -262,7 +275,9 @@ def _check_picture(picture: Picture, array: npt.NDArray[Any], scale: Scale) -> N
     axes = 3 if volume else 2
     if array.ndim != 1 + axes or len(array) != channels or 0 in array.shape:
         expected = f"({channels}, D, H, W), a volume" if volume else f"({channels}, H, W)"
-        raise ValueError(f"source must be {expected}, as in training; {picture.name or 'it'} has shape {array.shape}")
+        raise ValueError(
+            f"source must be {expected}, as in training; {picture.name or 'it'} has shape {array.shape}"
+        )
     if spec.source is None and array.dtype != np.uint8:
         values, _ = images.ranges(picture)
         raise ValueError(
@@ -315,7 +330,9 @@ def _array(array: npt.NDArray[Any], scale: Scale) -> Item:
     elif content == "uint8" and scale.axes == 2:
         item = _pixels(planes, scale)
     else:
-        item = _picture(Picture(planes), replace(scale, spec=replace(scale.spec, slices=None, neighbours=0)))
+        item = _picture(
+            Picture(planes), replace(scale, spec=replace(scale.spec, slices=None, neighbours=0))
+        )
 
     def restore(results: list[Floats], down: bool = False) -> Any:
         result = np.asarray(item.restore(results, down))  # (C, H, W)
@@ -335,7 +352,11 @@ def _check_array(array: npt.NDArray[Any], content: Content, channels: int) -> No
     count = array.shape[2] if array.ndim == 3 else 1
     allowed = {"values": (count,), "uint8": (1, 3, 4), "floats": (1, channels)}[content]
     if array.ndim not in (2, 3) or 0 in array.shape or count not in allowed:
-        shapes = "(H, W), (H, W, 3) or (H, W, 4)" if content == "uint8" else f"(H, W) or (H, W, {channels})"
+        shapes = (
+            "(H, W), (H, W, 3) or (H, W, 4)"
+            if content == "uint8"
+            else f"(H, W) or (H, W, {channels})"
+        )
         raise ValueError(f"an array of {content} must be {shapes}, got shape {array.shape}")
 
 
@@ -351,7 +372,11 @@ def _floats(planes: npt.NDArray[Any], scale: Scale) -> Item:
     values = planes
     if scale.axes == 2:
         values = np.broadcast_to(planes, (scale.channels, *planes.shape[1:]))
-    return Item([_checked(values, scale)], lambda results, down=False: results[0].astype(planes.dtype), is_floats=True)
+    return Item(
+        [_checked(values, scale)],
+        lambda results, down=False: results[0].astype(planes.dtype),
+        is_floats=True,
+    )
 
 
 def _checked(values: Any, scale: Scale) -> Floats:
@@ -394,12 +419,16 @@ def read_mask(mask: Any, scale: Scale, source: Any) -> Any:
         if mask.ndim == scale.axes:
             mask = mask[None, None]
     if not isinstance(mask, scale.array | np.ndarray):
-        raise ValueError(f"mask must be {scale.noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}")
+        raise ValueError(
+            f"mask must be {scale.noun}, a picture, a path or an (H, W) array, got {type(mask).__name__}"
+        )
     one_of_each = (len(source), 1, *source.shape[2:])
     one_of_all = (1, 1, *source.shape[2:])
     if tuple(mask.shape) not in (one_of_each, one_of_all):
         shapes = dict.fromkeys([one_of_each, one_of_all])
-        raise ValueError(f"mask must have shape {' or '.join(map(str, shapes))}, got {tuple(mask.shape)}")
+        raise ValueError(
+            f"mask must have shape {' or '.join(map(str, shapes))}, got {tuple(mask.shape)}"
+        )
     result = converted(mask, source) + source[:, :1] * 0  # one for each image
     low = float(result.min())
     high = float(result.max())

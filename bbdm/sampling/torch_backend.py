@@ -33,7 +33,8 @@ class Loaded:
     opening: torch.Tensor  # (10,) the row that makes the first state
     numbers: torch.Tensor  # (K,) of the rows, int64
     embedding: torch.Tensor  # (K, M) what the network computes of the times alone
-    steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # of each, its embedding (1, M), row, number (1,)
+    # of each, its embedding (1, M), row, number (1,)
+    steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class TorchBackend:
@@ -65,12 +66,17 @@ class TorchBackend:
         self.device = device
         self.dtype = dtype
         self.compile = compile
-        self._embedder = network.embedder()  # of the weights as given, before they are rounded to dtype
+        # of the weights as given, before they are rounded to dtype
+        self._embedder = network.embedder()
         self._place(network, codec, package)
 
-    def _place(self, network: Network, codec: Codec | None, package: PackagedNetwork | None) -> None:
+    def _place(
+        self, network: Network, codec: Codec | None, package: PackagedNetwork | None
+    ) -> None:
         """Put network and codec on the device, and compile them where it was asked for."""
-        self.like = torch.zeros((), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device)
+        self.like = torch.zeros(
+            (), dtype=torch.promote_types(self.dtype, torch.float32), device=self.device
+        )
         self.network = placed(network, self.device, self.dtype)
         self.body: Body = self.network.body
         if package is not None:
@@ -78,7 +84,9 @@ class TorchBackend:
         elif self.compile:
             self.body = Compiled(self.network.body, self.device)
         if codec is not None:
-            codec = codec.placed(self.device, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32)
+            codec = codec.placed(
+                self.device, torch.bfloat16 if self.dtype == torch.bfloat16 else torch.float32
+            )
         self._placed_codec = codec
         if codec is not None and self.compile:
             codec = codec.compiled(partial(Compiled, device=self.device))
@@ -123,7 +131,9 @@ class TorchBackend:
             return state.clone()
         return state
 
-    def prepare(self, conditions: Mapping[str, torch.Tensor], sides: Sequence[int]) -> dict[str, torch.Tensor]:
+    def prepare(
+        self, conditions: Mapping[str, torch.Tensor], sides: Sequence[int]
+    ) -> dict[str, torch.Tensor]:
         """What conditions alone decide, in the network's dtype and memory format."""
         prepared = self.network.prepared(conditions, sides)
         return {name: self.cast(value) for name, value in prepared.items()}
@@ -131,13 +141,26 @@ class TorchBackend:
     def begin(self, batch: Batch, inputs: Inputs) -> Run:
         """A run with its first state, in memory of its own."""
         y = inputs.y
-        state = State(torch.empty_like(y), torch.empty_like(y), torch.empty_like(y, dtype=self.dtype))
+        state = State(
+            torch.empty_like(y), torch.empty_like(y), torch.empty_like(y, dtype=self.dtype)
+        )
         run = Run(batch, inputs, state)
         loaded: Loaded = batch.plan.loaded
         noise = None if inputs.noise is None else inputs.noise[-1]
         seeds = inputs.seeds if noise is None else None
         number = loaded.numbers[-1:]
-        bridge_step(state.x, state.x0hat, state.inputs, y, y, loaded.opening, number, seeds, noise, inputs.mask)
+        bridge_step(
+            state.x,
+            state.x0hat,
+            state.inputs,
+            y,
+            y,
+            loaded.opening,
+            number,
+            seeds,
+            noise,
+            inputs.mask,
+        )
         if self.recordings is not None:
             run.recorded = self.recordings.of(run)
         return run
@@ -176,16 +199,31 @@ class TorchBackend:
         else:
             prediction = predict(partial(self.call_part, embedding), batch, inputs, state.inputs)
         seeds = inputs.seeds if noise is None else None
-        bridge_step(state.x, state.x0hat, state.inputs, prediction, inputs.y, row, number, seeds, noise, inputs.mask)
+        bridge_step(
+            state.x,
+            state.x0hat,
+            state.inputs,
+            prediction,
+            inputs.y,
+            row,
+            number,
+            seeds,
+            noise,
+            inputs.mask,
+        )
 
-    def call(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def call(
+        self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor:
         """The network's prediction of what it is shown, in its dtype and memory format."""
         prediction = self.body(x, embedding, conditions)
         if prediction.shape != x.shape or not prediction.is_floating_point():
             raise wrong_prediction(prediction, x)
         return prediction
 
-    def call_part(self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, Any]) -> torch.Tensor:
+    def call_part(
+        self, embedding: torch.Tensor, x: torch.Tensor, conditions: Mapping[str, Any]
+    ) -> torch.Tensor:
         """A prediction that is added up with others, of tensors in any dtype and order in memory."""
         parts = {name: self.cast(value) for name, value in conditions.items()}
         return self.call(embedding, self.cast(x), parts).to(self.like.dtype)

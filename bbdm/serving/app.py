@@ -51,11 +51,26 @@ UPLOAD = "/upload"  # the end of the path of Gradio's route that takes files
 VISITORS = 2  # who translate at once; others wait
 KEPT = 3600  # seconds that uploads and results stay on the disk
 BUNDLED: tuple[tuple[Any, ...], ...] = (  # weights, and the other arguments of a panel
-    (demo.WEIGHTS, "Drawings", "Emoji and other simple things, in black lines on white.", True, demo.DRAWINGS, False),
-    (demo.PHOTOGRAPHS, "Photographs", "Photographs that were blurred, noisy or small JPEG files.", False, None, True),
+    (
+        demo.WEIGHTS,
+        "Drawings",
+        "Emoji and other simple things, in black lines on white.",
+        True,
+        demo.DRAWINGS,
+        False,
+    ),
+    (
+        demo.PHOTOGRAPHS,
+        "Photographs",
+        "Photographs that were blurred, noisy or small JPEG files.",
+        False,
+        None,
+        True,
+    ),
 )
 MEAN = {"solver": "mean", "steps": 1}  # options of a call that gives the expected picture
-Pictures = dict[str, Image.Image]  # by name: of a source, or of a result with its seed, expected, mean or spread
+# by name: of a source, or of a result with its seed, expected, mean or spread
+Pictures = dict[str, Image.Image]
 ended = threading.Event()  # of the app: translations that run end at their next step
 
 
@@ -89,7 +104,9 @@ class Panel:
         self.drawn = drawn
         self.expected = expected
         self.examples = sorted(examples.glob("*.png")) if examples else []
-        self.sampler = config.open(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.sampler = config.open(
+            config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        )
         self.windowed = config.window_of(self.sampler.pictures.crop) is not None
 
     def sources(self, drawing: Any, files: Sequence[tuple[str, Any]] | None) -> Pictures:
@@ -134,7 +151,8 @@ class Panel:
         It yields after each step, where Gradio may stop it.
         """
         drawing, files, count, maps, direction, solver, steps, seed = inputs
-        yield "", [], gr.DownloadButton(interactive=False)  # nothing of before stays beside an error
+        # nothing of before stays beside an error
+        yield "", [], gr.DownloadButton(interactive=False)
         try:
             sources = self.sources(drawing, files)
             self._warn(sources)
@@ -214,7 +232,8 @@ class Panel:
         sampler = self.sampler
         with gr.Row():
             with gr.Column():
-                with gr.Tab("Pictures"):  # which Gradio does not open: its errors show the server's path
+                # which Gradio does not open: its errors show the server's path
+                with gr.Tab("Pictures"):
                     suffixes = [suffix for each in uploads.SUFFIXES.values() for suffix in each]
                     files = gr.Gallery(
                         file_types=suffixes,
@@ -227,7 +246,11 @@ class Panel:
                     )
                 with gr.Tab("Drawing", visible=self.drawn):
                     drawing = gr.ImageEditor(
-                        {"background": Image.new("RGB", (CANVAS, CANVAS), "white"), "layers": [], "composite": None},
+                        {
+                            "background": Image.new("RGB", (CANVAS, CANVAS), "white"),
+                            "layers": [],
+                            "composite": None,
+                        },
                         type="pil",
                         sources=(),
                         canvas_size=(CANVAS, CANVAS),
@@ -236,21 +259,36 @@ class Panel:
                         brush=gr.Brush(default_size=LINE, default_color="black"),
                         show_label=False,
                     )
-                    drawing.convert_and_format_image = read_drawing  # Gradio's own takes any format and size
+                    # Gradio's own takes any format and size
+                    drawing.convert_and_format_image = read_drawing
                 with gr.Row():  # above what may stay as it is, so that small screens show it
                     start = gr.Button("Translate", variant="primary", min_width=120)
                     stop = gr.Button("Stop", min_width=80)
                 examples = self._examples()
-                count = gr.Number(1 if self.windowed else 4, label="Results", precision=0, minimum=1, maximum=RESULTS)
-                maps = gr.Checkbox(label="Where it is uncertain", info="Mean and spread of results, of 2 at least.")
+                count = gr.Number(
+                    1 if self.windowed else 4,
+                    label="Results",
+                    precision=0,
+                    minimum=1,
+                    maximum=RESULTS,
+                )
+                maps = gr.Checkbox(
+                    label="Where it is uncertain", info="Mean and spread of results, of 2 at least."
+                )
                 ways = ["AtoB", "BtoA"] if sampler.direction else []
-                direction = gr.Radio(ways, value=sampler.direction, label="Direction", visible=bool(ways))
+                direction = gr.Radio(
+                    ways, value=sampler.direction, label="Direction", visible=bool(ways)
+                )
                 with gr.Accordion("Advanced", open=False):
                     offered = solvers.choices(sampler.bridge, sampler.calls, len(sampler.table))
-                    solver = gr.Dropdown([*dict.fromkeys([sampler.solver, *offered])], label="Solver")
+                    solver = gr.Dropdown(
+                        [*dict.fromkeys([sampler.solver, *offered])], label="Solver"
+                    )
                     most = self.config.max_steps
                     calls = len(sampler.table)
-                    steps = gr.Number(calls, label="Network calls", precision=0, minimum=1, maximum=most)
+                    steps = gr.Number(
+                        calls, label="Network calls", precision=0, minimum=1, maximum=most
+                    )
                     about = "One number, one picture. Empty: another each time."
                     seed = gr.Number(0, label="Seed", info=about, precision=0, minimum=0)
                     gr.Markdown(f"`{sampler.bridge!r}`")
@@ -277,7 +315,9 @@ class Panel:
         }
         running: list[Any] = [start.click(**run)]
         if examples is not None:
-            chosen = examples.click(lambda index: [str(self.examples[index])], examples, files, queue=False)
+            chosen = examples.click(
+                lambda index: [str(self.examples[index])], examples, files, queue=False
+            )
             running.append(chosen.then(**run))
         stop.click(None, cancels=running)
 
@@ -335,7 +375,9 @@ def shown(error: Exception) -> gr.Error:
     return gr.Error(html.escape(str(error), quote=False), print_exception=False)
 
 
-def read_drawing(file: FileData | bytes | None, flatten_on_white: bool = False) -> Image.Image | None:
+def read_drawing(
+    file: FileData | bytes | None, flatten_on_white: bool = False
+) -> Image.Image | None:
     """A picture that the editor of drawings sent, which may be any file; read in place of Gradio.
 
     Args:
@@ -419,9 +461,12 @@ def build(config: App) -> gr.Blocks:
 def launch(config: App) -> None:
     """Show the page, until SIGTERM or Ctrl-C. Uploads and results go with it."""
     with tempfile.TemporaryDirectory(prefix="bbdm-app-") as folder, termination() as asked:
-        os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder)
+        os.environ.update(
+            GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False", GRADIO_TEMP_DIR=folder
+        )
         app = build(config)
-        warnings.filterwarnings("ignore", "the network was trained on pictures of")  # which the page shows
+        # which the page shows
+        warnings.filterwarnings("ignore", "the network was trained on pictures of")
         _, address, _ = app.launch(
             server_name=config.host,
             server_port=config.port,

@@ -55,11 +55,15 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False}
     if address is None:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux too: no other machine may join
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # as where nobody chose, of which Ray warns
+        # on Linux too: no other machine may join
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        # as where nobody chose, of which Ray warns
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
     if words := [*scripts.imported]:
-        options["runtime_env"] = {"worker_process_setup_hook": lambda: scripts.import_modules(words)}
+        options["runtime_env"] = {
+            "worker_process_setup_hook": lambda: scripts.import_modules(words)
+        }
     import ray
 
     if address is None:
@@ -87,7 +91,9 @@ def daemons_in_a_session_of_their_own() -> Iterator[None]:
         yield
         return
 
-    def start(command: Any, preexec_fn: Callable[[], None], **options: Any) -> subprocess.Popen[bytes]:
+    def start(
+        command: Any, preexec_fn: Callable[[], None], **options: Any
+    ) -> subprocess.Popen[bytes]:
         def before() -> None:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, Starting.SIGNALS)
             preexec_fn()
@@ -150,7 +156,8 @@ def serve(config: Serve) -> None:
     check_is_file(find_checkpoint(config.model), "checkpoint")  # before Ray takes its time
     print("starting Ray on this machine, which may take a minute", flush=True)
     with Starting() as starting, connected() as (machine,):
-        from bbdm.serving import server  # which imports Ray, after the environment says where it listens
+        # which imports Ray, after the environment says where it listens
+        from bbdm.serving import server
 
         server.run(config, machine, starting.end)
 
@@ -176,8 +183,13 @@ def translate(config: TranslateRay) -> None:
         indices = {names[job.index]: job.index for job in jobs}
         alone = translator.files.alone or sampler.window_grid(config) is not None
         sources = [translator.dataset.rows[index]["source"] for index in indices.values()]
-        rows = [{"name": name, "source": str(source)} for name, source in zip(indices, sources, strict=True)]
-        done = outcomes((config, translator, lines.settings), rows, 1 if alone else config.batch_size)
+        rows = [
+            {"name": name, "source": str(source)}
+            for name, source in zip(indices, sources, strict=True)
+        ]
+        done = outcomes(
+            (config, translator, lines.settings), rows, 1 if alone else config.batch_size
+        )
         for name, error in counted(done, "translating", len(rows), "pictures", translator.verbose):
             if error:
                 bad[indices[name]] = error
@@ -194,7 +206,9 @@ def translate(config: TranslateRay) -> None:
     print(f"{len(results) - kept} results in {folder}{others}")
 
 
-def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:
+def outcomes(
+    driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int
+) -> Iterator[tuple[str, str]]:
     """The name of each picture (``name``, ``source``) as it is done, and why it has no result, or nothing."""
     if not rows:
         return
@@ -207,7 +221,9 @@ def outcomes(driver: Driver, rows: Sequence[Mapping[str, str]], at_once: int) ->
         ray.data.DataContext.get_current().enable_progress_bars = False
         room = int(max(each.get("CPU", 0) for each in machines))
         if room < config.threads:
-            raise ValueError(f"threads must be at most the {room} cores of a machine, got {config.threads}")
+            raise ValueError(
+                f"threads must be at most the {room} cores of a machine, got {config.threads}"
+            )
         cores = int(sum(each.get("CPU", 0) for each in machines))
         cards = int(sum(each.get("GPU", 0) for each in machines))
         workers = min(cards or cores // config.threads, len(rows))
@@ -250,10 +266,15 @@ class Worker:
             ValueError: a name leads out of the folder of results.
         """
         names = [RowName(name) for name in batch["name"]]
-        rows = [{"name": name, "source": Path(path)} for name, path in zip(names, batch["source"], strict=True)]
+        rows = [
+            {"name": name, "source": Path(path)}
+            for name, path in zip(names, batch["source"], strict=True)
+        ]
         try:
             engine = self.engine.of_rows(rows)
-            engine.write_results(self.sampler, self._missing(engine.plan(engine.config.folder)), self.lines)
+            engine.write_results(
+                self.sampler, self._missing(engine.plan(engine.config.folder)), self.lines
+            )
             reasons = engine.bad
         except BadPicturesError as error:  # of all of them
             reasons = dict.fromkeys(range(len(names)), str(error))

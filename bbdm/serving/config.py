@@ -32,8 +32,12 @@ class ShowConfig(NetworkConfig):
     model: Path = position("a checkpoint, a folder or a name on the Hub")
     host: str = setting(LOOPBACK, "address to listen on; 0.0.0.0 for all")
     port: int = setting(8000, "port to listen on; 0 for a free one", least=0)
-    max_steps: int = setting(50, "steps of a picture; for more, a request gets the status 422", least=1)
-    max_pixels: int = setting(2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1)
+    max_steps: int = setting(
+        50, "steps of a picture; for more, a request gets the status 422", least=1
+    )
+    max_pixels: int = setting(
+        2**20, "of a picture, padded for the network; a larger one gets the status 422", least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,11 +55,19 @@ class ShowConfig(NetworkConfig):
         check_eight_bit(sampler.pictures, what)
         check_pictures(sampler.axes, what)
         sampler.window_grid(self)  # refused now, and not when a picture comes
-        others = [name for name in sampler.unet.network_config.each if name != DIRECTION or not sampler.direction]
+        others = [
+            name
+            for name in sampler.unet.network_config.each
+            if name != DIRECTION or not sampler.direction
+        ]
         if names := ", ".join(others):
-            raise ValueError(f"{what} is for networks without conditions, and this one has {names}: use bbdm translate")
+            raise ValueError(
+                f"{what} is for networks without conditions, and this one has {names}: use bbdm translate"
+            )
         if (own := len(sampler.table)) > self.max_steps:
-            raise ValueError(f"max_steps must be at least the {own} steps of {sampler.solver!r}, got {self.max_steps}")
+            raise ValueError(
+                f"max_steps must be at least the {own} steps of {sampler.solver!r}, got {self.max_steps}"
+            )
         return sampler
 
 
@@ -73,8 +85,12 @@ class Serve(Command, ShowConfig):
     FIRST: ClassVar[str] = "host port solver steps"
 
     max_batch_size: int = setting(8, "pictures in a batch", least=1)
-    max_queued: int = setting(64, "requests that wait for a replica; one more gets the status 503", least=1)
-    max_bytes: int = setting(8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1)
+    max_queued: int = setting(
+        64, "requests that wait for a replica; one more gets the status 503", least=1
+    )
+    max_bytes: int = setting(
+        8 * 2**20, "of a picture's file; a larger one gets the status 413", least=1
+    )
     max_total_bytes: int | None = setting(
         None,
         f"of the files of all requests that are not answered; one more gets the status 503; {AT_ONCE} times "
@@ -88,12 +104,16 @@ class Serve(Command, ShowConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.total_bytes < self.max_bytes:
-            raise ValueError(f"max_total_bytes must be at least max_bytes {self.max_bytes}, got {self.max_total_bytes}")
+            raise ValueError(
+                f"max_total_bytes must be at least max_bytes {self.max_bytes}, got {self.max_total_bytes}"
+            )
 
     @property
     def opening(self) -> str:
         """Which network, and that it takes a while."""
-        return f"starting a server of {read_header(self.model)}; its address follows when it answers"
+        return (
+            f"starting a server of {read_header(self.model)}; its address follows when it answers"
+        )
 
     @property
     def total_bytes(self) -> int:
@@ -113,7 +133,9 @@ class App(Command, ShowConfig):
     ENDS_BY_INTERRUPT: ClassVar[bool] = True
     FIRST: ClassVar[str] = "host port device solver steps max_steps max_pixels"
 
-    model: Path = position("a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER)
+    model: Path = position(
+        "a checkpoint, a folder or a name on the Hub; the bundled ones if left out", demo.FOLDER
+    )
     port: int = setting(7860, "port to listen on", least=1)
     device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu")
     max_steps: int = setting(200, "network calls for one result", least=1)
@@ -139,7 +161,9 @@ class TranslateRay(Command, TranslateConfig):
     """
 
     HEADING: ClassVar[str] = "cluster"
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"split", "device", "maps", "intervals", "outside", *OF_SEQUENCES})
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(
+        {"split", "device", "maps", "intervals", "outside", *OF_SEQUENCES}
+    )
     FIRST: ClassVar[str] = (
         "data_dir output_dir model solver steps num_samples seed image_size batch_size threads address overwrite"
     )
@@ -148,12 +172,16 @@ class TranslateRay(Command, TranslateConfig):
     data_dir: str = position("a folder of pictures", metavar="SOURCES")
     output_dir: Path | None = position("the folder of the results", metavar="RESULTS")
     threads: int = setting(1, "cores of a worker; one has a GPU where there are GPUs", least=1)
-    address: str | None = setting(None, "of a running cluster, such as auto; one on this machine if unset")
+    address: str | None = setting(
+        None, "of a running cluster, such as auto; one on this machine if unset"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.compile and self.dtype is None:
-            raise ValueError("compile needs dtype: workers that chose one by timing could choose different ones")
+            raise ValueError(
+                "compile needs dtype: workers that chose one by timing could choose different ones"
+            )
 
     @property
     def opening(self) -> str:

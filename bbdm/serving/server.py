@@ -43,15 +43,20 @@ from bbdm.serving import uploads
 from bbdm.serving.config import LOOPBACK, Serve
 
 log = logging.getLogger(__name__)
-PAGE = Path(__file__).with_name("docs.html")  # tries the server in a browser, and loads nothing from elsewhere
+# tries the server in a browser, and loads nothing from elsewhere
+PAGE = Path(__file__).with_name("docs.html")
 PICTURE = {"schema": {"type": "string", "format": "binary"}}
 BODY = {"required": True, "content": {f"image/{kind.lower()}": PICTURE for kind in uploads.FORMATS}}
 ANSWERS: dict[int | str, dict[str, Any]] = {
-    200: {"description": "the result, and its seed in the header X-Seed", "content": {"image/png": PICTURE}},
+    200: {
+        "description": "the result, and its seed in the header X-Seed",
+        "content": {"image/png": PICTURE},
+    },
     503: {"description": "busy or closing: send it again"},
 }
 ANYWHERE = ("", "0.0.0.0", "::")  # addresses to listen on, and none to ask
-AT_THE_FRONT = 10_000  # requests at a time: more would wait, also those that are refused and those for the health
+# requests at a time: more would wait, also those that are refused and those for the health
+AT_THE_FRONT = 10_000
 Pixels = npt.NDArray[np.uint8]  # (H, W) or (H, W, 3)
 Answer = tuple[int, Any]  # HTTP's status, with a result or a sentence that says why there is none
 
@@ -60,8 +65,12 @@ class Query(BaseModel, extra="forbid"):
     """What a request's query may say."""
 
     solver: solvers.Solver | None = Field(default=None, description="the network's own if left out")
-    steps: int | None = Field(default=None, ge=1, description="network calls; the solver's own if left out")
-    seed: int | None = Field(default=None, ge=0, lt=2**63, description="one number, one picture; drawn if left out")
+    steps: int | None = Field(
+        default=None, ge=1, description="network calls; the solver's own if left out"
+    )
+    seed: int | None = Field(
+        default=None, ge=0, lt=2**63, description="one number, one picture; drawn if left out"
+    )
     direction: Direction | None = Field(default=None, description="of a network of two directions")
 
 
@@ -95,14 +104,18 @@ def decode(data: bytes, channels: int, stride: int, max_pixels: int) -> Pixels:
     return np.asarray(images.convert(picture, channels))
 
 
-def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settings: Any) -> list[Answer]:
+def translate_together(
+    sampler: Any, items: list[tuple[Pixels, Query]], **settings: Any
+) -> list[Answer]:
     """Translate pictures: those of one size and of equal queries, but for seeds, in one batch, others apart.
 
     ``settings`` are further arguments of the sampler's calls. An error is of its batch alone.
     """
     groups: dict[Any, list[int]] = {}
     for index, (pixels, query) in enumerate(items):
-        groups.setdefault((pixels.shape, query.solver, query.steps, query.direction), []).append(index)
+        groups.setdefault((pixels.shape, query.solver, query.steps, query.direction), []).append(
+            index
+        )
     answers: dict[int, Answer] = {}
     for (_, solver, steps, direction), indices in groups.items():
         sources = [items[index][0] for index in indices]
@@ -110,7 +123,9 @@ def translate_together(sampler: Any, items: list[tuple[Pixels, Query]], **settin
         try:
             way = sampler if direction is None else sampler.towards(direction)
             results = way(sources, seeds, solver=solver, steps=steps, **settings)
-            answers |= {index: (200, result) for index, result in zip(indices, results, strict=True)}
+            answers |= {
+                index: (200, result) for index, result in zip(indices, results, strict=True)
+            }
         except ValueError as error:
             answers |= dict.fromkeys(indices, (422, str(error)))
         except Exception:  # such as a lack of memory for pictures of this size
@@ -172,13 +187,16 @@ class Front:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The application of Ray Serve's ingress."""
-        app = FastAPI(title="bbdm", version=__version__, docs_url=None, redoc_url=None)  # whose scripts are elsewhere
+        # whose scripts are elsewhere
+        app = FastAPI(title="bbdm", version=__version__, docs_url=None, redoc_url=None)
         app.get("/", include_in_schema=False)(self.root)
         app.get("/docs", include_in_schema=False)(self.docs)
         app.get("/health", response_class=PlainTextResponse)(self.health)
         app.get("/model")(self.model)
         body = {"requestBody": BODY}
-        app.post("/translate", response_class=Response, responses=ANSWERS, openapi_extra=body)(self.translate)
+        app.post("/translate", response_class=Response, responses=ANSWERS, openapi_extra=body)(
+            self.translate
+        )
         app.exception_handler(RequestValidationError)(unreadable)
         return app
 
@@ -198,7 +216,9 @@ class Front:
         """Whether requests are accepted."""
         return PlainTextResponse("closing\n", 503) if self.closing else PlainTextResponse("ok\n")
 
-    async def translate(self, request: Request, query: Annotated[Query, fastapi.Query()]) -> Response:
+    async def translate(
+        self, request: Request, query: Annotated[Query, fastapi.Query()]
+    ) -> Response:
         """The translation of a picture."""
         steps = query.steps or self.known["steps"].get(query.solver or self.known["solver"], 0)
         max_steps = self.known["max_steps"]
@@ -260,7 +280,9 @@ class Front:
         """Raise HTTPException unless a file of ``size`` bytes may get ``more``."""
         max_bytes = self.known["max_bytes"]
         if size + more > max_bytes:
-            raise HTTPException(413, f"a picture's file must be at most {max_bytes} bytes (max_bytes)")
+            raise HTTPException(
+                413, f"a picture's file must be at most {max_bytes} bytes (max_bytes)"
+            )
         if self.held + more > self.known["max_total_bytes"]:
             raise busy("other requests hold all bytes that the server takes (max_total_bytes)")
 
@@ -279,10 +301,14 @@ def busy(reason: str) -> HTTPException:
 def unreadable(request: Request, error: Any) -> Response:
     """The first defect of a query, in a sentence."""
     first = error.errors()[0]
-    return JSONResponse({"detail": f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:20]!r}"}, 422)
+    return JSONResponse(
+        {"detail": f"{first['loc'][-1]}: {first['msg']}, got {str(first['input'])[:20]!r}"}, 422
+    )
 
 
-def application(config: Serve, known: dict[str, Any], machine: Mapping[str, float]) -> serve.Application:
+def application(
+    config: Serve, known: dict[str, Any], machine: Mapping[str, float]
+) -> serve.Application:
     """The two deployments, with a replica for each GPU of the machine, or one; they share its cores."""
     cores, cards = int(machine["CPU"]), int(machine.get("GPU", 0))
     replicas = max(1, min(cores, cards))
@@ -337,4 +363,5 @@ def run(config: Serve, machine: Mapping[str, float], started: Callable[[], None]
             while not stopped():
                 time.sleep(0.1)
         front.close.remote().result()
-        time.sleep(1)  # for the last responses to pass the proxy; the end of Ray ends it and all else
+        # for the last responses to pass the proxy; the end of Ray ends it and all else
+        time.sleep(1)

@@ -12,8 +12,10 @@ from PIL import Image
 from bbdm.pictures import images
 
 SUFFIXES = {"BMP": (".bmp",), "JPEG": (".jpeg", ".jpg"), "PNG": (".png",), "WEBP": (".webp",)}
-FORMATS = tuple(SUFFIXES)  # Pillow's names of those that are read; it would run other programs for some others
-ADVICE = "the commands bbdm restore and bbdm translate --window take larger ones"  # of a picture that is too large
+# Pillow's names of those that are read; it would run other programs for some others
+FORMATS = tuple(SUFFIXES)
+# of a picture that is too large
+ADVICE = "the commands bbdm restore and bbdm translate --window take larger ones"
 
 
 def check_pixels(name: str, width: int, height: int, max_pixels: int, stride: int = 1) -> None:

@@ -96,13 +96,21 @@ def _turned(batch: Example, seeds: torch.Tensor, step: int, config: RunConfig) -
 
     def changed(image: torch.Tensor) -> torch.Tensor:
         height, width = image.shape[-2:]
-        across = torch.stack([angle.cos(), -angle.sin() * height / width, torch.zeros_like(angle)], dim=1)
-        down = torch.stack([angle.sin() * width / height, angle.cos(), torch.zeros_like(angle)], dim=1)
+        across = torch.stack(
+            [angle.cos(), -angle.sin() * height / width, torch.zeros_like(angle)], dim=1
+        )
+        down = torch.stack(
+            [angle.sin() * width / height, angle.cos(), torch.zeros_like(angle)], dim=1
+        )
         matrix = torch.stack([across, down], dim=1) / scale.view(-1, 1, 1)
         planes = image.flatten(1, -3).to(matrix.dtype)  # (B, C D, H, W)
         grid = F.affine_grid(matrix, [*planes.shape], align_corners=False)
         outputs = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
-        return outputs.reshape(image.shape).to(image.dtype).contiguous(memory_format=CHANNELS_LAST[image.ndim])
+        return (
+            outputs.reshape(image.shape)
+            .to(image.dtype)
+            .contiguous(memory_format=CHANNELS_LAST[image.ndim])
+        )
 
     outputs = with_images(batch, changed)
     if outputs.mask is None:

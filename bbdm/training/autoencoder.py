@@ -32,7 +32,8 @@ from bbdm.training.config import AutoencoderConfig
 from bbdm.training.optimization import Optimization
 from bbdm.training.task import Forward, Losses, Task, mixed
 
-COMMITMENT = 0.25  # weight of the distance that moves latents to codes, against 1 of codes to latents
+# weight of the distance that moves latents to codes, against 1 of codes to latents
+COMMITMENT = 0.25
 STREAMS = (2, 3)  # of noise, of sources and of targets
 SMALLEST, LARGEST = 1e-4, 1e4  # of the adversary's weight
 
@@ -48,8 +49,10 @@ class CodebookUse(nn.Module):
     def __init__(self, codes: int, processes: Processes) -> None:
         super().__init__()
         self.processes = processes
-        self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))  # since the last report
-        self.used = nn.Buffer(torch.zeros(codes, dtype=torch.bool, device=processes.device))  # since the last restart
+        # since the last report
+        self.counts = nn.Buffer(torch.zeros(codes, dtype=torch.int64, device=processes.device))
+        # since the last restart
+        self.used = nn.Buffer(torch.zeros(codes, dtype=torch.bool, device=processes.device))
 
     def add(self, index: torch.Tensor) -> None:
         """Count the codes of this process's share of a batch, indices of any shape."""
@@ -67,8 +70,12 @@ class CodebookUse(nn.Module):
         """
         unused = (~self.used).nonzero().flatten()
         self.used.zero_()
-        vectors = torch.cat(self.processes.gather(z.detach().permute(0, 2, 3, 1).flatten(0, 2).cpu()))
-        chosen = torch.randint(len(vectors), (len(unused),), generator=torch.Generator().manual_seed(seed))
+        vectors = torch.cat(
+            self.processes.gather(z.detach().permute(0, 2, 3, 1).flatten(0, 2).cpu())
+        )
+        chosen = torch.randint(
+            len(vectors), (len(unused),), generator=torch.Generator().manual_seed(seed)
+        )
         for codes in weights:
             codes[unused] = vectors[chosen].to(codes)
 
@@ -114,9 +121,13 @@ class AutoencoderTask(Task):
         codec: None = None,
     ) -> None:
         settings, size = network.config, sides(train.image_size)
-        check_images(torch.empty(0, train.channels, *size), settings.image_channels, (settings.stride,) * 2)
+        check_images(
+            torch.empty(0, train.channels, *size), settings.image_channels, (settings.stride,) * 2
+        )
         if config.adversarial_weight and min(size) < PatchGAN.least:
-            raise ValueError(f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}")
+            raise ValueError(
+                f"an adversary needs pictures of at least {PatchGAN.least} x {PatchGAN.least}, got {size}"
+            )
         super().__init__(network, config, train, processes)
         self.perceptual: Any = None
         if config.perceptual != "none":
@@ -139,7 +150,10 @@ class AutoencoderTask(Task):
         self.discriminator = PatchGAN(channels, self.config.discriminator_width).to(self.device)
         self.critic = optimization.parallel(self.discriminator)
         self.critic_optimizer = optimization.new_optimizer(self.discriminator)
-        self.stateful |= {"discriminator": self.discriminator, "critic_optimizer": self.critic_optimizer}
+        self.stateful |= {
+            "discriminator": self.discriminator,
+            "critic_optimizer": self.critic_optimizer,
+        }
 
     def release(self) -> None:
         """See :meth:`~bbdm.training.task.Task.release`."""
@@ -185,23 +199,33 @@ class AutoencoderTask(Task):
             values: the number of values of a picture.
         """
         if self.use is None:
-            kl = (z.square() + more.exp() - 1 - more).sum((1, 2, 3)).mean() / 2  # from a standard normal, in nats
+            # from a standard normal, in nats
+            kl = (z.square() + more.exp() - 1 - more).sum((1, 2, 3)).mean() / 2
             return self.config.kl_weight * kl / values, {"kl": kl}
         self.use.add(more)
         codes = self.network.quantize.look_up(more)
         codebook = F.mse_loss(codes, z.detach()) + COMMITMENT * F.mse_loss(z, codes.detach())
         return self.config.codebook_weight * codebook, {"codebook": codebook}
 
-    def _distance(self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _distance(
+        self, image: torch.Tensor, x: torch.Tensor, parts: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
         """The distance of images from pictures, of which ``parts`` gets L1 and LPIPS (Zhang et al. 2018)."""
         parts["l1"] = F.l1_loss(image, x)
         if self.perceptual is None:
             return parts["l1"]
-        parts["lpips"] = self.perceptual(image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)).mean()
+        parts["lpips"] = self.perceptual(
+            image.expand(-1, 3, -1, -1), x.expand(-1, 3, -1, -1)
+        ).mean()
         return parts["l1"] + self.config.perceptual_weight * parts["lpips"]
 
     def _adversary(
-        self, x: torch.Tensor, image: torch.Tensor, seen: torch.Tensor, gradient: torch.Tensor, parts: dict[str, Any]
+        self,
+        x: torch.Tensor,
+        image: torch.Tensor,
+        seen: torch.Tensor,
+        gradient: torch.Tensor,
+        parts: dict[str, Any],
     ) -> torch.Tensor:
         """The weighted gradient of the adversarial loss at the images. The critic learns, by a hinge loss.
 
@@ -212,8 +236,13 @@ class AutoencoderTask(Task):
         parts["adversarial"] = -false.mean()
         against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
         last = self.network.decoder.conv_out.weight
-        at_last = [torch.autograd.grad(image, last, each, retain_graph=True)[0] for each in (gradient, against)]
-        reconstruction, adversarial = self.processes.total(torch.stack(at_last)) / self.processes.count
+        at_last = [
+            torch.autograd.grad(image, last, each, retain_graph=True)[0]
+            for each in (gradient, against)
+        ]
+        reconstruction, adversarial = (
+            self.processes.total(torch.stack(at_last)) / self.processes.count
+        )
         ratio = (reconstruction.norm() / (adversarial.norm() + SMALLEST)).clamp(max=LARGEST)
         weight = self.config.adversarial_weight * ratio
         loss = (F.relu(1 - real).mean() + F.relu(1 + false).mean()) / 2
@@ -256,7 +285,9 @@ class AutoencoderTask(Task):
     def validation_losses(self, batch: Example, seeds: torch.Tensor) -> dict[str, float]:
         """The distance of reconstructions by the averaged weights, L1 and LPIPS; the sum over pairs."""
         x = pictures(batch.source, batch.target)
-        return {"validation_loss": self._distance(self.reconstruct(x), x, {}).item() * len(batch.source)}
+        return {
+            "validation_loss": self._distance(self.reconstruct(x), x, {}).item() * len(batch.source)
+        }
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources and targets, each before its reconstruction."""

@@ -146,7 +146,8 @@ class BridgeTask(Task):
         self.loss: Any = getattr(config, "loss", None) if loss is None else loss
         self.times = times
         self.decoded = self._decoded_loss()
-        self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS  # solver and steps of results
+        # solver and steps of results
+        self.defaults = Defaults("mean") if bridge.density == "top" else NO_DEFAULTS
         self.pictures = None
         if train is not None:
             masked = train.masked and train.rows[0].get("mask") is not None
@@ -175,7 +176,9 @@ class BridgeTask(Task):
         elif self.config.flip:  # latents of a picture, and of the mirrored one
             rows = torch.arange(len(seeds), device=seeds.device)
             mirrored = philox.flips(seeds, step).long()
-            batch = batch._replace(source=batch.source[rows, mirrored], target=batch.target[rows, mirrored])
+            batch = batch._replace(
+                source=batch.source[rows, mirrored], target=batch.target[rows, mirrored]
+            )
         if self.codec is not None:
             batch = encode(batch, self.codec, self.latents)
         if self.two_way:
@@ -191,7 +194,11 @@ class BridgeTask(Task):
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge; those of each direction are reported."""
-        t = self.bridge.draw_times(seeds, step) if self.times is None else self.times(seeds, step, self.bridge)
+        t = (
+            self.bridge.draw_times(seeds, step)
+            if self.times is None
+            else self.times(seeds, step, self.bridge)
+        )
         shown, target = self._noised(batch, t, seeds, step)
         with self.autocast():
             prediction = network(shown, self.bridge.seen(t), self.seen(batch))
@@ -222,7 +229,13 @@ class BridgeTask(Task):
         return torch.where(back, shown_back, shown), torch.where(back, target_back, target)
 
     def estimate(
-        self, network: Forward, table: StepTable, row: int, x: torch.Tensor, y: torch.Tensor, conditions: Conditions
+        self,
+        network: Forward,
+        table: StepTable,
+        row: int,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        conditions: Conditions,
     ) -> torch.Tensor:
         """x0hat (B, C, H, W), float32, that a network makes of a state at the time of a table's row."""
         i_x, i_y = table.inputs[row].tolist()
@@ -269,17 +282,26 @@ class BridgeTask(Task):
         """What the averaged weights make of sources, by the sampler's default solver and steps."""
         network = self.average
         if network.lora is not None:
-            network = copy.deepcopy(network).float()  # a base in bfloat16 computes only under autocast
+            # a base in bfloat16 computes only under autocast
+            network = copy.deepcopy(network).float()
         sampler = BridgeSampler(network, self.bridge, codec=self.codec, defaults=self.defaults)
         return sampler(batch.source, seed=0, conditions=batch.conditions)
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources, translations and targets; of two directions, A, what is made of B, B, and what of A."""
         if self.two_way:
-            results = {way: self.translated(turned_batch) for way, turned_batch in both_ways(batch).items()}
-            return {"A": batch.source, "A of B": results["BtoA"], "B": batch.target, "B of A": results["AtoB"]}
+            results = {
+                way: self.translated(turned_batch) for way, turned_batch in both_ways(batch).items()
+            }
+            return {
+                "A": batch.source,
+                "A of B": results["BtoA"],
+                "B": batch.target,
+                "B of A": results["AtoB"],
+            }
         source = batch.source
-        if self.network.endpoint_channels is not None:  # of a slice with neighbours, the slice itself is shown
+        # of a slice with neighbours, the slice itself is shown
+        if self.network.endpoint_channels is not None:
             source = self.network.endpoint(batch.source)
         return {"source": source, "result": self.translated(batch), "target": batch.target}
 
@@ -312,16 +334,25 @@ class BridgeTask(Task):
         else:
             network = NetworkState.of_trained(self.network, self.average)
         size = self.train.image_size
-        return Checkpoint(network, self.bridge, codec, size, training, self.defaults, self.pictures).snapshot()
+        return Checkpoint(
+            network, self.bridge, codec, size, training, self.defaults, self.pictures
+        ).snapshot()
 
     def stored(self, checkpoint: Checkpoint) -> tuple[NetworkState, dict[str, Any]]:
         """See :meth:`~bbdm.training.task.Task.stored`; ValueError where codec or base has other weights."""
         stored = checkpoint.codec
         if stored is not None and self.codec is not None and stored.digest() != self.codec_hash:
-            raise ValueError("training can resume only with the weights of the codec (vqgan_path) that it began with")
+            raise ValueError(
+                "training can resume only with the weights of the codec (vqgan_path) that it began with"
+            )
         codec = {} if stored is None else {"codec": stored.config}
         unet = checkpoint.unet
-        description = {"unet": asdict(unet.config), "bridge": checkpoint.bridge.config(), **codec, **added(unet.lora)}
+        description = {
+            "unet": asdict(unet.config),
+            "bridge": checkpoint.bridge.config(),
+            **codec,
+            **added(unet.lora),
+        }
         if unet.lora is not None:
             unet.lora.check(self.network.lora)
             weights = completed(self.network, unet.weights or {})
@@ -360,7 +391,9 @@ def turned(batch: Example, back: torch.Tensor) -> Example:
     where = broadcast(back, batch.source)
     source = torch.where(where, batch.target, batch.source)
     target = torch.where(where, batch.source, batch.target)
-    return batch._replace(source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()})
+    return batch._replace(
+        source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()}
+    )
 
 
 def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:
@@ -370,7 +403,9 @@ def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) ->
     conditions = dict(batch.conditions)
     for column, (name, share) in enumerate(network.drop.items()):
         value = conditions[name]
-        conditions[name] = torch.where(broadcast(drawn[:, column] < share, value), none[name], value)
+        conditions[name] = torch.where(
+            broadcast(drawn[:, column] < share, value), none[name], value
+        )
     return batch._replace(conditions=conditions)
 
 
@@ -426,7 +461,9 @@ def _check_latents(train: LatentDataset, config: BridgeConfig, codec: Codec | No
         kind = None if codec is None else codec.kind
         raise ValueError(f"codec must be that of the stored latents (cache_latents), got {kind}")
     if train.flip != config.flip:
-        raise ValueError(f"flip must be that of the stored latents (cache_latents), {train.flip}; got {config.flip}")
+        raise ValueError(
+            f"flip must be that of the stored latents (cache_latents), {train.flip}; got {config.flip}"
+        )
     for name in ("shift", "turn", "zoom"):
         value = getattr(config, name)
         if value:

@@ -43,7 +43,9 @@ class Callback:
         super().__init_subclass__(**arguments)
         for name in vars(cls):
             if name.startswith("after_") and name not in cls.HOOKS:
-                raise TypeError(f"{cls.__name__}.{name} is never called: a Callback has {', '.join(sorted(cls.HOOKS))}")
+                raise TypeError(
+                    f"{cls.__name__}.{name} is never called: a Callback has {', '.join(sorted(cls.HOOKS))}"
+                )
 
     def begin(self, trainer: Any) -> None:
         """Called before the first step."""
@@ -64,7 +66,9 @@ class Callback:
         """Called when the run ends, after an error too."""
 
 
-def after_validation(callbacks: Sequence[Callback], trainer: Any, metrics: dict[str, Any]) -> list[Exception]:
+def after_validation(
+    callbacks: Sequence[Callback], trainer: Any, metrics: dict[str, Any]
+) -> list[Exception]:
     """Call callbacks after a validation; returns their errors, which a run raises when all is written."""
     errors: list[Exception] = []
     for callback in callbacks:
@@ -92,7 +96,8 @@ class Previews(Callback):
         columns = trainer.task.columns(collate(examples).map(trainer.batches.placed))
         arrays: list[np.ndarray[Any, Any]] = []
         for column in columns.values():
-            arrays.append(np.nan_to_num(column.float().cpu().numpy(), nan=-1.0))  # NaN is shown in black
+            # NaN is shown in black
+            arrays.append(np.nan_to_num(column.float().cpu().numpy(), nan=-1.0))
         rows = [[images.from_array(array) for array in row] for row in zip(*arrays, strict=True)]
         sheet = images.grid(rows, names=list(columns))
         path = trainer.run_folder.grid(trainer.step)
@@ -133,7 +138,9 @@ class Progress(Callback):
         LOGGER.info("%s, %s for validation", pairs, len(trainer.validation or ()))
         LOGGER.info("%s steps, batch %s; files: %s", trainer.total, batch, trainer.folder)
         if trainer.resumed_from is not None:
-            LOGGER.info("resumed from %s: step %s of %s", trainer.resumed_from, trainer.step, trainer.total)
+            LOGGER.info(
+                "resumed from %s: step %s of %s", trainer.resumed_from, trainer.step, trainer.total
+            )
         meter = progress.Meter("training", trainer.total, "steps", self._shown, trainer.step)
         self._meter = self._ends.enter_context(meter)
 
@@ -146,8 +153,12 @@ class Progress(Callback):
 
     def after_validation(self, trainer: Any, metrics: dict[str, Any]) -> None:
         """Show the metrics."""
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT)
-        LOGGER.info("epoch %.4g, step %s of %s: %s", trainer.epochs, trainer.step, trainer.total, shown)
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in metrics.items() if name not in LEFT_OUT
+        )
+        LOGGER.info(
+            "epoch %.4g, step %s of %s: %s", trainer.epochs, trainer.step, trainer.total, shown
+        )
 
     def end(self, trainer: Any) -> None:
         """Take the bar away."""
@@ -187,7 +198,9 @@ class Forecast(Callback):
         memory = peak_memory(trainer.device)
         if memory is not None:
             parts.append(f"{memory / 1e9:.3g} GB of memory at most so far")
-        parts.append(f"{self._steps} steps take {step * self._steps / 3600:.2g} hours, and validation more")
+        parts.append(
+            f"{self._steps} steps take {step * self._steps / 3600:.2g} hours, and validation more"
+        )
         return "; ".join(parts)
 
 
@@ -202,7 +215,9 @@ class TensorBoard(Callback):
         """Open the folder of the events."""
         from torch.utils.tensorboard import SummaryWriter  # of an extra
 
-        self._writer: Any = SummaryWriter(str(trainer.run_folder.events), purge_step=trainer.step + 1)
+        self._writer: Any = SummaryWriter(
+            str(trainer.run_folder.events), purge_step=trainer.step + 1
+        )
 
     def after_step(self, trainer: Any, loss: torch.Tensor) -> None:
         """Write what the step reported, if that is due."""

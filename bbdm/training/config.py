@@ -27,7 +27,9 @@ def read_every(text: str) -> Every:
     """
     number = text.removesuffix("e")
     if not number.isdecimal() or int(number) < 1:
-        raise ValueError(f"it is optimizer steps, such as 5000, or epochs, such as 2e; got {text!r}")
+        raise ValueError(
+            f"it is optimizer steps, such as 5000, or epochs, such as 2e; got {text!r}"
+        )
     return text if text.endswith("e") else int(number)
 
 
@@ -46,7 +48,9 @@ def steps_of(every: Every, steps_per_epoch: int) -> int:
     return int(every.removesuffix("e")) * steps_per_epoch
 
 
-def compared(description: Mapping[str, Any], config: Mapping[str, Any], pairs: Mapping[str, Any]) -> dict[str, Any]:
+def compared(
+    description: Mapping[str, Any], config: Mapping[str, Any], pairs: Mapping[str, Any]
+) -> dict[str, Any]:
     """What must not change when a run resumes."""
     fixed = {name: value for name, value in config.items() if name not in FREE}
     return {**description, **fixed, "pairs": dict(pairs)}
@@ -65,9 +69,12 @@ class RunConfig:
     batch_size: int = setting(64, "pairs in an optimizer step", "-b", least=1)
     learning_rate: float = setting(1e-4, "of the optimizer", "-lr")
     lr_schedule: Schedule = setting(
-        "constant", "cosine: to 0 over the run; plateau: halved when the training loss stops falling"
+        "constant",
+        "cosine: to 0 over the run; plateau: halved when the training loss stops falling",
     )
-    warmup_steps: int = setting(0, "optimizer steps over which the learning rate rises from 0", least=0)
+    warmup_steps: int = setting(
+        0, "optimizer steps over which the learning rate rises from 0", least=0
+    )
     weight_decay: float = setting(0.0, "of AdamW, which is Adam without it", least=0)
     grad_clip: float = setting(0.0, "largest norm of the gradients; 0: no clipping", least=0)
     ema_decay: float = setting(0.995, "of the moving average of weights")
@@ -122,7 +129,9 @@ class RunConfig:
     def check_batch(self, pairs: int, processes: int) -> None:
         """Raise ValueError where a batch has more pairs than there are, or cannot be shared equally."""
         if self.batch_size > pairs:
-            raise ValueError(f"batch_size must be at most the {pairs} training pairs, got {self.batch_size}")
+            raise ValueError(
+                f"batch_size must be at most the {pairs} training pairs, got {self.batch_size}"
+            )
         if self.batch_size % (processes * self.parts):
             shares = f"{processes} processes x {self.parts} parts"
             raise ValueError(f"batch_size {self.batch_size} does not split into {shares}")
@@ -132,13 +141,17 @@ class RunConfig:
 class BridgeConfig(RunConfig):
     """How to train the network of a bridge, by whatever loss."""
 
-    grad_accumulation: int = setting(1, "parts that a batch is computed in: less memory, the same step", least=1)
+    grad_accumulation: int = setting(
+        1, "parts that a batch is computed in: less memory, the same step", least=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.batch_size % self.grad_accumulation:
             parts = self.grad_accumulation
-            raise ValueError(f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts")
+            raise ValueError(
+                f"batch_size {self.batch_size} does not split into grad_accumulation={parts} equal parts"
+            )
 
     @property
     def parts(self) -> int:
@@ -150,7 +163,9 @@ class BridgeConfig(RunConfig):
 class TrainConfig(BridgeConfig):
     """How to train a bridge."""
 
-    loss: Loss = setting("l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume")
+    loss: Loss = setting(
+        "l1", "of the prediction; l1 trains a conditional median, l2 the mean that solvers assume"
+    )
     decoded_loss: float | None = setting(
         None,
         "lpips:WEIGHT, such as lpips:5, adds LPIPS between crops that estimates and targets decode to, of latents",
@@ -170,7 +185,9 @@ class UnpairedConfig(TrainConfig):
     """How to train between two sets without pairs."""
 
     pairing_steps: int = setting(
-        2000, "optimizer steps on random pairs, before the other ends are made; of the data set 'unpaired'", least=1
+        2000,
+        "optimizer steps on random pairs, before the other ends are made; of the data set 'unpaired'",
+        least=1,
     )
     simulation_steps: int = setting(16, "steps of the solver that makes the other ends", least=2)
 
@@ -187,13 +204,19 @@ class DistillConfig(BridgeConfig):
 class AutoencoderConfig(RunConfig):
     """How to train an autoencoder. A batch has two pictures of each pair."""
 
-    precision: Literal["fp32", "bf16"] = setting("fp32", "of the network's arithmetic; weights stay float32")
-    perceptual: Literal["vgg", "alex", "squeeze", "none"] = setting("vgg", "network of LPIPS; none: without LPIPS")
+    precision: Literal["fp32", "bf16"] = setting(
+        "fp32", "of the network's arithmetic; weights stay float32"
+    )
+    perceptual: Literal["vgg", "alex", "squeeze", "none"] = setting(
+        "vgg", "network of LPIPS; none: without LPIPS"
+    )
     perceptual_weight: float = setting(1.0, "of LPIPS, against 1 of L1", least=0)
     codebook_weight: float = setting(1.0, "of a codebook's loss", least=0)
     kl_weight: float = setting(1e-6, "of the KL divergence of a KL autoencoder's latents", least=0)
     restarts: int = setting(
-        50, "times that unused codes move to latents, over the first half of the run; 0: never", least=0
+        50,
+        "times that unused codes move to latents, over the first half of the run; 0: never",
+        least=0,
     )
     adversarial_weight: float = setting(0.75, "of the adversarial loss; 0: no adversary", least=0)
     adversarial_start: int = setting(50000, "optimizer steps before the adversary begins", least=0)

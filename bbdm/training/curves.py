@@ -53,7 +53,9 @@ def read_run(path: Path) -> Run:
             if line.endswith("\n"):
                 _add(curves, json.loads(line))
     if not curves:
-        raise ValueError(f"{file} has no metrics yet: the first are written after the first validation")
+        raise ValueError(
+            f"{file} has no metrics yet: the first are written after the first validation"
+        )
     grids = dict(sorted(files_by_step(folder, ".png").items()))
     return Run(folder.as_posix(), curves, grids)
 
@@ -88,13 +90,19 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         heights.append(5.0)
     figure = figures.figure(width, sum(heights), "bbdm plot")
     rows = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for panel, (kind, members) in zip(rows[0].subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for panel, (kind, members) in zip(
+        rows[0].subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
         _draw_curves(panel, runs, kind, members)
     if len(runs) > 1:
         lines = rows[0].axes[0].lines[: len(runs)]  # of the first metric, one of each run
-        rows[0].legend(lines, short_names(runs), loc="outside lower center", ncols=columns, fontsize="small")
+        rows[0].legend(
+            lines, short_names(runs), loc="outside lower center", ncols=columns, fontsize="small"
+        )
     if grids:
-        for panel, (title, grid) in zip(rows[1].subplots(1, len(grids), squeeze=False)[0], grids, strict=True):
+        for panel, (title, grid) in zip(
+            rows[1].subplots(1, len(grids), squeeze=False)[0], grids, strict=True
+        ):
             panel.imshow(Image.open(grid).convert("RGB"), interpolation="nearest")
             panel.set_title(title, fontsize="small")
             panel.set_axis_off()
@@ -147,7 +155,13 @@ def _draw_curves(panel: Any, runs: Sequence[Run], kind: str, names: Sequence[str
             curve = run.curves.get(name, [])
             steps = [step for step, _ in curve]
             values += [value for _, value in curve]
-            panel.plot(steps, [value for _, value in curve], style, color=_colour(number, len(runs)), marker=".")
+            panel.plot(
+                steps,
+                [value for _, value in curve],
+                style,
+                color=_colour(number, len(runs)),
+                marker=".",
+            )
         panel.plot([], [], style, color="black" if len(runs) > 1 else "C0", label=name)
     if kind == "loss" and min(values) > 0:
         panel.set_yscale("log")

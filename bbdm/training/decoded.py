@@ -27,13 +27,17 @@ class DecodedLoss:
         ValueError: no gradient passes the codec's decoder.
     """
 
-    def __init__(self, codec: Codec, bridge: Bridge, perceptual: Callable[..., torch.Tensor]) -> None:
+    def __init__(
+        self, codec: Codec, bridge: Bridge, perceptual: Callable[..., torch.Tensor]
+    ) -> None:
         self.codec = codec
         self.bridge = bridge
         self.perceptual = perceptual
         latents = torch.zeros(1, codec.channels, 8, 8, device=codec.device, requires_grad=True)
         if not codec.decoder(latents).requires_grad:
-            raise ValueError("decoded_loss needs an autoencoder whose decoder has a gradient, and a codebook has none")
+            raise ValueError(
+                "decoded_loss needs an autoencoder whose decoder has a gradient, and a codebook has none"
+            )
 
     def __call__(
         self,
@@ -64,7 +68,9 @@ class DecodedLoss:
     def _decoded(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 3, H, W) of latents in the space of the bridge."""
         device = latents.device.type
-        autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.float16
+        autocast = (
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.float16
+        )
         with torch.autocast(device, enabled=autocast):  # decoders leave the range of float16
             pictures: Any = self.codec.decoder(self.codec.denormalize(latents))
         return pictures.expand(-1, 3, -1, -1)

@@ -48,9 +48,13 @@ def student_of(teacher: Checkpoint, calls: int, network: Network | None = None) 
     """
     most = teacher.defaults.calls
     if most is not None and most < calls:
-        raise ValueError(f"calls must be at most those that the teacher was distilled for, {most}, got {calls}")
+        raise ValueError(
+            f"calls must be at most those that the teacher was distilled for, {most}, got {calls}"
+        )
     if not solvers.build(teacher.bridge, solvers.DISTILLED, steps=calls).start[1]:
-        raise ValueError(f"a student starts from noise, and {teacher.bridge} has too little at its top")
+        raise ValueError(
+            f"a student starts from noise, and {teacher.bridge} has too little at its top"
+        )
     student = teacher.build_unet(network=network)
     for module in student.modules():
         if isinstance(module, DROPOUT):
@@ -70,10 +74,14 @@ class StudentTask(BridgeTask):
     def __init__(self, *args: Any, **functions: Any) -> None:
         for name in ("loss", "times"):
             if functions.get(name) is not None:
-                raise ValueError(f"{name} must be None for a student, whose loss is the energy score of its own calls")
+                raise ValueError(
+                    f"{name} must be None for a student, whose loss is the energy score of its own calls"
+                )
         super().__init__(*args, **functions)
         if self.two_way and self.bridge.turned is not self.bridge:
-            raise ValueError("a student of two directions takes the same steps both ways: not 'preconditioned'")
+            raise ValueError(
+                "a student of two directions takes the same steps both ways: not 'preconditioned'"
+            )
         self.defaults = Defaults(calls=self.config.calls)
         self.table = self.defaults.table(self.bridge)  # as samplers take it
 

@@ -31,7 +31,8 @@ CODED = 10  # pairs whose targets are encoded and decoded
 LEVELS = 127.5  # of 8 bits in a unit of [-1, 1]
 DIGITS = 6  # that are kept, so that all processes have the same
 LEAST = 1e-4  # spread of a constant side
-LINEAR = 1 - 1e-5  # correlation of pairs that are linear but for rounding: a bridge needs less than 1
+# correlation of pairs that are linear but for rounding: a bridge needs less than 1
+LINEAR = 1 - 1e-5
 Fitted = TypeVar("Fitted", bound=Bridge)
 
 
@@ -68,7 +69,9 @@ def fitted(
     latents = isinstance(train, LatentDataset)
     for batch in batches(train.order(0)(0, count)):
         if latents and train.flip:
-            batch = batch._replace(source=batch.source.flatten(0, 1), target=batch.target.flatten(0, 1))
+            batch = batch._replace(
+                source=batch.source.flatten(0, 1), target=batch.target.flatten(0, 1)
+            )
         batch = batch if codec is None else encode(batch, codec, latents)
         x, y = batch.target.double(), network.endpoint(batch.source).double()
         counted = torch.ones_like(x) if batch.mask is None else batch.mask.double().expand_as(x)
@@ -87,7 +90,9 @@ def fitted(
         "cov": xy - mean_x * mean_y,
     }
     if found["spread"] < LEAST:
-        raise ValueError(f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn")
+        raise ValueError(
+            f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn"
+        )
     rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
     largest = LINEAR * rounded["sigma_data"] * rounded["sigma_source"]
     rounded["cov"] = min(max(rounded["cov"], -largest), largest)
@@ -118,7 +123,9 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
     assert trained is not None  # checked when the file was read
     own = network.state_dict()
-    fitting = [key for key, value in own.items() if key in trained and trained[key].shape == value.shape]
+    fitting = [
+        key for key, value in own.items() if key in trained and trained[key].shape == value.shape
+    ]
     if 2 * len(fitting) < len(own):
         raise ValueError(
             f"init_from: only {len(fitting)} of {len(own)} weights fit: they are of another network (preset), "
@@ -129,7 +136,9 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     return sorted({*own} - {*fitting})
 
 
-def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None = None) -> Checkpoint:
+def load_trained(
+    path: Path, num_steps: int, c_lambda: float, config: str | None = None
+) -> Checkpoint:
     """The checkpoint whose weights a run begins with; the settings are for files that leave them out."""
     try:
         return load_checkpoint(path, config=config)
@@ -137,7 +146,9 @@ def load_trained(path: Path, num_steps: int, c_lambda: float, config: str | None
         return load_checkpoint(path, num_steps, c_lambda, config=config)
 
 
-def record(train: Pairs, validation: Pairs | None, folder: Path, origin: Origin | None, resumed: bool) -> Record:
+def record(
+    train: Pairs, validation: Pairs | None, folder: Path, origin: Origin | None, resumed: bool
+) -> Record:
     """What a run records of its pairs as it begins or resumes: all that its network has ever learned from.
 
     Warnings say of which weights that is not known, and name the validation pairs that are among them.

@@ -21,7 +21,8 @@ from bbdm.training.task import SHARE, Task, mixed, sample_seeds
 
 DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 LOWEST_RATE = 5e-7  # that a plateau ends at
-PATIENCE = 3000  # optimizer steps before a plateau halves the rate, and of rest after, as in BBDM's code
+# optimizer steps before a plateau halves the rate, and of rest after, as in BBDM's code
+PATIENCE = 3000
 SHOWN_EVERY = 50  # optimizer steps between points in TensorBoard
 LOOKED_EVERY = 10  # optimizer steps between those that wait for a GPU
 DIVERGED = "Lower learning_rate or set grad_clip"
@@ -125,7 +126,9 @@ class Reported:
         """The sums as plain values."""
         groups: list[dict[str, Any]] = []
         for names, sums in self._sums.items():
-            groups.append({"names": list(names), "sums": sums.tolist(), "steps": self._steps[names]})
+            groups.append(
+                {"names": list(names), "sums": sums.tolist(), "steps": self._steps[names]}
+            )
         return {"groups": groups}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,9 +193,12 @@ class Optimization:
             "reported": self.reported,
         }
         self.plateau: ReduceLROnPlateau | None = None
-        if config.lr_schedule == "plateau":  # of a scale: the rate itself warms up, and may change in a resume
+        # of a scale: the rate itself warms up, and may change in a resume
+        if config.lr_schedule == "plateau":
             scale = torch.optim.SGD([torch.zeros(())], lr=1.0)
-            self.plateau = ReduceLROnPlateau(scale, factor=0.5, patience=PATIENCE, cooldown=PATIENCE, eps=0)
+            self.plateau = ReduceLROnPlateau(
+                scale, factor=0.5, patience=PATIENCE, cooldown=PATIENCE, eps=0
+            )
             self._stateful |= {"plateau": self.plateau, "scale": scale}
         task.average = self.ema.network
         task.begin(self)
@@ -255,13 +261,18 @@ class Optimization:
                 GPU it comes up to :data:`LOOKED_EVERY` steps later, and such steps change no weight of it.
         """
         if self._draws:
-            torch.manual_seed(mixed(self.config.seed, step * self.processes.count + self.processes.rank))
+            torch.manual_seed(
+                mixed(self.config.seed, step * self.processes.count + self.processes.rank)
+            )
         for optimizer, rates in self._rates:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = self.rate(step, rate)
         minimised, shares = self._gradients(batch, step)
         asking = torch.full_like(minimised, float(asks))
-        means = self.processes.total(torch.stack([minimised, asking, *shares.values()])) / self.processes.count
+        means = (
+            self.processes.total(torch.stack([minimised, asking, *shares.values()]))
+            / self.processes.count
+        )
         self.asked = means[1]
         self.reported.add([*shares], means[2:])
         numbers = over_examples(dict(zip(shares, means[2:], strict=True)))

@@ -34,14 +34,17 @@ class RunFolder:
         read: the content of a checkpoint; a ValueError says that it is damaged.
     """
 
-    def __init__(self, path: str | os.PathLike[str], keep: int, read: Callable[[Path], Any] = load_checkpoint) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], keep: int, read: Callable[[Path], Any] = load_checkpoint
+    ) -> None:
         self.path = Path(path)
         self.keep = keep
         self.read = read
         self.best = self.path / BEST  # the weights with the lowest validation loss
         self.metrics = self.path / METRICS
         self.events = self.path / "tensorboard"
-        self.record: str | None = None  # the identity of what the network has learned from, where that is known
+        # the identity of what the network has learned from, where that is known
+        self.record: str | None = None
 
     def checkpoint(self, step: int) -> Path:
         """The file of the state after ``step`` optimizer steps."""
@@ -103,7 +106,9 @@ class RunFolder:
             )
         return list(later.values())
 
-    def begin(self, step: int, config: dict[str, Any], record: Record, overwrite: bool = False) -> None:
+    def begin(
+        self, step: int, config: dict[str, Any], record: Record, overwrite: bool = False
+    ) -> None:
         """Prepare the locked folder for a run that begins after ``step`` optimizer steps.
 
         Half-written files of killed processes are deleted, and metrics and grids of later steps. To
@@ -154,7 +159,8 @@ class RunFolder:
         named = run.relative_to(place).as_posix() if run.is_relative_to(place) else str(run)
         snapshot.settings["run"] = named
         if self.record is not None:
-            snapshot.settings.setdefault("record", self.record)  # that of a file that is saved again is its own
+            # that of a file that is saved again is its own
+            snapshot.settings.setdefault("record", self.record)
         weights.write(path, snapshot)
 
     def save_best(self, path: str | os.PathLike[str]) -> None:
@@ -163,7 +169,11 @@ class RunFolder:
             self.save(path, content)
 
     def write(
-        self, step: int, snapshot: Snapshot, best: Snapshot | None = None, metrics: dict[str, Any] | None = None
+        self,
+        step: int,
+        snapshot: Snapshot,
+        best: Snapshot | None = None,
+        metrics: dict[str, Any] | None = None,
     ) -> None:
         """Write a line of metrics, new best weights, then the checkpoint of a step; delete the oldest ones.
 

@@ -25,7 +25,8 @@ from bbdm.training.config import Precision, RunConfig
 
 AUTOCAST: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Forward = Callable[..., torch.Tensor]  # of a network
-SHARE = "share of "  # begins the name of the share of examples that a number of the rest of the name is of
+# begins the name of the share of examples that a number of the rest of the name is of
+SHARE = "share of "
 Losses = tuple[torch.Tensor, Mapping[str, torch.Tensor]]
 
 
@@ -66,7 +67,11 @@ class Task(ABC):
     paired = True
 
     def __init__(
-        self, network: Any, config: RunConfig, train: Pairs | None = None, processes: Processes | None = None
+        self,
+        network: Any,
+        config: RunConfig,
+        train: Pairs | None = None,
+        processes: Processes | None = None,
     ) -> None:
         if processes is None:
             processes = Processes(next(network.parameters()).device)
@@ -118,7 +123,9 @@ class Task(ABC):
 
     # Validation, and pictures of the averaged weights
 
-    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs) -> dict[str, float]:
+    def validate(
+        self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs
+    ) -> dict[str, float]:
         """Mean losses of the averaged weights by name, the same in each process.
 
         Args:
@@ -128,7 +135,8 @@ class Task(ABC):
         totals = Counter[str]()
         for batch, seeds in batches:
             totals.update(self.validation_losses(batch, seeds))
-        names = self.processes.gather([*totals])[0]  # process 0 has the first pair, others may have none
+        # process 0 has the first pair, others may have none
+        names = self.processes.gather([*totals])[0]
         return {name: self.processes.sum(totals[name]) / len(pairs) for name in names}
 
     @abstractmethod

@@ -39,7 +39,13 @@ from bbdm.training.bridge import BridgeTask
 from bbdm.training.callbacks import Callback, Previews, Progress, TensorBoard, after_validation
 from bbdm.training.config import Every, RunConfig, compared, steps_of
 from bbdm.training.initial import record
-from bbdm.training.optimization import DIVERGED, DivergedError, MakeOptimizer, Optimization, Schedule
+from bbdm.training.optimization import (
+    DIVERGED,
+    DivergedError,
+    MakeOptimizer,
+    Optimization,
+    Schedule,
+)
 from bbdm.training.run import RunFolder
 from bbdm.training.task import Task, mixed, sample_seeds
 
@@ -121,11 +127,15 @@ class Trainer:
         self.processes = self.task.processes
         self.device = self.task.device
         if self.task.paired and not pairs.paired:
-            raise ValueError("train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask")
+            raise ValueError(
+                "train has two sets without pairs, and the task learns from pairs: give task=UnpairedTask"
+            )
         config.check_batch(len(pairs), self.processes.count)
         self.steps_per_epoch = len(pairs) // config.batch_size
         self.total = config.max_steps or config.epochs * self.steps_per_epoch
-        self.optimization = Optimization(self.task, optimizer=optimizer, schedule=schedule, total=self.total)
+        self.optimization = Optimization(
+            self.task, optimizer=optimizer, schedule=schedule, total=self.total
+        )
         self.network = self.task.network
         self.average = self.task.average
 
@@ -135,7 +145,9 @@ class Trainer:
         self._validation_batches: Batches | None = None
         self._validation_indices: list[int] = []
         if self.validation is not None:
-            self._validation_batches = Batches(self.validation, self._share, self.device, config.workers)
+            self._validation_batches = Batches(
+                self.validation, self._share, self.device, config.workers
+            )
             for index in range(len(self.validation)):  # every batch of as many as processes
                 if index // self._share % self.processes.count == self.processes.rank:
                     self._validation_indices.append(index)
@@ -164,7 +176,8 @@ class Trainer:
         self._saved = 0  # the step of the last checkpoint
         self._began = 0.0  # when the steps since the last validation began, in seconds
         self._steps_here = 0  # those steps, of this process
-        self._own: list[Callback] = []  # of this library, which are called after those of the caller
+        # of this library, which are called after those of the caller
+        self._own: list[Callback] = []
         self._asked: Callable[[], bool] = lambda: False
         self._reason: str | None = None  # of :meth:`stop`
 
@@ -199,7 +212,9 @@ class Trainer:
         network, description = self.task.stored(checkpoint)
         state = checkpoint.training
         if state is None:
-            raise ValueError(f"{path} holds no training state: a run resumes only from one of its step_*.pt files")
+            raise ValueError(
+                f"{path} holds no training state: a run resumes only from one of its step_*.pt files"
+            )
         before = compared(description, state["config"], state["pairs"])
         now = compared(self.task.description, asdict(self.config), self.pairs)
         if changed := manifest.differences(before, now):
@@ -217,7 +232,10 @@ class Trainer:
         self.run_folder.record = checkpoint.origin.record
         if self.best is not None and state["validation"] != self._validation_names:
             best = self.run_folder.best
-            log.warning("the validation pairs have changed: %s is the best of validations from here on", best)
+            log.warning(
+                "the validation pairs have changed: %s is the best of validations from here on",
+                best,
+            )
             self.best = None
 
     def resume_newest(self) -> bool:
@@ -241,7 +259,12 @@ class Trainer:
         """
         self._reason = reason
 
-    def fit(self, progress: Shown = False, stop: Callable[[], bool] = lambda: False, overwrite: bool = False) -> bool:
+    def fit(
+        self,
+        progress: Shown = False,
+        stop: Callable[[], bool] = lambda: False,
+        overwrite: bool = False,
+    ) -> bool:
         """Train until ``config.epochs``, or ``config.max_steps``, are done.
 
         Args:
@@ -271,7 +294,8 @@ class Trainer:
                 raise self._stopped(f"{error}", DIVERGED) from error
             except BadPicturesError as error:
                 if self.step > self._saved:
-                    self._save(here=True)  # the others wait for this process, and all have the same state
+                    # the others wait for this process, and all have the same state
+                    self._save(here=True)
                 raise self._stopped(f"{error}", "Repair the file") from error
             except OSError as error:
                 if error.errno not in DISK_FULL:
@@ -284,7 +308,9 @@ class Trainer:
         first, *others = self.processes.gather({"step": self.step, **self.pairs})
         for rank, beginning in enumerate(others, 1):
             if differing := manifest.differences(first, beginning):
-                raise ValueError(f"process {rank} must begin as process 0 does, and differs from it: {differing}")
+                raise ValueError(
+                    f"process {rank} must begin as process 0 does, and differs from it: {differing}"
+                )
         ends.callback(self.batches.close)
         if self._validation_batches is not None:
             ends.callback(self._validation_batches.close)
@@ -299,7 +325,9 @@ class Trainer:
             learned = record(self.train, self.validation, self.folder, self.origin, self.step > 0)
             settings = {"train": asdict(self.config), **self.task.description, "pairs": self.pairs}
             self.run_folder.begin(self.step, settings, learned, overwrite)
-            self.origin = Origin(self.run_folder.checkpoint(self.step), self.folder, learned.identity)
+            self.origin = Origin(
+                self.run_folder.checkpoint(self.step), self.folder, learned.identity
+            )
             if find_spec("tensorboard"):
                 self._own.append(TensorBoard())
             if progress:
@@ -313,7 +341,8 @@ class Trainer:
         self._began = time.perf_counter()
         if self.processes.sum(self._asked()) > 0:
             self._end()
-        if self.step > self._validated and self._is_due(self.config.validate_every):  # it ended while it validated
+        # it ended while it validated
+        if self.step > self._validated and self._is_due(self.config.validate_every):
             self._validate_and_save()
             if self._reason is not None:
                 return
@@ -344,7 +373,10 @@ class Trainer:
             until = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
             drawn = mixed(self.config.seed, epoch)  # the order, and crops
             order = self.train.order(drawn)
-            starts = [step * self.config.batch_size + self.processes.rank * self._share for step in range(done, until)]
+            starts = [
+                step * self.config.batch_size + self.processes.rank * self._share
+                for step in range(done, until)
+            ]
             indices = (index for start in starts for index in order(start, start + self._share))
             yield from self.batches(indices, drawn)
 
@@ -357,7 +389,11 @@ class Trainer:
         self.optimization.check(self.step)
         seconds = time.perf_counter() - self._began
         means = self.optimization.reported.means()
-        metrics: dict[str, Any] = {"epoch": self.epoch, "step": self.step, "loss": means.pop("loss")}
+        metrics: dict[str, Any] = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": means.pop("loss"),
+        }
         if self.validation is not None:
             metrics |= self.validate()
         metrics |= means
@@ -366,7 +402,9 @@ class Trainer:
             metrics["images_per_second"] = self._steps_here * self.config.batch_size / seconds
         metrics["learning_rate"] = self.optimization.optimizer.param_groups[0]["lr"]
         errors = after_validation(self.callbacks, self, metrics)
-        self._reason = next((reason for reason in self.processes.gather(self._reason) if reason is not None), None)
+        self._reason = next(
+            (reason for reason in self.processes.gather(self._reason) if reason is not None), None
+        )
         errors += after_validation(self._own, self, metrics)
         self.images.clear()
         self.optimization.reported.clear()
@@ -443,7 +481,8 @@ class Trainer:
         """End the run, saved, in all processes."""
         if self.step > self._saved:
             self._save()
-        self.processes.wait()  # until the first has saved: a process that ends takes the others down
+        # until the first has saved: a process that ends takes the others down
+        self.processes.wait()
         raise _AskedError
 
     def _stopped(self, reason: str, todo: str) -> StoppedError:

@@ -38,7 +38,8 @@ from bbdm.training.optimization import Optimization
 from bbdm.training.task import Forward, Losses, sample_numbers
 
 log = logging.getLogger(__name__)
-SOLVER = "ancestral"  # Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
+# Euler-Maruyama: its noise counts the spread of x0 given the state, that of posterior does not
+SOLVER = "ancestral"
 RESULT_STEPS = 30
 FIRST_STREAM = 2  # of noise: each step of the other ends has a stream of its own
 
@@ -73,16 +74,24 @@ class UnpairedTask(BridgeTask):
     config: UnpairedConfig
     paired = False
 
-    def __init__(self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any) -> None:
+    def __init__(
+        self, network: Network, bridge: Bridge, config: UnpairedConfig, *args: Any, **functions: Any
+    ) -> None:
         check_bridge(bridge)
-        if network.condition_channels or not network.network_config.two_way or len(network.inputs) > 1:
+        if (
+            network.condition_channels
+            or not network.network_config.two_way
+            or len(network.inputs) > 1
+        ):
             takes = ", ".join(map(str, network.inputs.values())) or "none"
             raise ValueError(
                 f"without pairs, a network takes the class {DIRECTION!r} of {' and '.join(DIRECTIONS)} alone, and does "
                 f"not see the source; the conditions of this one are {takes}"
             )
         if config.simulation_steps > bridge.top:
-            raise ValueError(f"simulation_steps must be at most {bridge.top}, as for T, got {config.simulation_steps}")
+            raise ValueError(
+                f"simulation_steps must be at most {bridge.top}, as for T, got {config.simulation_steps}"
+            )
         super().__init__(network, bridge, config, *args, **functions)
         self._simulator: Any = self.average
         self.table = solvers.build(bridge, SOLVER, steps=config.simulation_steps)
@@ -105,7 +114,12 @@ class UnpairedTask(BridgeTask):
 
     @torch.no_grad()
     def other_ends(
-        self, network: Forward, real: torch.Tensor, way: torch.Tensor, seeds: torch.Tensor, step: int
+        self,
+        network: Forward,
+        real: torch.Tensor,
+        way: torch.Tensor,
+        seeds: torch.Tensor,
+        step: int,
     ) -> torch.Tensor:
         """What a network makes of real ends (N, C, H, W), each in its direction (N,)."""
         table = self.table
@@ -118,7 +132,9 @@ class UnpairedTask(BridgeTask):
         return x
 
     @torch.no_grad()
-    def validate(self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs) -> dict[str, float]:
+    def validate(
+        self, batches: Iterable[tuple[Example, torch.Tensor]], pairs: Pairs
+    ) -> dict[str, float]:
         """The energy distances of results of the averaged weights to the set that they should be of.
 
         They compare whole sets, so that they depend on no batch and no number of processes. Pictures of the
@@ -136,13 +152,19 @@ class UnpairedTask(BridgeTask):
             counted = (numbers < of_sources, numbers < of_targets)
             for side, way in enumerate(DIRECTIONS):
                 there = torch.full_like(seeds, side)
-                ends = self.other_ends(self.average, sides[side], there, seeds, VALIDATION_STEPS[side])
+                ends = self.other_ends(
+                    self.average, sides[side], there, seeds, VALIDATION_STEPS[side]
+                )
                 results[way].append(ends[counted[side]].cpu())
                 targets[way].append(sides[1 - side][counted[1 - side]].cpu())
         losses: dict[str, float] = {}
         for way in DIRECTIONS:
-            outputs = torch.cat([ends for of_one in self.processes.gather(results[way]) for ends in of_one])
-            real = torch.cat([ends for of_one in self.processes.gather(targets[way]) for ends in of_one])
+            outputs = torch.cat(
+                [ends for of_one in self.processes.gather(results[way]) for ends in of_one]
+            )
+            real = torch.cat(
+                [ends for of_one in self.processes.gather(targets[way]) for ends in of_one]
+            )
             losses[f"validation_loss_{way}"] = energy_distance(outputs, real)
         return {"validation_loss": sum(losses.values()) / 2, **losses}
 
@@ -159,7 +181,10 @@ def examples_of_sets(pairs: Pairs) -> tuple[int, ...]:
 def check_bridge(bridge: Bridge) -> None:
     """Raise ValueError unless a bridge serves both directions of a training without pairs."""
     times = np.linspace(bridge.low, bridge.top, 9)
-    same = np.allclose(bridge.at(times).alpha, bridge.at(bridge.end - times).beta) and bridge.turned is bridge
+    same = (
+        np.allclose(bridge.at(times).alpha, bridge.at(bridge.end - times).beta)
+        and bridge.turned is bridge
+    )
     if bridge.continuous or not (bridge.markov and bridge.closed and same):
         raise ValueError(
             "without pairs, the estimate must be a function of the state, the time and the direction alone, and the "

@@ -28,11 +28,20 @@ class FileConfig:
     """What a trained network's file leaves out."""
 
     time_steps: int | None = setting(
-        None, "number of times of the bridge, for files that leave it out", "-t", "--t", "--num_steps"
+        None,
+        "number of times of the bridge, for files that leave it out",
+        "-t",
+        "--t",
+        "--num_steps",
     )
-    c_lambda: float | None = setting(None, "noise scale of the A-Bridge, for files that leave it out", "-l")
+    c_lambda: float | None = setting(
+        None, "noise scale of the A-Bridge, for files that leave it out", "-l"
+    )
     vqgan_path: Path | None = setting(
-        None, "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers", "-vq", "--codec"
+        None,
+        "the autoencoder, for files that leave it out: a VQGAN, or a folder of diffusers",
+        "-vq",
+        "--codec",
     )
     config: str | None = setting(
         None,
@@ -46,7 +55,12 @@ class FileConfig:
         from bbdm.files.checkpoint import load_codec
 
         codec = None if self.vqgan_path is None else load_codec(self.vqgan_path)
-        return {"num_steps": self.time_steps, "c_lambda": self.c_lambda, "codec": codec, "config": self.config}
+        return {
+            "num_steps": self.time_steps,
+            "c_lambda": self.c_lambda,
+            "codec": codec,
+            "config": self.config,
+        }
 
     def build_sampler(self, path: Path, **settings: Any) -> BridgeSampler:
         """The sampler of a network's file, as :meth:`bbdm.BridgeSampler.from_checkpoint` makes it."""
@@ -69,11 +83,14 @@ class NetworkConfig(GuidanceOptions, FileConfig):
         choices=solvers.SOLVERS,
     )
     steps: int | None = setting(
-        None, "network calls for each result; if unset, the file's with its own solver, else the solver's default"
+        None,
+        "network calls for each result; if unset, the file's with its own solver, else the solver's default",
     )
     fast_sampling: bool = setting(False, "the paper's 199 network calls: the solver 'fast'")
     compile: bool = setting(False, "faster results after a minute or two of compiling")
-    dtype: Literal["bf16", "fp32"] | None = setting(None, "of the network's arithmetic; the file's if unset")
+    dtype: Literal["bf16", "fp32"] | None = setting(
+        None, "of the network's arithmetic; the file's if unset"
+    )
 
     def __post_init__(self) -> None:
         if self.fast_sampling and self.solver not in (None, "fast"):
@@ -102,7 +119,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     ENDING: ClassVar[str] = ""  # of the name of the folder of results, where none is named
 
     model: Path = position("a file, or a name on the Hub", metavar="CHECKPOINT")
-    output_dir: Path | None = position("the folder of the results; a folder of out/ if left out", None, names=("-o",))
+    output_dir: Path | None = position(
+        "the folder of the results; a folder of out/ if left out", None, names=("-o",)
+    )
     split: str = setting("val", "the part of the data set", group="data")
     conditions: dict[str, str] | None = setting(
         None,
@@ -113,7 +132,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     )
     skip_bad: bool = setting(False, "leave out pictures that cannot be read", group="data")
     outside: float | None = setting(
-        None, "stored value of results where the mask is 0, the column mask of the data set", group="data"
+        None,
+        "stored value of results where the mask is 0, the column mask of the data set",
+        group="data",
     )
     image_size: SizeSetting | None = setting(
         None,
@@ -125,9 +146,12 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     )
     batch_size: int = setting(64, "results in a batch, or windows in a call", "-b", least=1)
     num_samples: int = setting(1, "results of each source", "-r", "--repeat", "--samples", least=1)
-    seed: int = setting(0, "of a folder's pictures with their names, else source i gets this seed + i", least=0)
+    seed: int = setting(
+        0, "of a folder's pictures with their names, else source i gets this seed + i", least=0
+    )
     noise_by: Literal["sequence", "frame"] = setting(
-        "sequence", "of the data set 'frames': all frames of a sequence have one noise, or each its own"
+        "sequence",
+        "of the data set 'frames': all frames of a sequence have one noise, or each its own",
     )
     film: Literal["view", "exact", "none"] = setting(
         "view",
@@ -147,10 +171,14 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
         "MODEL.intervals.json if unset",
     )
     plain_files: bool = setting(
-        False, "leave out of results' files what made them: the model's hash, seed, steps, solver", group="run"
+        False,
+        "leave out of results' files what made them: the model's hash, seed, steps, solver",
+        group="run",
     )
     overwrite: bool = setting(False, "make existing results again", group="run")
-    device: str | None = setting(None, "where to compute; cuda if unset and there is one, else cpu", group="run")
+    device: str | None = setting(
+        None, "where to compute; cuda if unset and there is one, else cpu", group="run"
+    )
     memory: int | None = setting(
         None,
         "memory for pictures, such as 4G or 500M; larger ones are translated by windows, with their steps in files "
@@ -163,7 +191,9 @@ class TranslateConfig(DatasetConfig, NetworkConfig, ShownConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.maps and not self.with_ends and self.num_samples < 2:
-            raise ValueError(f"--maps are of several results: --num_samples must be at least 2, got {self.num_samples}")
+            raise ValueError(
+                f"--maps are of several results: --num_samples must be at least 2, got {self.num_samples}"
+            )
 
     @property
     def folder(self) -> Path:

@@ -26,7 +26,8 @@ from bbdm.pictures import Derivation, Header, Picture, images
 from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds
 
-SAMPLE, SPREAD = "sample", "std"  # kinds of results: one that is no map, and the map of standard deviations
+# kinds of results: one that is no map, and the map of standard deviations
+SAMPLE, SPREAD = "sample", "std"
 SHOWN = 512  # pixels of the longest side in a grid
 LOOKED_AT = 8  # sources whose values are compared with those of training
 MOST_LOOKED_AT = 2**26  # values of them that are read
@@ -59,7 +60,9 @@ class Files:
         spec = pairs.spec
         kept = np.dtype(spec.target_values.dtype)
         if outside is not None and not holds(kept, outside):
-            raise ValueError(f"--outside must be a value of {kept}, which results have; got {outside:g}")
+            raise ValueError(
+                f"--outside must be a value of {kept}, which results have; got {outside:g}"
+            )
         self.pairs = pairs
         self.channels = channels
         self.names = [row["name"] for row in pairs.rows]
@@ -68,7 +71,8 @@ class Files:
         self.alone = self.ALONE or self.volumes
         self._contents: dict[int, str] = {}  # by row
         self._outside = outside
-        self._axis = None if spec.slices is None else 1 + AXES[spec.slices]  # of slices, in an array (C, *S)
+        # of slices, in an array (C, *S)
+        self._axis = None if spec.slices is None else 1 + AXES[spec.slices]
 
     def _cells(self, index: int) -> Sequence[Cell]:
         """The cells of a row's source."""
@@ -138,7 +142,9 @@ class Files:
         if self._outside is None:
             return picture, None
         if "mask" not in columns:
-            raise ValueError(f"{shown(row)} has no mask, and --outside needs one, as in DATA,mask=FOLDER")
+            raise ValueError(
+                f"{shown(row)} has no mask, and --outside needs one, as in DATA,mask=FOLDER"
+            )
         return picture, inside_mask(columns["mask"], array.shape[1:])
 
     def content(self, index: int) -> str:
@@ -181,7 +187,12 @@ class Files:
         return height, width
 
     def save(
-        self, result: Any, about: Any, path: Path, kind: str = SAMPLE, derivation: Derivation | None = None
+        self,
+        result: Any,
+        about: Any,
+        path: Path,
+        kind: str = SAMPLE,
+        derivation: Derivation | None = None,
     ) -> None:
         """Write a result, which has its source's place and nodata.
 
@@ -238,7 +249,9 @@ class Files:
 
     def _planes(self, array: Array) -> Array:
         """(C, D, H, W) of a volume whose slices come first; other arrays as they are."""
-        return np.ascontiguousarray(array if self._axis is None else np.moveaxis(array, self._axis, 1))
+        return np.ascontiguousarray(
+            array if self._axis is None else np.moveaxis(array, self._axis, 1)
+        )
 
     def pictures(self, index: int, paths: Sequence[Path]) -> list[Image.Image]:
         """Source, results and target, if there is one, for a grid: their ranges as black to white.

@@ -23,7 +23,8 @@ from bbdm.translation.record import derivation_of
 from bbdm.translation.results import Job
 
 DRAWN = 32  # bytes of memory for each value of a picture that is drawn in a grid
-CPU_PIXELS = 2**15  # of pictures in a network call, beyond which a CPU gains nothing: 8 pictures of 64 x 64
+# of pictures in a network call, beyond which a CPU gains nothing: 8 pictures of 64 x 64
+CPU_PIXELS = 2**15
 
 
 class LargePictures:
@@ -57,7 +58,9 @@ class LargePictures:
             return self._config.batch_size
         return max(1, CPU_PIXELS // math.prod(size))
 
-    def split(self, sampler: BridgeSampler, batch: Sequence[Job]) -> tuple[list[list[Job]], list[Job]]:
+    def split(
+        self, sampler: BridgeSampler, batch: Sequence[Job]
+    ) -> tuple[list[list[Job]], list[Job]]:
         """The jobs that are translated together, and those whose pictures are too large for memory.
 
         On a CPU, pictures that are translated together have at most :data:`CPU_PIXELS` pixels, or are one.
@@ -84,7 +87,9 @@ class LargePictures:
     def _windows(self, sampler: BridgeSampler, size: Sequence[int]) -> WindowGrid | None:
         return sampler.window_grid(self._config, size, self._config.batch_size)
 
-    def translate(self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], progress: Shown) -> None:
+    def translate(
+        self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], progress: Shown
+    ) -> None:
         """Make and write the result of a picture by windows.
 
         Args:
@@ -111,7 +116,9 @@ class LargePictures:
 
             def report(done: int, total: int) -> None:
                 if asked():
-                    raise scripts.StoppedError(f"SIGTERM came while {job.path.name} was made", scripts.TERMINATED)
+                    raise scripts.StoppedError(
+                        f"SIGTERM came while {job.path.name} was made", scripts.TERMINATED
+                    )
                 nonlocal meter
                 if meter is None:  # what was done before is known now
                     meter = ends.enter_context(Meter(job.path.name, total, "calls", progress, done))
@@ -123,12 +130,16 @@ class LargePictures:
                     place = folder_of(job.path)
                     if picture.left_out:
                         write(f"{source}: {picture.left_out}")
-                    write(f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}")
+                    write(
+                        f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}"
+                    )
                 picture.run(job.path, about, derivation_of(about, job.seeds))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(*_kept(job.path)) from error
             except scripts.StoppedError as error:
-                raise scripts.StoppedError(": ".join([str(error), *_kept(job.path)]), error.status) from error
+                raise scripts.StoppedError(
+                    ": ".join([str(error), *_kept(job.path)]), error.status
+                ) from error
             except ValueError as error:
                 raise type(error)(f"{source}: {error}") from error
 
@@ -153,7 +164,9 @@ class LargePictures:
         }
         for what, refused in refusals.items():
             if refused:
-                raise ValueError(f"{source} is larger than memory, and then {what}: give more --memory")
+                raise ValueError(
+                    f"{source} is larger than memory, and then {what}: give more --memory"
+                )
         return windows
 
 

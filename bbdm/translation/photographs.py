@@ -44,15 +44,25 @@ class Photographs(Files):
         Colours under transparency are as the file has them.
         """
         (cell,) = self._cells(index)
-        image = cell.image() if cell.header().photograph else images.image_of(np.asarray(cell.read()))
-        alpha = np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
-        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")  # of colours that are converted
+        image = (
+            cell.image() if cell.header().photograph else images.image_of(np.asarray(cell.read()))
+        )
+        alpha = (
+            np.array(image.convert("RGBA").getchannel("A")) if image.has_transparency_data else None
+        )
+        # of colours that are converted
+        profile = None if image.mode == "CMYK" else image.info.get("icc_profile")
         levels = np.asarray(image.convert("RGB"), dtype=np.float32).transpose(2, 0, 1)
         colours = levels / np.float32(127.5) - 1
         return torch.from_numpy(colours), Mode(image.mode in ("1", "L", "LA", "La"), alpha, profile)
 
     def save(
-        self, result: Any, about: Mode, path: Path, kind: str = SAMPLE, derivation: Derivation | None = None
+        self,
+        result: Any,
+        about: Mode,
+        path: Path,
+        kind: str = SAMPLE,
+        derivation: Derivation | None = None,
     ) -> None:
         """Write colours (3, H, W) in [-1, 1] in a mode."""
         colours = result.cpu().numpy()
@@ -62,7 +72,9 @@ class Photographs(Files):
         if about.alpha is not None:
             image.putalpha(Image.fromarray(about.alpha))
         options = images.described(".png", derivation)
-        write_atomically(path, lambda part: image.save(part, "png", icc_profile=about.profile, **options))
+        write_atomically(
+            path, lambda part: image.save(part, "png", icc_profile=about.profile, **options)
+        )
 
 
 def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:
@@ -84,7 +96,9 @@ def read_photographs(paths: Iterable[Path]) -> tuple[list[Row], list[str]]:
             errors.append(named({"name": text, "source": path}, error))
             continue
         if name in rows:
-            raise ValueError(f"{rows[name]['source']} and {path} would both become {name}.png: rename one")
+            raise ValueError(
+                f"{rows[name]['source']} and {path} would both become {name}.png: rename one"
+            )
         rows[name] = {"name": name, "source": path}
     return list(rows.values()), errors
 

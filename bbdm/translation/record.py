@@ -59,7 +59,9 @@ def describe(sampler: BridgeSampler, weights: str | None = None) -> dict[str, An
 
 def settings_digest(settings: Mapping[str, Any]) -> str:
     """SHA-256 of settings."""
-    return hashlib.sha256(json.dumps(manifest.as_json(settings), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(manifest.as_json(settings), sort_keys=True).encode()
+    ).hexdigest()
 
 
 def derivation_of(settings: Mapping[str, Any], seeds: Sequence[int]) -> Derivation | None:
@@ -96,7 +98,12 @@ class Lines:
             item: what is of this result alone.
         """
         name = path.relative_to(self.folder).as_posix()
-        line = {"name": name, "sha256": content_sha256(path), "settings": self._digest, "item": item}
+        line = {
+            "name": name,
+            "sha256": content_sha256(path),
+            "settings": self._digest,
+            "item": item,
+        }
         with self._file.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -172,7 +179,8 @@ class Record:
                 f"{folder} holds results of other settings ({differing}): give another folder, or --overwrite"
             )
         if overwrite:
-            again = known if differing else known.intersection(names)  # others of these settings are results
+            # others of these settings are results
+            again = known if differing else known.intersection(names)
             self._delete(again)
             known = known - again
             lines = {name: line for name, line in lines.items() if name not in again}
@@ -185,14 +193,18 @@ class Record:
         make_folder(folder)
         _write(folder, {name: line for name, line in lines.items() if name not in anew})
         self._names = known.union(names)
-        manifest.write(folder / SETTINGS, {"settings": self.settings, "results": sorted(self._names)})
+        manifest.write(
+            folder / SETTINGS, {"settings": self.settings, "results": sorted(self._names)}
+        )
 
     def _before(self) -> tuple[Mapping[str, Any] | None, set[str]]:
         """The settings of the results that are there, None without any, and the names that were planned."""
         path = self.folder / SETTINGS
         if not path.is_file():
             return None, set()
-        with manifest.reading(path, f"give another folder of results, or delete {self.folder}") as content:
+        with manifest.reading(
+            path, f"give another folder of results, or delete {self.folder}"
+        ) as content:
             settings = content["settings"]
             names = content["results"]
             if not isinstance(settings, dict) or not all(isinstance(name, str) for name in names):
@@ -201,7 +213,9 @@ class Record:
 
     def _check_known(self, names: Collection[str], known: Collection[str]) -> None:
         """Raise ValueError where a planned file is there that nothing lists: it is not ours."""
-        unknown = sorted(name for name in names if name not in known and (self.folder / name).exists())
+        unknown = sorted(
+            name for name in names if name not in known and (self.folder / name).exists()
+        )
         if unknown:
             no = f"no {self.folder / SETTINGS} says what made it"
             raise ValueError(f"{self.folder}/{unknown[0]} exists, but {no}: give another folder")
@@ -225,7 +239,9 @@ class Record:
 
     def close(self) -> None:
         """Write the lines of all processes as one file; without results, delete it and the folder."""
-        lines = {name: line for name, line in _read(self.folder).items() if (self.folder / name).exists()}
+        lines = {
+            name: line for name, line in _read(self.folder).items() if (self.folder / name).exists()
+        }
         _write(self.folder, lines)
         if any((self.folder / name).exists() for name in self._names):
             return

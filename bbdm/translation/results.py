@@ -69,11 +69,15 @@ def check_paths(files: Files, paths: Sequence[Path]) -> None:
     for path in paths:
         resolved = path.resolve()
         if resolved in taken:
-            raise ValueError(f"{path} would replace another picture: give another folder of results")
+            raise ValueError(
+                f"{path} would replace another picture: give another folder of results"
+            )
         taken.add(resolved)
 
 
-def counting_steps(meter: Meter, jobs: Sequence[Job], files: Files, steps: int) -> Callable[[Step], None]:
+def counting_steps(
+    meter: Meter, jobs: Sequence[Job], files: Files, steps: int
+) -> Callable[[Step], None]:
     """A callback of a sampler's call, by which a meter counts the steps of results, as parts of them.
 
     Args:
@@ -126,7 +130,9 @@ def translated(
     seeds_of_samples = [list(each) for each in seeds]
     by_name: dict[str, Any] = {}
     if intervals is None:
-        samples = sampler.distribution(sources, len(seeds_of_samples[0]), seeds_of_samples, keep=False, **options)
+        samples = sampler.distribution(
+            sources, len(seeds_of_samples[0]), seeds_of_samples, keep=False, **options
+        )
     else:
         samples = intervals.sample(sources, seeds_of_samples, **options)
         by_name["low"], by_name["high"] = intervals.of(samples)

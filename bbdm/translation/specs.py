@@ -47,7 +47,9 @@ def pictures_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[
     labels = dict(config.conditions or {})
     if known.two_way:
         if DIRECTION in labels:
-            raise ValueError(f"the direction is --direction, and no --condition; got {DIRECTION}={labels[DIRECTION]}")
+            raise ValueError(
+                f"the direction is --direction, and no --condition; got {DIRECTION}={labels[DIRECTION]}"
+            )
         labels[DIRECTION] = config.direction
         if config.direction == "BtoA":
             trained = trained.turned
@@ -59,12 +61,15 @@ def pictures_of(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[
         axes=known.axes,
         conditions=known_conditions(known, trained.conditions, rows, labels),
     )
-    if known.two_way and rows[0].get("target") is None:  # sources alone are of the direction already
+    # sources alone are of the direction already
+    if known.two_way and rows[0].get("target") is None:
         spec = replace(spec, direction="AtoB")
     return _sized(config, checkpoint, rows, spec)
 
 
-def _sized(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row], spec: Spec) -> Pictures:
+def _sized(
+    config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row], spec: Spec
+) -> Pictures:
     """The pictures of a spec with the size that they are resized to."""
     chosen = config.usual_size if config.image_size is None else config.image_size
     keeps = checkpoint.pictures.crop is not None or not spec.eight_bit
@@ -72,7 +77,9 @@ def _sized(config: TranslateConfig, checkpoint: Checkpoint, rows: Sequence[Row],
         chosen = "keep"
     notes: list[str] = []
     if checkpoint.image_size is None and chosen in ("train", "fit"):
-        notes.append(f"{config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}")
+        notes.append(
+            f"{config.model} does not hold the size of its pictures: image_size is {DEFAULT_SIZE}"
+        )
     if chosen == "keep" or not are_photographs(Pairs(rows, spec, skip_bad=True)):
         return Pictures(spec, "keep", notes)
     size = chosen

@@ -92,13 +92,17 @@ class Translator:
         self._seeds = Seeds.of(config, axes, independent)
         if rows is None:
             rows = read_rows(config.dataset, config.data_dir, config.split, axes)
-        self._pictures = pictures_of(config, self.checkpoint, rows) if spec is None else Pictures(spec)
+        self._pictures = (
+            pictures_of(config, self.checkpoint, rows) if spec is None else Pictures(spec)
+        )
         self._missing = self._missing_conditions()
         self._files = files
         self._open(rows)
         self._photographs = self.files.photographs
         if not self._photographs and config.image_size not in (None, "train", "keep"):
-            raise ValueError("--image_size is of photographs of 8 bits: pictures of other values keep their size")
+            raise ValueError(
+                "--image_size is of photographs of 8 bits: pictures of other values keep their size"
+            )
         self.bad: dict[int, str] = {}
         if config.skip_bad and not independent:
             self.bad = check_rows(self.dataset, progress=self.verbose)
@@ -127,8 +131,14 @@ class Translator:
 
     def _open(self, rows: Sequence[Row]) -> None:
         skip_bad = self.config.skip_bad or self._independent
-        self.dataset = Pairs(rows, self._pictures.spec, prepare=self.config.degrade, skip_bad=skip_bad)
-        channels = self.checkpoint.unet.config.channels if self.codec is None else self.codec.image_channels
+        self.dataset = Pairs(
+            rows, self._pictures.spec, prepare=self.config.degrade, skip_bad=skip_bad
+        )
+        channels = (
+            self.checkpoint.unet.config.channels
+            if self.codec is None
+            else self.codec.image_channels
+        )
         self.files = self._files(self.dataset, channels, self.config.outside)
         self.large = LargePictures(self.files, self.config, self.processes)
 
@@ -147,7 +157,8 @@ class Translator:
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "dataset": None, "files": None, "large": None}  # which are those of rows
+        # which are those of rows
+        return {**vars(self), "dataset": None, "files": None, "large": None}
 
     def sampler(self, solver: str | None, steps: int | None) -> BridgeSampler:
         """The sampler with this solver, of the same dtype in all processes."""
@@ -163,7 +174,8 @@ class Translator:
             compile=self.config.compile,
         )
         sampler = build(dtype=None if self.config.dtype is None else find_dtype(self.config.dtype))
-        chosen = self.processes.gather(sampler.dtype)[0]  # with compile, each process chooses one by timing
+        # with compile, each process chooses one by timing
+        chosen = self.processes.gather(sampler.dtype)[0]
         if sampler.dtype != chosen:
             sampler = build(dtype=chosen)
         if sampler.direction:
@@ -172,7 +184,8 @@ class Translator:
         sampler.origin = self.checkpoint.origin
         sampler.pictures = replace(self._pictures.spec, crop=crop)
         if not self._photographs and crop is None:
-            sampler.image_size = self.checkpoint.image_size  # to warn of pictures of other sizes, which stay
+            # to warn of pictures of other sizes, which stay
+            sampler.image_size = self.checkpoint.image_size
         return sampler
 
     def plan(self, folder: Path) -> list[Job]:
@@ -204,7 +217,9 @@ class Translator:
             jobs.append(Job(index, (seed,), {SAMPLE: name.below(folder, f"_{number}{suffix}")}))
         return jobs
 
-    def write_results(self, sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, intervals: Any = None) -> None:
+    def write_results(
+        self, sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, intervals: Any = None
+    ) -> None:
         """Make and write results: batch i in process i modulo their number. Returns when all are written.
 
         Results of one call are written before the next one, so an interruption loses those of one.
@@ -229,10 +244,18 @@ class Translator:
                     groups, large = self.large.split(sampler, batch)
                     for group in groups:
                         with meter.part(len(group)):
-                            self._group(sampler, group, lines, intervals, self._options(sampler, group, count, meter))
+                            self._group(
+                                sampler,
+                                group,
+                                lines,
+                                intervals,
+                                self._options(sampler, group, count, meter),
+                            )
                     for job in large:
                         item = job.item(SAMPLE, self.files.content(job.index))
-                        self.large.translate(sampler, job, {**lines.settings, "item": item}, self.verbose)
+                        self.large.translate(
+                            sampler, job, {**lines.settings, "item": item}, self.verbose
+                        )
                         lines.add(job.path, item)
                         meter.advance()
                 except torch.OutOfMemoryError as error:
@@ -252,12 +275,15 @@ class Translator:
 
     def _pictures_at_once(self, jobs: Sequence[Job]) -> int:
         """The number of pictures that are read at once."""
-        own_sizes = self.dataset.further.images and isinstance(self._pictures.size, str)  # not resized to one
+        # not resized to one
+        own_sizes = self.dataset.further.images and isinstance(self._pictures.size, str)
         if self.files.alone or self.config.maps or own_sizes:
             return 1
         return min(self.config.batch_size, max(1, len(jobs)))
 
-    def _options(self, sampler: BridgeSampler, group: Sequence[Job], pictures: int, meter: Meter) -> dict[str, Any]:
+    def _options(
+        self, sampler: BridgeSampler, group: Sequence[Job], pictures: int, meter: Meter
+    ) -> dict[str, Any]:
         """The options of a call.
 
         Args:
@@ -267,8 +293,13 @@ class Translator:
             meter: counts the steps too.
         """
         windowed = sampler.window_grid(self.config) is not None
-        several = self.files.volumes or windowed or self.config.maps  # slices, windows or samples of one picture
-        count = self.config.batch_size if several else min(pictures, self.large.at_once(sampler, group[0]))
+        # slices, windows or samples of one picture
+        several = self.files.volumes or windowed or self.config.maps
+        count = (
+            self.config.batch_size
+            if several
+            else min(pictures, self.large.at_once(sampler, group[0]))
+        )
         options = {"batch_size": count, **self.config.call}
         if self.verbose:
             options["callback"] = counting_steps(meter, group, self.files, len(sampler.table))
@@ -285,7 +316,8 @@ class Translator:
         """Make and write the results of pictures that are in memory together."""
         sources: list[Any] = []
         abouts: list[Any] = []
-        contents = {index: self.files.content(index) for index in {job.index for job in jobs}}  # before they are read
+        # before they are read
+        contents = {index: self.files.content(index) for index in {job.index for job in jobs}}
         for job in jobs:
             source, about = self.files.source(job.index)
             sources.append(source)
@@ -296,7 +328,9 @@ class Translator:
         results = translated(sampler, sources, seeds, maps, intervals, **options)
         for job, result, about in zip(jobs, results, abouts, strict=True):
             for kind, path in job.paths.items():
-                self.files.save(result[kind], about, path, kind, derivation_of(lines.settings, job.seeds))
+                self.files.save(
+                    result[kind], about, path, kind, derivation_of(lines.settings, job.seeds)
+                )
                 lines.add(path, job.item(kind, contents[job.index]))
 
     def _conditions(self, jobs: Sequence[Job]) -> dict[str, Any]:
@@ -313,7 +347,11 @@ class Translator:
         config = self.config
         settings: dict[str, Any] = {}
         if not self._independent:
-            settings |= {"dataset": config.dataset, "split": config.split, "direction": config.direction}
+            settings |= {
+                "dataset": config.dataset,
+                "split": config.split,
+                "direction": config.direction,
+            }
         settings |= self.dataset.settings()
         if config.outside is not None:
             settings["outside"] = config.outside
@@ -340,7 +378,11 @@ class Translator:
         return settings
 
     def run(
-        self, solver: str | None, steps: int | None, folder: Path, write: Callable[..., None] | None = None
+        self,
+        solver: str | None,
+        steps: int | None,
+        folder: Path,
+        write: Callable[..., None] | None = None,
     ) -> tuple[list[Job], set[Path], dict[str, Any]]:
         """Make the results that do not exist yet, and describe all.
 
@@ -410,7 +452,9 @@ class Translator:
 
         record = Record(folder, settings, [*planned], item, self.config.overwrite)
         if record.changed:
-            print(f"{len(record.changed)} results are made anew: their sources, seeds or files have changed")
+            print(
+                f"{len(record.changed)} results are made anew: their sources, seeds or files have changed"
+            )
         return record
 
     def _good(self, jobs: Sequence[Job]) -> list[Job]:
@@ -439,4 +483,7 @@ class Translator:
                 targets.append(target)
                 if mask is not None:  # of all pictures of a batch, or of none
                     masks.append(mask)
-            yield names, (torch.stack(results), torch.stack(targets), torch.stack(masks) if masks else None)
+            yield (
+                names,
+                (torch.stack(results), torch.stack(targets), torch.stack(masks) if masks else None),
+            )

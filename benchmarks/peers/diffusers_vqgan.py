@@ -34,7 +34,9 @@ def network(vqgan: VQGAN) -> nn.Module:
 def key_of(key: str, levels: int) -> str:
     """A key of ours, which are LDM's, by diffusers' name. Its decoder counts levels from the smallest."""
     key = re.sub(r"^encoder\.down\.(\d+)\.", r"encoder.down_blocks.\1.", key)
-    key = re.sub(r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key)
+    key = re.sub(
+        r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up_blocks.{levels - 1 - int(m[1])}.", key
+    )
     key = re.sub(r"blocks\.(\d+)\.block\.", r"blocks.\1.resnets.", key)
     key = re.sub(r"blocks\.(\d+)\.attn\.", r"blocks.\1.attentions.", key)
     key = re.sub(r"blocks\.(\d+)\.(down|up)sample\.", r"blocks.\1.\2samplers.0.", key)

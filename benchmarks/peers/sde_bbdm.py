@@ -78,7 +78,11 @@ class SideBySide(data.Dataset):
         super().__init__(batch, drop_last=True, shuffle=True)
         self.files = sorted(folder.iterdir())
         self.transform = transforms.Compose(
-            [transforms.Resize((size, size)), transforms.ToImage(), transforms.ToDtype(torch.float32, scale=True)]
+            [
+                transforms.Resize((size, size)),
+                transforms.ToImage(),
+                transforms.ToDtype(torch.float32, scale=True),
+            ]
         )
 
     @property
@@ -114,7 +118,9 @@ class Clock(callbacks.Callback):
 def train_epochs(unet: UNet, folder: Path, batch: int, epochs: int) -> list[float]:
     """Train as in its README, on pairs of 64 x 64; seconds a step in each epoch."""
     module = ABridgeModule(network(unet).train(), BRIDGE.num_steps, c_lambda=BRIDGE.c_lambda)
-    manager = Manager(module, optimizer=torch.optim.Adam(module.parameters(), lr=1e-4), loss_fn=losses.MAE())
+    manager = Manager(
+        module, optimizer=torch.optim.Adam(module.parameters(), lr=1e-4), loss_fn=losses.MAE()
+    )
     pairs, clock = SideBySide(folder, batch, 64), Clock()
     manager.fit(pairs, epochs=epochs, callbacks_list=[clock], device=next(unet.parameters()).device)
     return [seconds / (len(pairs) // batch) for seconds in clock.seconds]

@@ -16,7 +16,13 @@ import numpy.typing as npt
 from PIL import Image
 
 NAMES = ("grey", "red", "orange", "yellow", "green", "blue", "purple", "pink", "brown")
-HUES = {"red": (345, 15), "orange": (15, 42), "yellow": (42, 68), "green": (68, 170), "blue": (170, 255)}
+HUES = {
+    "red": (345, 15),
+    "orange": (15, 42),
+    "yellow": (42, 68),
+    "green": (68, 170),
+    "blue": (170, 255),
+}
 HUES |= {"purple": (255, 300), "pink": (300, 345)}
 LEAST = 60  # pixels of a colour
 Array = npt.NDArray[Any]
@@ -53,11 +59,15 @@ def label(pair: Path) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pairs", type=Path, help="a folder with train/ and val/")
     parser.add_argument("labels", type=Path)
     args = parser.parse_args(argv)
-    pairs = sorted(path for split in ("train", "val") for path in (args.pairs / split).glob("*.png"))
+    pairs = sorted(
+        path for split in ("train", "val") for path in (args.pairs / split).glob("*.png")
+    )
     with args.labels.open("w", newline="") as file:
         csv.writer(file).writerows((path.stem, label(path)) for path in pairs)
 

@@ -69,25 +69,35 @@ def restyle(drawing: ElementTree.Element, style: Style, random: np.random.Genera
             continue
         unit = width / 2 * SIDE / 64  # a pixel of 64, in the coordinates of the element
         if random.random() < style.gaps:
-            lines, gaps = random.uniform(6, 40, 4) * unit, random.uniform(0.5, 3, 4) * unit + width * scale
-            element.set("stroke-dasharray", " ".join(f"{v:.3f}" for v in np.stack([lines, gaps], 1).ravel()))
+            lines = random.uniform(6, 40, 4) * unit
+            gaps = random.uniform(0.5, 3, 4) * unit + width * scale
+            element.set(
+                "stroke-dasharray", " ".join(f"{v:.3f}" for v in np.stack([lines, gaps], 1).ravel())
+            )
             element.set("stroke-dashoffset", f"{random.uniform(0, 40) * unit:.3f}")
         across, down = random.normal(0, style.jitter * SIDE / 64, 2)
-        element.set("transform", f"translate({across:.3f} {down:.3f}) {element.get('transform', '')}")
+        element.set(
+            "transform", f"translate({across:.3f} {down:.3f}) {element.get('transform', '')}"
+        )
 
 
 def random_dots(style: Style, random: np.random.Generator) -> list[ElementTree.Element]:
     """Black dots, about as wide as the lines."""
     places = random.uniform(0.2, 0.8, (style.dots, 2)) * SIDE
     radii = style.width * random.uniform(0.5, 0.9, style.dots) * SIDE / 64
-    given = [{"cx": f"{x:.3f}", "cy": f"{y:.3f}", "r": f"{r:.3f}"} for (x, y), r in zip(places, radii, strict=True)]
+    given = [
+        {"cx": f"{x:.3f}", "cy": f"{y:.3f}", "r": f"{r:.3f}"}
+        for (x, y), r in zip(places, radii, strict=True)
+    ]
     return [ElementTree.Element("{http://www.w3.org/2000/svg}circle", v) for v in given]
 
 
 def render(svg: ElementTree.Element, size: int) -> Image.Image:
     """A picture of ``size`` pixels a side, on white."""
     text = ElementTree.tostring(svg, encoding="unicode")
-    png = resvg_py.svg_to_bytes(svg_string=text, width=size, height=size, background="#ffffff", skip_system_fonts=True)
+    png = resvg_py.svg_to_bytes(
+        svg_string=text, width=size, height=size, background="#ffffff", skip_system_fonts=True
+    )
     return Image.open(io.BytesIO(png)).convert("RGB")
 
 
@@ -108,12 +118,17 @@ def render_moved(svg: ElementTree.Element, size: int, field: Field) -> Image.Ima
     else:
         pixels = np.asarray(render(svg, 4 * size), dtype=np.float32)
         places = np.indices(pixels.shape[:2]) + field * len(pixels)
-        channels = [ndimage.map_coordinates(v, places, order=1, mode="nearest") for v in np.moveaxis(pixels, -1, 0)]
+        channels = [
+            ndimage.map_coordinates(v, places, order=1, mode="nearest")
+            for v in np.moveaxis(pixels, -1, 0)
+        ]
         image = Image.fromarray(np.rint(np.stack(channels, -1)).astype(np.uint8)).reduce(2)
     return image.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def pair(package: Path, name: str, size: int, style: Style, random: np.random.Generator) -> Image.Image:
+def pair(
+    package: Path, name: str, size: int, style: Style, random: np.random.Generator
+) -> Image.Image:
     """The drawing and the picture of an emoji side by side, each ``size`` pixels a side."""
     files = (package / kind / "svg" / f"{name}.svg" for kind in ("black", "color"))
     source, target = (ElementTree.parse(file).getroot() for file in files)
@@ -135,7 +150,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("package", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--size", type=int, default=64, help="side of each picture")
-    parser.add_argument("--drawings", type=int, default=8, help="of an emoji in training, the first as OpenMoji has it")
+    parser.add_argument(
+        "--drawings",
+        type=int,
+        default=8,
+        help="of an emoji in training, the first as OpenMoji has it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     split = json.loads(Path(__file__).with_name("split.json").read_text())

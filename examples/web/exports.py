@@ -24,7 +24,9 @@ def is_current(name: str) -> bool:
     """Whether an export is there, and newer than its weights and the code that writes it."""
     written = FOLDER / name / tables.TABLES  # the last file
     sources = [WEIGHTS[name], Path(tables.__file__), *Path(bbdm.__file__).parent.rglob("*.py")]
-    return written.exists() and written.stat().st_mtime > max(path.stat().st_mtime for path in sources)
+    return written.exists() and written.stat().st_mtime > max(
+        path.stat().st_mtime for path in sources
+    )
 
 
 def write(name: str) -> None:
@@ -37,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     scripts.Parser(__doc__).parse_args(argv)
     if names := [name for name in WEIGHTS if not is_current(name)]:
-        with multiprocessing.get_context("spawn").Pool(len(names)) as pool:  # each works on one core
+        # each works on one core
+        with multiprocessing.get_context("spawn").Pool(len(names)) as pool:
             pool.map(write, names)
 
 

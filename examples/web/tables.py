@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     settings = read_settings(args.folder)
     calls = settings.get("calls")
-    distilled = [f"{solvers.DISTILLED}:{','.join(str(n + 1) for n in range(calls))}"] if calls else None
+    distilled = (
+        [f"{solvers.DISTILLED}:{','.join(str(n + 1) for n in range(calls))}"] if calls else None
+    )
     made = list(tables(settings, args.tables or distilled or list(PAIRS)))
     text = json.dumps({"bridge": settings["bridge"], "tables": made}) + "\n"
     write_atomically(args.folder / TABLES, lambda path: path.write_text(text))

@@ -29,6 +29,7 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"none/b\.png'$"):
         write_atomically(path, write_elsewhere)
     with pytest.raises(OSError, match=r"^cannot write .*a\.png: .* requested and 0 written$"):
-        write_atomically(path, lambda _: np.zeros(2**20).tofile("/dev/full"))  # which has no number of an error
+        # which has no number of an error
+        write_atomically(path, lambda _: np.zeros(2**20).tofile("/dev/full"))
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["a.png"]

@@ -55,7 +55,9 @@ def test_of_a_batch_no_result_is_done_before_its_last_step(clock: list[float], c
         clock[0] = 60
         meter.note = "step 30 of 60"
         meter.advance(3)
-    assert capsys.readouterr().err == "translating: 0 of 6 results, step 30 of 60; about 60 s left\n"
+    assert (
+        capsys.readouterr().err == "translating: 0 of 6 results, step 30 of 60; about 60 s left\n"
+    )
 
 
 def test_quiet_work_and_short_work_say_nothing(clock: list[float], capsys: Any):
@@ -66,7 +68,9 @@ def test_quiet_work_and_short_work_say_nothing(clock: list[float], capsys: Any):
 
 
 @pytest.mark.parametrize(("terminal", "shown"), [(True, True), (False, "bar")])
-def test_a_terminal_has_a_bar(terminal: bool, shown: Any, clock: list[float], monkeypatch: Any, capsys: Any):
+def test_a_terminal_has_a_bar(
+    terminal: bool, shown: Any, clock: list[float], monkeypatch: Any, capsys: Any
+):
     """Or what is to be shown as on one."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     with Meter("translating", 4, "results", shown) as meter:
@@ -77,4 +81,10 @@ def test_a_terminal_has_a_bar(terminal: bool, shown: Any, clock: list[float], mo
 
 
 def test_times_for_people():
-    assert [duration(each) for each in (5, 89, 720, 9000, 3e5)] == ["5 s", "89 s", "12 min", "2.5 h", "3.5 days"]
+    assert [duration(each) for each in (5, 89, 720, 9000, 3e5)] == [
+        "5 s",
+        "89 s",
+        "12 min",
+        "2.5 h",
+        "3.5 days",
+    ]

@@ -33,7 +33,8 @@ def test_a_missing_file_names_the_run_beside_it(run: Path) -> None:
 
 def test_a_run_in_place_of_a_file_names_its_weights(run: Path) -> None:
     with pytest.raises(
-        ValueError, match=f"out.run is a folder, and a checkpoint is a file: {BEST_AND_STEP.format(run)}"
+        ValueError,
+        match=f"out.run is a folder, and a checkpoint is a file: {BEST_AND_STEP.format(run)}",
     ):
         load_checkpoint(run)
 
@@ -42,7 +43,9 @@ def test_what_a_run_has() -> None:
     assert weights_in(Path("nowhere")) == []
 
 
-def test_info_of_a_run_names_its_best_weights(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_of_a_run_names_its_best_weights(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     Info(file=run).run()
     title = capsys.readouterr().out.splitlines()[0]
     assert title == (

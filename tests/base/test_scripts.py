@@ -103,13 +103,22 @@ def test_words_and_values_make_one_command(words: str, values: dict[str, Any]):
     parsed = Draw.parse(["in", *words.split()])
     assert parsed == Draw(source=Path("in"), **values)
     flags = {"-n": "number", "--count": "number", "--no-flip": "flip"}
-    named = {flags.get(word, word.lstrip("-")) for word in words.split() if word[:2] == "--" or word in flags}
+    named = {
+        flags.get(word, word.lstrip("-"))
+        for word in words.split()
+        if word[:2] == "--" or word in flags
+    }
     assert parsed.named - {"output"} == {"source", *named}
 
 
 def test_python_callers_meet_presets_paths_and_parts():
     command = Draw.of(source="in", preset="large", rate=2.0)
-    assert (command.source, command.number, command.flip, command.rate) == (Path("in"), 9, True, 2.0)
+    assert (command.source, command.number, command.flip, command.rate) == (
+        Path("in"),
+        9,
+        True,
+        2.0,
+    )
     assert command.named == {"source", "preset", "rate"}
     assert from_values(Numbers, vars(command)) == Numbers(number=9, rate=2.0)
     assert Join.parse(["a", "b", "-o", "c"]) == Join.of(files=(Path("a"), Path("b")), to="c")
@@ -134,17 +143,35 @@ def test_what_is_refused_in_python(values: dict[str, Any], message: str):
     ("command", "words", "message"),
     [
         (Draw, "in --kind c", "--kind: invalid choice: 'c'"),
-        (Draw, "in --size 8x", "--size: a size is written as 256, or as 256x512 for height x width, got '8x'"),
+        (
+            Draw,
+            "in --size 8x",
+            "--size: a size is written as 256, or as 256x512 for height x width, got '8x'",
+        ),
         (Draw, "in --hidden 1", "unrecognized arguments: --hidden"),
         (Draw, "in --size_of_it 1", "unrecognized arguments: --size_of_it"),
-        (Draw, "in --numbr=3", "unrecognized arguments: --numbr=3; did you mean --number? --help lists the flags"),
-        (Draw, "in --numb=3", "unrecognized arguments: --numb=3; did you mean --number? --help lists the flags"),
-        (Draw, "in --sh=oval", "unrecognized arguments: --sh=oval; did you mean --shape? --help lists the flags"),
+        (
+            Draw,
+            "in --numbr=3",
+            "unrecognized arguments: --numbr=3; did you mean --number? --help lists the flags",
+        ),
+        (
+            Draw,
+            "in --numb=3",
+            "unrecognized arguments: --numb=3; did you mean --number? --help lists the flags",
+        ),
+        (
+            Draw,
+            "in --sh=oval",
+            "unrecognized arguments: --sh=oval; did you mean --shape? --help lists the flags",
+        ),
         (Draw, "", "the following arguments are required: SOURCE"),
         (Join, "a", "required: -o/--to"),
     ],
 )
-def test_words_that_are_refused(command: Any, words: str, message: str, capsys: pytest.CaptureFixture[str]):
+def test_words_that_are_refused(
+    command: Any, words: str, message: str, capsys: pytest.CaptureFixture[str]
+):
     with pytest.raises(SystemExit, match="2"):
         command.parse(words.split())
     (line,) = capsys.readouterr().err.splitlines()
@@ -164,12 +191,30 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
         return capsys.readouterr().out
 
     shown = text()
-    assert shown.startswith("usage: bbdm draw SOURCE [OUTPUT] [flags]\n\nDraw what is read.\n\nwhat is used most:")
+    assert shown.startswith(
+        "usage: bbdm draw SOURCE [OUTPUT] [flags]\n\nDraw what is read.\n\nwhat is used most:"
+    )
     assert shown.endswith("\n\nA line below.\n")
-    order = ["SOURCE", "OUTPUT", "-n", "base:", "--rate", "pictures:", "--preset", "--kind", "changes:", "--flip"]
-    first = [line.split()[0].rstrip(",") for line in shown.splitlines() if line]  # Python 3.13 has "-n, --number COUNT"
+    order = [
+        "SOURCE",
+        "OUTPUT",
+        "-n",
+        "base:",
+        "--rate",
+        "pictures:",
+        "--preset",
+        "--kind",
+        "changes:",
+        "--flip",
+    ]
+    # Python 3.13 has "-n, --number COUNT"
+    first = [line.split()[0].rstrip(",") for line in shown.splitlines() if line]
     assert [word for word in first if word in order] == order
-    for part in ("a count (default: 3)", "decides defaults: small, large", "of it: round, square, oval"):
+    for part in (
+        "a count (default: 3)",
+        "decides defaults: small, large",
+        "of it: round, square, oval",
+    ):
         assert part in shown
     assert "--no-flip" not in shown
     large = text("--preset", "large")
@@ -182,9 +227,21 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
     ("error", "code", "printed"),
     [
         (ValueError("no such thing"), "error: no such thing", ""),
-        (ModuleNotFoundError("none", name="torchmetrics"), "error: none: pip install 'bbdm[eval]'", ""),
-        (ModuleNotFoundError("none", name="onnxscript.ir.passes"), "error: none: pip install -U onnxscript", ""),
-        (ImportError("no opset23", name="onnxscript.onnx_opset"), "error: no opset23: pip install -U onnxscript", ""),
+        (
+            ModuleNotFoundError("none", name="torchmetrics"),
+            "error: none: pip install 'bbdm[eval]'",
+            "",
+        ),
+        (
+            ModuleNotFoundError("none", name="onnxscript.ir.passes"),
+            "error: none: pip install -U onnxscript",
+            "",
+        ),
+        (
+            ImportError("no opset23", name="onnxscript.onnx_opset"),
+            "error: no opset23: pip install -U onnxscript",
+            "",
+        ),
         (KeyboardInterrupt(), 130, "interrupted: the same command makes what is missing"),
         (KeyboardInterrupt("last.pt is kept"), 130, "interrupted: last.pt is kept"),
         (scripts.StoppedError("the loss is nan", 3), 3, "stopped: the loss is nan"),
@@ -192,7 +249,11 @@ def test_the_help_shows_what_is_used_most_first_then_groups(
     ids=repr,
 )
 def test_an_expected_end_is_one_line(
-    error: BaseException, code: Any, printed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: BaseException,
+    code: Any,
+    printed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """A fault of the program keeps its traceback, and a warning is one line."""
     monkeypatch.setitem(sys.modules, "torchmetrics", None)  # not installed
@@ -215,13 +276,17 @@ def unpack() -> None:
 
 
 @pytest.mark.parametrize("fault", [unpack, lambda: int("x"), lambda: np.zeros(2) + np.zeros(3)])
-def test_an_operation_that_fails_may_be_a_defect(fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch):
+def test_an_operation_that_fails_may_be_a_defect(
+    fault: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+):
     """Its text is for programmers, so the line says more. A variable brings tracebacks, of our errors too."""
     with pytest.raises(ValueError) as text:  # noqa: PT011 - what Python says is all that is asked
         fault()
     with pytest.raises(SystemExit) as end:
         scripts.run(fault)
-    advice = "this may be a defect of the program: BBDM_TRACEBACK=1 in the environment shows where it is"
+    advice = (
+        "this may be a defect of the program: BBDM_TRACEBACK=1 in the environment shows where it is"
+    )
     assert end.value.code == f"error: {text.value}; {advice}"
     monkeypatch.setenv("BBDM_TRACEBACK", "1")
     for main in (fault, lambda: Draw.of(source="in", number=0)):
@@ -248,11 +313,17 @@ def test_little_shared_memory_is_one_line(text: str):
     def fail(text: str) -> None:
         raise RuntimeError(text)
 
-    with pytest.raises(SystemExit, match=r"shared memory is full, .*: give --workers 0, or .* --shm-size") as end:
+    with pytest.raises(
+        SystemExit, match=r"shared memory is full, .*: give --workers 0, or .* --shm-size"
+    ) as end:
         scripts.run(lambda: fail(text))
     assert "\n" not in str(end.value)
     with pytest.raises(RuntimeError, match="unable to open shared memory"):
-        scripts.run(lambda: fail("unable to open shared memory object </torch_1> in read-write mode: Too many files"))
+        scripts.run(
+            lambda: fail(
+                "unable to open shared memory object </torch_1> in read-write mode: Too many files"
+            )
+        )
 
 
 def test_without_standard_streams(monkeypatch: pytest.MonkeyPatch):
@@ -268,7 +339,9 @@ def test_without_standard_streams(monkeypatch: pytest.MonkeyPatch):
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     """As of ``bbdm info FILE | head -1``."""
     program = "from bbdm.base.scripts import run; run(lambda: [print(i, flush=True) for i in range(100_000)])"
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()

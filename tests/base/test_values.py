@@ -51,12 +51,21 @@ def test_a_seed_by_name_is_the_start_of_a_hash():
 
 
 def test_amounts_as_people_write_them():
-    amounts = {"4G": 2**32, "500M": 500 * 2**20, "1.5g": 3 * 2**29, "2GiB": 2**31, "64KB": 2**16, "123": 123}
+    amounts = {
+        "4G": 2**32,
+        "500M": 500 * 2**20,
+        "1.5g": 3 * 2**29,
+        "2GiB": 2**31,
+        "64KB": 2**16,
+        "123": 123,
+    }
     for text, count in amounts.items():
         assert read_memory(text) == count
         assert read_memory(amount(count).replace(" ", "")) == pytest.approx(count, rel=0.01)
     for text in ("", "G", "0G", "-1G", "4X", "4,5G", "inf"):
-        with pytest.raises(ValueError, match=f"an amount of memory is written as 4G or 500M, got '{text}'"):
+        with pytest.raises(
+            ValueError, match=f"an amount of memory is written as 4G or 500M, got '{text}'"
+        ):
             read_memory(text)
 
 
@@ -103,7 +112,11 @@ def test_a_manifest_is_read_as_it_was_written_and_a_damaged_one_is_named(tmp_pat
     [
         ({"a": 1, "b": None}, {"a": 1, "c": None}, ""),
         ({"seed": 0, "nfe": 3}, {"seed": 1, "nfe": 2}, "seed 0, now 1, nfe 3, now 2"),
-        ({"codec": {"weights": 64 * "a"}}, {"codec": {"weights": 64 * "b"}}, "codec.weights aaaaaaaa, now bbbbbbbb"),
+        (
+            {"codec": {"weights": 64 * "a"}},
+            {"codec": {"weights": 64 * "b"}},
+            "codec.weights aaaaaaaa, now bbbbbbbb",
+        ),
         ({"codec": None}, {"codec": {"kind": "x"}}, "codec None, now {'kind': 'x'}"),
         ({"a": 100 * "x"}, {"a": 1}, f"a {18 * 'x'}...{18 * 'x'}, now 1"),
     ],
@@ -113,7 +126,9 @@ def test_differences(before: dict[str, Any], now: dict[str, Any], wanted: str):
 
 
 def run(script: str) -> str:
-    return subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def test_importing_bbdm_is_cheap_and_submodules_are_attributes():
@@ -122,7 +137,9 @@ def test_importing_bbdm_is_cheap_and_submodules_are_attributes():
     assert run(script) == "\ndpm2m\n"
 
 
-@pytest.mark.parametrize("package", ["bbdm", "bbdm.data", "bbdm.evaluation", "bbdm.runtime", "bbdm.training"])
+@pytest.mark.parametrize(
+    "package", ["bbdm", "bbdm.data", "bbdm.evaluation", "bbdm.runtime", "bbdm.training"]
+)
 def test_public_names_are_listed_and_exist_and_others_do_not(package: str):
     module = importlib.import_module(package)
     names = set(module.__all__) - {"__version__"}
@@ -135,14 +152,21 @@ def test_public_names_are_listed_and_exist_and_others_do_not(package: str):
 def test_without_pytorch_a_package_is_named_and_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tifffile", None)
     monkeypatch.setattr(optional, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"^this TIFF needs tifffile, .*not installed: pip install tifffile$"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"^this TIFF needs tifffile, .*not installed: pip install tifffile$",
+    ):
         optional.package("tifffile", "this TIFF")
 
 
 @pytest.mark.parametrize(
     ("hidden", "name", "message"),
     [
-        ("onnxruntime", "runtime.OnnxBridgeSampler", "onnxruntime, which is not installed: pip install 'bbdm[export]'"),
+        (
+            "onnxruntime",
+            "runtime.OnnxBridgeSampler",
+            "onnxruntime, which is not installed: pip install 'bbdm[export]'",
+        ),
         ("torch", "UNet", "PyTorch, which is not installed; bbdm.runtime runs without it"),
     ],
 )

@@ -64,7 +64,9 @@ def test_gaussians_end_as_with_the_closed_form(bridge: Any, solver: str) -> None
         assert p_x + p_f * gain * i_x == pytest.approx(expected_gain, abs=1e-10)
         assert p_f * offset == pytest.approx(expected_offset, abs=1e-10)
     wide = end_distribution(path, table, mu, spread)
-    other = replace(bridge, objective="residual") if "residual" in type(bridge).objectives else bridge
+    other = (
+        replace(bridge, objective="residual") if "residual" in type(bridge).objectives else bridge
+    )
     same = solvers.build(other, solver, table.timesteps) if solver != "ancestral" else table
     assert wide == pytest.approx(end_distribution(other, same, mu, spread), abs=1e-10)
 
@@ -81,20 +83,28 @@ def ended(path: Bridge, mu: float, spread: float) -> tuple[float, float]:
     offsets = -p_f * mu * (1 - known * a) / s
     mean = np.zeros(2)
     covariance = np.diag([table.start[1] ** 2, 0.0])  # of (x, x0hat before)
-    for gain, offset, (c_x, _, c_0, c_h, c_z) in zip(gains, offsets, table.coefficients, strict=True):
+    for gain, offset, (c_x, _, c_0, c_h, c_z) in zip(
+        gains, offsets, table.coefficients, strict=True
+    ):
         step = np.array([[c_x + c_0 * gain, c_h], [gain, 0.0]])
         mean = step @ mean + np.array([c_0 * offset, offset])
         covariance = step @ covariance @ step.T + np.diag([c_z**2, 0.0])
     return float(mean[0]), float(covariance[0, 0]) ** 0.5
 
 
-@pytest.mark.parametrize("bridge", [ABridge(), BrownianBridge(), DDBM(), I2SB()], ids=lambda b: type(b).__name__)
+@pytest.mark.parametrize(
+    "bridge", [ABridge(), BrownianBridge(), DDBM(), I2SB()], ids=lambda b: type(b).__name__
+)
 @pytest.mark.parametrize(("top", "most"), [(14.6, 0.003), (5.0, 0.004), (2.0, 0.02)])
-def test_a_network_that_is_exact_loses_little_by_a_clipped_range(bridge: Any, top: float, most: float) -> None:
+def test_a_network_that_is_exact_loses_little_by_a_clipped_range(
+    bridge: Any, top: float, most: float
+) -> None:
     """Before it is trained, in [-1, 1]: the levels of Stable Diffusion, and those of networks of epsilon."""
     for mu, spread in ((1.0, 0.5), (0.3, 0.4), (-0.5, 0.1)):
         full = ended(denoising(bridge), mu, spread)
-        assert full == pytest.approx(end_distribution(bridge, solvers.build(bridge, "sde-dpm2m", steps=5), mu, spread))
+        assert full == pytest.approx(
+            end_distribution(bridge, solvers.build(bridge, "sde-dpm2m", steps=5), mu, spread)
+        )
         clipped = ended(denoising(bridge, (0.005, top)), mu, spread)
         assert clipped == pytest.approx(full, abs=most)
 
@@ -108,7 +118,8 @@ def test_where_noise_is_infinite_it_is_shown_zeros_and_told_the_top() -> None:
     assert p_f == pytest.approx(-14.6 / np.hypot(1, 14.6))
     drawn = path.draw_times(torch.arange(50_000) << 32, 0)
     share = float((drawn == path.top).double().mean())
-    assert share == pytest.approx(0.02, abs=4 * (0.02 * 0.98 / 50_000) ** 0.5)  # 0.006 % of seeds fail
+    # 0.006 % of seeds fail
+    assert share == pytest.approx(0.02, abs=4 * (0.02 * 0.98 / 50_000) ** 0.5)
     assert path.seen(drawn).dtype == torch.float64
 
 
@@ -118,8 +129,14 @@ def test_settings_are_kept_and_refused() -> None:
     assert "noise_range" not in ABridge().config()
     for settings, reason in (
         ({"objective": "denoiser"}, "noise_range is of the objective 'denoiser' alone, got None"),
-        ({"noise_range": (1.0, 2.0)}, r"noise_range is of the objective 'denoiser' alone, got \(1.0, 2.0\)"),
-        ({"objective": "denoiser", "noise_range": (2.0, 1.0)}, "must be two numbers, 0 < low < high"),
+        (
+            {"noise_range": (1.0, 2.0)},
+            r"noise_range is of the objective 'denoiser' alone, got \(1.0, 2.0\)",
+        ),
+        (
+            {"objective": "denoiser", "noise_range": (2.0, 1.0)},
+            "must be two numbers, 0 < low < high",
+        ),
     ):
         arguments: dict[str, Any] = settings
         with pytest.raises(ValueError, match=reason):

@@ -72,7 +72,9 @@ def arc(m: Any) -> Any:
 
 
 def test_an_end_that_is_0_but_for_rounding_is_the_source():
-    bridge = Own(alpha_of=lambda m: np.cos(np.pi / 2 * m) ** 2, sigma_of=lambda m: np.sin(np.pi * m) / 2)
+    bridge = Own(
+        alpha_of=lambda m: np.cos(np.pi / 2 * m) ** 2, sigma_of=lambda m: np.sin(np.pi * m) / 2
+    )
     assert 0 < bridge.marginal(100).alpha < 1e-30
     bridge.check()
     assert bridge.nu(100) == np.inf
@@ -85,10 +87,18 @@ def test_an_end_that_is_0_but_for_rounding_is_the_source():
 @pytest.mark.parametrize(
     ("alpha", "sigma", "message"),
     [
-        (lambda m: 1 - m, lambda m: arc(m) / (1 - m), "sigma of Own must be finite, got .* at t = 100"),
+        (
+            lambda m: 1 - m,
+            lambda m: arc(m) / (1 - m),
+            "sigma of Own must be finite, got .* at t = 100",
+        ),
         (lambda m: 1 - m, lambda m: 1 - m, r"must be \(1, 0, 0\) at t = 0, got \[1.0, 0.0, 1.0\]"),
         (lambda m: 1 - 0.9 * m, arc, r"must be \(0, 1, 0\) at t = 100, got \[0.0999"),
-        (lambda m: 1 - m, lambda m: arc(m) * (1 + np.sin(20 * m)), "noise level of Own must increase, got .* at t = "),
+        (
+            lambda m: 1 - m,
+            lambda m: arc(m) * (1 + np.sin(20 * m)),
+            "noise level of Own must increase, got .* at t = ",
+        ),
     ],
     ids=["finite", "target", "source", "increasing"],
 )
@@ -102,14 +112,18 @@ def test_it_passes_the_check_and_the_noise_level_has_an_inverse(bridge: Bridge):
     bridge.check()
     t = np.linspace(bridge.low, bridge.top, 9)[:-1]
     alpha, beta, sigma = bridge.marginal(t)
-    assert bridge.nu(t) == pytest.approx((beta if bridge.deterministic else sigma) / alpha, rel=1e-9)
+    assert bridge.nu(t) == pytest.approx(
+        (beta if bridge.deterministic else sigma) / alpha, rel=1e-9
+    )
     assert np.all(np.diff(bridge.nu(t)) > 0)
     assert bridge.time_at(bridge.nu(t)) == pytest.approx(t, rel=1e-5, abs=1e-6)
 
 
 @every_bridge
 def test_the_estimate_of_the_training_target_is_x0_and_has_a_gradient(bridge: Bridge):
-    x0, y, noise = torch.randn(3, 7, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x0, y, noise = torch.randn(
+        3, 7, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     t = torch.linspace(*bridge.train_range, 7, dtype=torch.float64)
     t = t if bridge.continuous else t.round().long()
     alpha, beta, sigma, i_x, i_y = (
@@ -123,7 +137,9 @@ def test_the_estimate_of_the_training_target_is_x0_and_has_a_gradient(bridge: Br
     estimate = bridge.estimate(x_t, y, target, t)
     torch.testing.assert_close(estimate, x0, rtol=1e-6, atol=1e-6)
     (gradient,) = torch.autograd.grad(estimate.sum(), target)
-    torch.testing.assert_close(gradient[:, 0, 0, 0], torch.from_numpy(bridge.prediction(t.numpy())[:, 2]))
+    torch.testing.assert_close(
+        gradient[:, 0, 0, 0], torch.from_numpy(bridge.prediction(t.numpy())[:, 2])
+    )
     for bad in (t[:2], t.double() + 2 * bridge.end if bridge.continuous else t + int(bridge.end)):
         with pytest.raises(ValueError, match="t must be"):
             bridge.estimate(x_t, y, target, bad)
@@ -141,15 +157,23 @@ def test_it_is_trained_and_its_file_holds_it(bridge: Bridge, make_trainer: MakeT
 def test_the_loop_is_what_the_bridge_says(bridge: Bridge):
     """Each step written out from the bridge's own weights, in float64."""
     unet = tiny_unet(condition_channels=3).double().eval()
-    source, noise = SOURCE.double(), torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    source = SOURCE.double()
+    noise = torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
     sampler = BridgeSampler(unet, bridge, "sde-dpm2m", steps=4)
     of_y, of_z = sampler.table.start
-    x, before = of_y * source + of_z * noise[-1], torch.zeros_like(source)  # the last row takes no noise
+    # the last row takes no noise
+    x, before = of_y * source + of_z * noise[-1], torch.zeros_like(source)
     with torch.no_grad():
-        for t, coefficients, z in zip(sampler.table.timesteps, sampler.table.coefficients, noise, strict=True):
+        for t, coefficients, z in zip(
+            sampler.table.timesteps, sampler.table.coefficients, noise, strict=True
+        ):
             i_x, i_y, p_x, p_y, p_f = (float(weight) for weight in bridge.weights(t))
             seen = torch.full((2,), float(bridge.network_time(t)))
-            x0hat = p_x * x + p_y * source + p_f * unet(i_x * x + i_y * source, seen, {"source": source})
+            x0hat = (
+                p_x * x
+                + p_y * source
+                + p_f * unet(i_x * x + i_y * source, seen, {"source": source})
+            )
             terms = zip(coefficients.tolist(), (x, source, x0hat, before, z), strict=True)
             x, before = sum(weight * term for weight, term in terms if weight), x0hat
     made = list(sampler.stream(source, noise=noise))[-1].x

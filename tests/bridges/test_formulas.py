@@ -19,7 +19,9 @@ def numbers(bridge: Bridge, t: float) -> list[float]:
 
 def test_brownian_bridges():
     bridge = ABridge(1000, c_lambda=2.0)
-    assert numbers(bridge, 250) == pytest.approx([0.75, 0.25, 2 * 0.75 * math.sqrt(math.log(4 / 3))], rel=1e-14)
+    assert numbers(bridge, 250) == pytest.approx(
+        [0.75, 0.25, 2 * 0.75 * math.sqrt(math.log(4 / 3))], rel=1e-14
+    )
     assert bridge.nu(250) == pytest.approx(2 * math.sqrt(math.log(4 / 3)), rel=1e-14)
     bridge = BrownianBridge(10, max_variance=3.0)
     assert numbers(bridge, 5)[2] == pytest.approx(math.sqrt(2 * 0.25 * 3))
@@ -42,7 +44,9 @@ def test_bbdm_schedules_stop_short_of_the_endpoints():
 @pytest.mark.parametrize("t", [1e-4, 0.3, 0.7, 1.0])
 def test_ddbm(t: float):
     """By signal-to-noise ratios, as the paper's equation 8 has it; of ``ve``, 80 t."""
-    assert numbers(DDBM("ve"), 80 * t) == pytest.approx((1 - t**2, t**2, 80 * t * math.sqrt(1 - t**2)), abs=1e-12)
+    assert numbers(DDBM("ve"), 80 * t) == pytest.approx(
+        (1 - t**2, t**2, 80 * t * math.sqrt(1 - t**2)), abs=1e-12
+    )
 
     def log_snr(t: float) -> float:
         return -math.log(math.exp(0.5 * 2 * t**2 + 0.1 * t) - 1)
@@ -61,7 +65,9 @@ def test_ddbm_shows_the_network_the_logarithm_of_the_time():
     bridge = DDBM("ve", t_max=20.0, t_min=0.0005)
     table = solvers.build(bridge, steps=4)
     np.testing.assert_allclose(table.network_times, 250 * np.log(table.timesteps))
-    assert bridge.seen(torch.tensor([3.0, 7.0])).tolist() == pytest.approx([250 * math.log(3), 250 * math.log(7)])
+    assert bridge.seen(torch.tensor([3.0, 7.0])).tolist() == pytest.approx(
+        [250 * math.log(3), 250 * math.log(7)]
+    )
 
 
 def increments(steps: int, beta_max: float) -> np.ndarray:
@@ -109,7 +115,8 @@ def test_goub(t: int):
     kept = [math.cos((i / 102 + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(103)]
     rates = [1 - value / kept[0] for value in kept[1:-1]]
     cumulated = [sum(rates[: i + 1]) - rates[0] for i in range(101)]
-    theta, scale = [value * -math.log(0.005) / cumulated[-1] for value in cumulated], (30 / 255) ** 2
+    theta = [value * -math.log(0.005) / cumulated[-1] for value in cumulated]
+    scale = (30 / 255) ** 2
 
     def variance(pull: float) -> float:
         return scale * (1 - math.exp(-2 * pull))
@@ -118,7 +125,9 @@ def test_goub(t: int):
     alpha = math.exp(-theta[t]) * after / whole
     left = math.exp(-2 * (theta[100] - theta[t]))
     beta = ((1 - math.exp(-theta[t])) * after + left * before) / whole
-    assert numbers(GOUB(), t) == pytest.approx((alpha, beta, math.sqrt(before * after / whole)), rel=1e-9)
+    assert numbers(GOUB(), t) == pytest.approx(
+        (alpha, beta, math.sqrt(before * after / whole)), rel=1e-9
+    )
 
 
 def test_ecsi():
@@ -129,7 +138,9 @@ def test_ecsi():
     assert bridge.network_time([0.1, 1.0]) == pytest.approx([250 * np.log(0.1), 0.0])
     _, _, p_x, p_y, p_f = ECSI(gamma_max=0.5).weights(0.5)
     total = 0.25 / 4 + 0.25 / 4 + 0.25
-    assert [p_x, p_y, p_f] == pytest.approx([0.125 / total, 0, np.sqrt((0.25 / 16 + 0.25 / 4) / total)])
+    assert [p_x, p_y, p_f] == pytest.approx(
+        [0.125 / total, 0, np.sqrt((0.25 / 16 + 0.25 / 4) / total)]
+    )
     i_x, _, p_x, _, p_f = ECSI(gamma_max=0.5, cov=0.125).weights(0.5)
     total += 2 * 0.25 * 0.125
     assert [i_x, p_x] == pytest.approx([total**-0.5, (0.125 + 0.5 * 0.125**2) / total])
@@ -138,7 +149,9 @@ def test_ecsi():
 
 def test_a_flow_s_steps_are_euler_s():
     """dx/dt = y - x0hat along alpha = 1 - t, where the source is what x and x0hat say it is."""
-    table = solvers.build(BrownianBridge(100, 0.0, "displacement"), "ddim", timesteps=[100, 60, 30, 10])
+    table = solvers.build(
+        BrownianBridge(100, 0.0, "displacement"), "ddim", timesteps=[100, 60, 30, 10]
+    )
     x, x0hat = 0.7, -0.2
     for t, following, row in zip([100, 60, 30], [60, 30, 10], table.coefficients, strict=False):
         y = (x - (1 - t / 100) * x0hat) / (t / 100)
@@ -155,7 +168,9 @@ def test_a_flow_s_steps_are_euler_s():
     ],
     ids=["preconditioned", "pinned", "pinned, of small differences"],
 )
-def test_inputs_and_targets_have_unit_variance(bridge: Bridge, times: tuple[float, ...], cov: float):
+def test_inputs_and_targets_have_unit_variance(
+    bridge: Bridge, times: tuple[float, ...], cov: float
+):
     """Over many x0, y and noise; and the best linear guess is taken off already."""
     generator = np.random.default_rng(0)
     x0, y = generator.multivariate_normal([0, 0], [[0.25, cov], [cov, 0.25]], 400_000).T
@@ -185,7 +200,10 @@ def test_where_sampling_and_training_begin_and_end():
     assert bridge.start(500) == (1.0, pytest.approx(np.hypot(0.5, 0.25)))
     bridge = BrownianBridge(objective="pinned", spread=0.1)
     (alpha, beta, sigma), (y, noise) = bridge.marginal(970), bridge.start(970)
-    assert (y, noise**2) == (pytest.approx(alpha + beta), pytest.approx(sigma**2 + alpha**2 * 0.1**2))
+    assert (y, noise**2) == (
+        pytest.approx(alpha + beta),
+        pytest.approx(sigma**2 + alpha**2 * 0.1**2),
+    )
     with pytest.raises(ValueError, match=r"at least 0\.2"):
         bridge.start(15)
 
@@ -199,7 +217,9 @@ def test_where_sampling_and_training_begin_and_end():
         DDBM("ve", t_max=20.0, cov=0.1, density="log-normal", spread=0.2),
         ECSI(0.25, 1e-3, cov=0.125),
         I2SB(200, 1.0, True),
-        BrownianBridge(max_variance=0.0, objective="displacement", sigma_data=0.4, sigma_source=0.41),
+        BrownianBridge(
+            max_variance=0.0, objective="displacement", sigma_data=0.4, sigma_source=0.41
+        ),
     ],
     ids=repr,
 )
@@ -214,7 +234,13 @@ class Straight(ABridge):
         pass
 
 
-POSITIVE = {"spread": ECSI, "sigma_data": ABridge, "sigma_source": I2SB, "gamma_max": ECSI, "c_lambda": ABridge}
+POSITIVE = {
+    "spread": ECSI,
+    "sigma_data": ABridge,
+    "sigma_source": I2SB,
+    "gamma_max": ECSI,
+    "c_lambda": ABridge,
+}
 
 
 @pytest.mark.parametrize(
@@ -228,7 +254,11 @@ POSITIVE = {"spread": ECSI, "sigma_data": ABridge, "sigma_source": I2SB, "gamma_
             for v in (0.0, math.nan)
         ),
         (BrownianBridge, {"max_variance": -1.0}, "max_variance must be 0 or a positive number"),
-        (BrownianBridge, {"max_variance": 0.0, "objective": "noise"}, "objective 'noise' needs noise"),
+        (
+            BrownianBridge,
+            {"max_variance": 0.0, "objective": "noise"},
+            "objective 'noise' needs noise",
+        ),
         (BrownianBridge, {"schedule": "cos"}, "schedule must be"),
         (DDBM, {"kind": "sde"}, r"kind must be one of \('ve', 'vp'\), got 'sde'"),
         (DDBM, {"t_min": 2.0}, "t_min and t_max must be 0 < t_min < t_max, got 2.0 and 1.0"),
@@ -239,10 +269,22 @@ POSITIVE = {"spread": ECSI, "sigma_data": ABridge, "sigma_source": I2SB, "gamma_
         (ABridge, {"density": "top"}, "density 'top' is of the objective 'pinned', got 'residual'"),
         (ABridge, {"objective": "grad"}, "objective must be one of .*, got 'grad'"),
         (lambda: Straight(objective="grad").check(), {}, "objective must be one of .*, got 'grad'"),  # pyright: ignore[reportArgumentType]
-        (lambda: Straight().config(), {}, r"is registered: @bbdm.bridges.register\('name'\) above Straight$"),
-        (lambda: register("abridge")(I2SB), {}, r"the bridge 'abridge' is taken by bbdm\.bridges\.brownian\.ABridge"),
+        (
+            lambda: Straight().config(),
+            {},
+            r"is registered: @bbdm.bridges.register\('name'\) above Straight$",
+        ),
+        (
+            lambda: register("abridge")(I2SB),
+            {},
+            r"the bridge 'abridge' is taken by bbdm\.bridges\.brownian\.ABridge",
+        ),
         *(
-            (from_config, {"config": {"kind": kind}}, r"kind must be one of \['abridge', .*, got .*; import the mo")
+            (
+                from_config,
+                {"config": {"kind": kind}},
+                r"kind must be one of \['abridge', .*, got .*; import the mo",
+            )
             for kind in ("gbm", None, ["abridge"])
         ),
     ],
@@ -262,7 +304,11 @@ IMAGE = torch.zeros(2, 3, 4, 4)
         ([1, 1001], IMAGE, r"t must be in \[1, 1000\]"),
         ([1.0, 2.0], IMAGE, "t must be 2 integers"),
         ([1], IMAGE, "t must be 2 integers"),
-        ([1, 2], IMAGE[:, :1], r"y must be a float tensor of shape \(2, 3, 4, 4\), got \(2, 1, 4, 4\)"),
+        (
+            [1, 2],
+            IMAGE[:, :1],
+            r"y must be a float tensor of shape \(2, 3, 4, 4\), got \(2, 1, 4, 4\)",
+        ),
     ],
     ids=["low", "high", "float", "number", "shape"],
 )
@@ -270,11 +316,17 @@ def test_what_cannot_be_noised_is_refused(t: list[float], y: torch.Tensor, messa
     with pytest.raises(ValueError, match=message):
         ABridge().add_noise(IMAGE, y, torch.tensor(t), IMAGE)
     none = IMAGE[:0]
-    assert len(ABridge().add_noise(none, none, torch.tensor([1])[:0], none)[0]) == 0  # none is a batch
+    # none is a batch
+    assert len(ABridge().add_noise(none, none, torch.tensor([1])[:0], none)[0]) == 0
 
 
 @pytest.mark.parametrize("t", [-1, 1001, math.nan])
 def test_times_outside_the_bridge(t: float):
-    for function in (ABridge().marginal, ABridge().nu, ABridge().prediction, BrownianBridge(schedule="linear").at):
+    for function in (
+        ABridge().marginal,
+        ABridge().nu,
+        ABridge().prediction,
+        BrownianBridge(schedule="linear").at,
+    ):
         with pytest.raises(ValueError, match=r"t must be in \[0, "):
             function(t)

@@ -26,11 +26,15 @@ SEEDS = torch.arange(20_000) * 7919
         (timesteps.paper(ABridge(num_steps=2000))[:3], [2000, 1996, 1992]),
         (timesteps.paper(ABridge(num_steps=100)), [*range(100, 0, -1)]),  # many fall on one time
         (timesteps.uniform(ABridge(num_steps=10), 4), [10, 7, 4, 1]),
-        (timesteps.bbdm(BrownianBridge(schedule="linear")), [*(int(999 - k * 999 / 198) for k in range(198)), 1, 0]),
+        (
+            timesteps.bbdm(BrownianBridge(schedule="linear")),
+            [*(int(999 - k * 999 / 198) for k in range(198)), 1, 0],
+        ),
         (timesteps.bbdm(BrownianBridge(schedule="linear"), 3), [999, 1, 0]),
         (timesteps.coarse(ABridge(), 1), [1000]),
         (timesteps.karras(BrownianBridge(schedule="linear"), 10)[[0, -1]], [999, 0]),
-        (timesteps.karras(ABridge(num_steps=5), 5), [5, 4, 3, 2, 1]),  # a duplicate moves to the nearest free time
+        # a duplicate moves to the nearest free time
+        (timesteps.karras(ABridge(num_steps=5), 5), [5, 4, 3, 2, 1]),
         (timesteps.karras(ABridge(num_steps=4)), [4, 3, 2, 1]),
         (timesteps.noise(ABridge(), 1), [999]),
         (timesteps.noise(ABridge(), 9), timesteps.karras(ABridge(), 10)[1:].tolist()),
@@ -71,15 +75,26 @@ def test_levels_by_hand(bridge: Bridge, times: timesteps.Timesteps, levels: list
 @pytest.mark.parametrize(
     ("bridge", "name", "steps", "message"),
     [
-        *((ABridge(), each, None, "non-empty list of integers") for each in ([], [10.5, 3], ["top"])),
+        *(
+            (ABridge(), each, None, "non-empty list of integers")
+            for each in ([], [10.5, 3], ["top"])
+        ),
         (ABridge(), 10, None, "timesteps must be a name or a non-empty list of integers, got 10"),
         (ABridge(), "cosine", None, "timesteps must be one of .*, got 'cosine'"),
-        (ABridge(), [5, 3], None, "start at the bridge's top .*, or where the noise level is at least 1, got 5"),
+        (
+            ABridge(),
+            [5, 3],
+            None,
+            "start at the bridge's top .*, or where the noise level is at least 1, got 5",
+        ),
         (ABridge(), [1001, 1], None, r"timesteps must be in \[1, 1000\]"),
         (BrownianBridge(schedule="linear"), [999, -1], None, r"timesteps must be in \[0, 999\]"),
         (ABridge(), [1000, 7, 7], None, "must strictly decrease"),
         (DDBM(), [1.0, np.nan], None, "a non-empty list of numbers, got"),
-        *((DDBM(), name, None, f"'{name}' are integers, and DDBM has real times") for name in ("paper", "bbdm")),
+        *(
+            (DDBM(), name, None, f"'{name}' are integers, and DDBM has real times")
+            for name in ("paper", "bbdm")
+        ),
         *(
             (ABridge(), name, steps, r"steps must be an integer in \[1, 1000\]")
             for name in ("karras", "uniform", "bbdm")
@@ -127,7 +142,13 @@ def test_log_normal_of_integers_has_the_mass_between_midpoints():
 
 @pytest.mark.parametrize(
     "bridge",
-    [ABridge(50), ABridge(50, density="log-normal"), DDBM("vp"), DDBM("ve", density="log-normal"), BrownianBridge(50)],
+    [
+        ABridge(50),
+        ABridge(50, density="log-normal"),
+        DDBM("vp"),
+        DDBM("ve", density="log-normal"),
+        BrownianBridge(50),
+    ],
     ids=repr,
 )
 def test_drawn_times_follow_the_density(bridge: Bridge):
@@ -139,7 +160,8 @@ def test_drawn_times_follow_the_density(bridge: Bridge):
     assert abs(drawn.double().mean() - wanted.mean()) < 4 * wanted.std() / len(SEEDS) ** 0.5
     assert torch.equal(drawn, bridge.draw_times(SEEDS, 3))
     assert not torch.equal(drawn, bridge.draw_times(SEEDS, 4))
-    if not drawn_by_quantile:  # so runs that began before there were densities go on with the same times
+    # so runs that began before there were densities go on with the same times
+    if not drawn_by_quantile:
         assert torch.equal(drawn, philox.timesteps(SEEDS, 3, int(low), int(high)))
 
 
@@ -154,11 +176,14 @@ def test_the_pinned_objective_learns_at_the_top(make: Any):
     assert (make(objective="pinned", density="top").draw_times(SEEDS, 3) == bridge.top).all()
 
 
-NOISY = [ECSI(objective="noise"), DDBM("vp", objective="noise", spread=5.0)]  # whose nu is finite at a real top
+# whose nu is finite at a real top
+NOISY = [ECSI(objective="noise"), DDBM("vp", objective="noise", spread=5.0)]
 
 
 @pytest.mark.parametrize("steps", [2, 4, 5, 12])
-@pytest.mark.parametrize("bridge", [DDBM("vp"), I2SB(), *NOISY], ids=["ddbm", "i2sb", "ecsi-noise", "ddbm-noise"])
+@pytest.mark.parametrize(
+    "bridge", [DDBM("vp"), I2SB(), *NOISY], ids=["ddbm", "i2sb", "ecsi-noise", "ddbm-noise"]
+)
 def test_midpoint_is_every_second_time_midway(bridge: Bridge, steps: int):
     """Midway in ln rho; the others are equally spaced in rho^(1/7), but for rounding of integers."""
     times = timesteps.midpoint(bridge, steps)
@@ -168,7 +193,9 @@ def test_midpoint_is_every_second_time_midway(bridge: Bridge, steps: int):
     firsts = pairs[::2] if len(pairs) % 2 else [*pairs[:-1:2], pairs[-1]]
     assert np.diff(np.array(firsts) ** (1 / 7), 2) == pytest.approx(0, abs=2e-3)
     for i in range(1, len(pairs) - 1, 2):
-        assert pairs[i] == pytest.approx(np.sqrt(pairs[i - 1] * pairs[i + 1]), rel=1e-9 if bridge.continuous else 0.1)
+        assert pairs[i] == pytest.approx(
+            np.sqrt(pairs[i - 1] * pairs[i + 1]), rel=1e-9 if bridge.continuous else 0.1
+        )
 
 
 FACTOR = 0.5  # pictures of half the contrast
@@ -181,17 +208,24 @@ UNITS: list[tuple[Any, float, int, float, dict[str, Any]]] = [  # and noise by a
 
 
 @pytest.mark.parametrize(("make", "noise", "power", "cov", "settings"), UNITS)
-def test_units_do_not_matter(make: Any, noise: float, power: int, cov: float, settings: dict[str, Any]):
+def test_units_do_not_matter(
+    make: Any, noise: float, power: int, cov: float, settings: dict[str, Any]
+):
     half = dict.fromkeys(("spread", "sigma_data", "sigma_source"), 0.5 * FACTOR)
     bridge = make(noise, cov=cov, **settings)
     smaller = make(noise * FACTOR**power, cov=cov * FACTOR**2, **settings, **half)
-    np.testing.assert_allclose(*(quantiles(each, each.density) for each in (bridge, smaller)), rtol=1e-6)
+    np.testing.assert_allclose(
+        *(quantiles(each, each.density) for each in (bridge, smaller)), rtol=1e-6
+    )
     for solver in ("dpm2m", "sde-dpm2m", "midpoint", "consistency"):
         skip = timesteps.midpoint if solver == "midpoint" else timesteps.coarse
         times = [skip(each, 6) for each in (bridge, smaller)]
-        np.testing.assert_allclose(times[1][:-1], times[0][:-1], rtol=1e-6)  # the lowest level is of 8-bit pictures
+        # the lowest level is of 8-bit pictures
+        np.testing.assert_allclose(times[1][:-1], times[0][:-1], rtol=1e-6)
         wanted, found = (solvers.build(each, solver, times[0]) for each in (bridge, smaller))
-        np.testing.assert_allclose(found.prediction, wanted.prediction * [1, 1, FACTOR], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(
+            found.prediction, wanted.prediction * [1, 1, FACTOR], rtol=1e-9, atol=1e-12
+        )
         np.testing.assert_allclose(found.inputs, wanted.inputs / FACTOR, rtol=1e-9)
         rows = wanted.coefficients * [1, 1, 1, 1, FACTOR]
         np.testing.assert_allclose(found.coefficients, rows, rtol=1e-9, atol=1e-12)

@@ -24,7 +24,9 @@ from tests.conftest import ROOT
 WEB = ROOT / "examples" / "web"
 PATIENCE = 120  # seconds: the machine may be busy
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 DRIVER = shutil.which("chromedriver")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -43,7 +45,9 @@ def chromium(folder: Path, log: str, *flags: str) -> Any:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {log: "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)})
+    driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(folder)}
+    )
     return driver
 
 
@@ -105,9 +109,13 @@ class Page:
 
     def until(self, *status: str) -> Page:
         """Waits until the status starts with a text, and no pictures are being made."""
-        busy, message = f"#{self.tab} [aria-busy=true]", f"wanted {status}, {self.driver.get_log('browser')}"
+        busy = f"#{self.tab} [aria-busy=true]"
+        message = f"wanted {status}, {self.driver.get_log('browser')}"
         found = self.driver.find_elements
-        self.wait(lambda: self.text("status").startswith(status) and not found(By.CSS_SELECTOR, busy), message)
+        self.wait(
+            lambda: self.text("status").startswith(status) and not found(By.CSS_SELECTOR, busy),
+            message,
+        )
         return self
 
     def until_warned(self) -> str:
@@ -139,20 +147,29 @@ class Page:
 
     def enter_seed(self, seed: str) -> Page:
         """Replaces what the field of the seed holds."""
-        self.choose().by_id("advanced-seed").send_keys(Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, seed, Keys.TAB)
+        self.choose().by_id("advanced-seed").send_keys(
+            Keys.CONTROL, "a", Keys.NULL, Keys.BACKSPACE, seed, Keys.TAB
+        )
         return self
 
     def give(self, file: Path) -> Page:
         """A picture, until it is translated, or refused."""
         self.forget().by_id("file").send_keys(str(file))
-        self.wait(lambda: self.text("status").startswith("Done") or file.name in self.text("warning"))
+        self.wait(
+            lambda: self.text("status").startswith("Done") or file.name in self.text("warning")
+        )
         return self
 
     def pixels(self, selector: str, channels: int = 3) -> np.ndarray:
         """(number, H, W, channels) of canvases of one size."""
         script = """return [...document.querySelectorAll(arguments[0])].map((c) => [c.height, c.width,
             [...c.getContext("2d").getImageData(0, 0, c.width, c.height).data]])"""
-        return np.array([np.reshape(data, (h, w, 4))[:, :, :channels] for h, w, data in self.script(script, selector)])
+        return np.array(
+            [
+                np.reshape(data, (h, w, 4))[:, :, :channels]
+                for h, w, data in self.script(script, selector)
+            ]
+        )
 
     @property
     def results(self) -> np.ndarray:
@@ -169,6 +186,8 @@ class Page:
     def draw(self, kind: str = interaction.POINTER_PEN) -> Page:
         """A stroke across the middle of the sheet."""
         sheet, actions = self.by_id("sheet"), ActionBuilder(self.driver, PointerInput(kind, kind))
-        actions.pointer_action.move_to(sheet, -50, 0).pointer_down().move_to(sheet, 50, 0).pointer_up()
+        actions.pointer_action.move_to(sheet, -50, 0).pointer_down().move_to(
+            sheet, 50, 0
+        ).pointer_up()
         actions.perform()
         return self

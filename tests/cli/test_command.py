@@ -40,7 +40,16 @@ from bbdm.files.weights import IncompleteFileError
 from tests.conftest import BRIDGE, ROOT, SavePicture, save_random_pairs, tiny_unet
 from tests.networks.test_vqgan import tiny_vqgan
 
-NAMES = ("train", "eval", "distill", "serve", "app", "translate_ray", "train_vqgan", "convert_vqgan")
+NAMES = (
+    "train",
+    "eval",
+    "distill",
+    "serve",
+    "app",
+    "translate_ray",
+    "train_vqgan",
+    "convert_vqgan",
+)
 SCRIPTS = {f"examples/{name}.py": name.replace("_", "-") for name in NAMES}
 SCRIPTS |= {"examples/generate.py": "translate", "export/to_onnx.py": "export"}  # the papers' names
 HELP = """
@@ -59,7 +68,9 @@ print(*(each for each in ("torch", "onnx", "onnxruntime", "gradio", "ray") if ea
 
 
 @pytest.mark.parametrize("columns", ["80", "100"])
-def test_helps_fit_a_screen(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_helps_fit_a_screen(
+    columns: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """That of a command says how all flags are listed, and this has each of its flags."""
     monkeypatch.setenv("COLUMNS", columns)
 
@@ -75,14 +86,18 @@ def test_helps_fit_a_screen(columns: str, monkeypatch: pytest.MonkeyPatch, capsy
         assert len(screen) <= 24, name
         words = " ".join(everything).split()
         command = cli._imported(cli.COMMANDS[name][0])
-        assert {f"--{each}" for each, about in flag_fields(command).items() if not about.metadata["position"]} <= {
-            word.rstrip(",") for word in words
-        }
+        assert {
+            f"--{each}"
+            for each, about in flag_fields(command).items()
+            if not about.metadata["position"]
+        } <= {word.rstrip(",") for word in words}
         assert screen == everything or screen[-1].startswith("--help all lists all "), name
 
 
 def test_help_and_wrong_flags_import_nothing_heavy():
-    done = subprocess.run([sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "\n"
 
 
@@ -91,7 +106,11 @@ def test_help_and_wrong_flags_import_nothing_heavy():
     [
         (["--version"], 0, f"bbdm {__version__}\n"),
         ([], 2, "usage: bbdm [--import MODULE] COMMAND ..."),
-        (["trian"], 2, "error: there is no command 'trian'; did you mean train? bbdm --help lists the commands\n"),
+        (
+            ["trian"],
+            2,
+            "error: there is no command 'trian'; did you mean train? bbdm --help lists the commands\n",
+        ),
         (["xyz"], 2, "error: there is no command 'xyz'; bbdm --help lists the commands\n"),
         (["--verson"], 2, "error: unrecognized arguments: --verson; did you mean --version?"),
         (
@@ -101,7 +120,9 @@ def test_help_and_wrong_flags_import_nothing_heavy():
         ),
     ],
 )
-def test_the_end_of_a_command(words: list[str], status: int, message: str, world: Path, monkeypatch: Any, capsys: Any):
+def test_the_end_of_a_command(
+    words: list[str], status: int, message: str, world: Path, monkeypatch: Any, capsys: Any
+):
     """Of `python -m bbdm`. The interpreter prints an end that is a text, and its status is then 1."""
     monkeypatch.setattr(sys, "argv", ["bbdm", *words])
     with pytest.raises(SystemExit) as end:
@@ -109,7 +130,9 @@ def test_the_end_of_a_command(words: list[str], status: int, message: str, world
     code = end.value.code or 0
     assert (1 if isinstance(code, str) else code) == status
     printed = capsys.readouterr()
-    assert (printed.out + printed.err + (f"{code}\n" if isinstance(code, str) else "")).startswith(message)
+    assert (printed.out + printed.err + (f"{code}\n" if isinstance(code, str) else "")).startswith(
+        message
+    )
 
 
 OPENINGS = {  # of commands, with what they say before they import anything that takes seconds
@@ -152,7 +175,12 @@ def test_a_command_says_what_it_does_before_anything_heavy_is_imported(tmp_path:
     assert {line.split()[0] for line in OPENINGS} == {*cli.COMMANDS}
     quiet = ["demo --quiet", "train paired a,b o.pt --quiet", "export c.pt --quiet"]
     about: dict[str, Any] = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
-    about |= {"input": "\n".join([*OPENINGS, *quiet]), "capture_output": True, "text": True, "check": True}
+    about |= {
+        "input": "\n".join([*OPENINGS, *quiet]),
+        "capture_output": True,
+        "text": True,
+        "check": True,
+    }
     done = subprocess.run([sys.executable, "-c", OPEN], **about)
     assert done.stderr.replace("\\", "/").splitlines() == [*OPENINGS.values()]
     assert done.stdout == "\n"
@@ -162,7 +190,9 @@ def test_a_command_says_what_it_does_before_anything_heavy_is_imported(tmp_path:
 def test_a_command_runs_without_standard_streams(tmp_path: Path):
     """As services start it. Nothing that is printed comes into a result."""
     words = [sys.executable, "-m", "bbdm", "demo", str(tmp_path / "out"), "--steps", "1"]
-    done = subprocess.run(["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words], cwd=ROOT, capture_output=True)
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", *words], cwd=ROOT, capture_output=True
+    )
     assert done.returncode == 0
     for path in (tmp_path / "out").glob("*.png"):
         Image.open(path).verify()
@@ -196,8 +226,16 @@ def test_scripts_without_extras_say_so_in_one_line():
     names = ["examples/eval_miou.py", "examples/convert_deeplabv3.py", "benchmarks/report.py"]
     helps = [f"{name} --help" for name in (*names, "benchmarks.demo_quality", "bbdm.runtime")]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "examples")])}
-    about: dict[str, Any] = {"cwd": ROOT, "env": variables, "capture_output": True, "text": True, "check": True}
-    done = subprocess.run([sys.executable, "-c", WITHOUT_EXTRAS], input="\n".join([*rows, *helps]), **about)
+    about: dict[str, Any] = {
+        "cwd": ROOT,
+        "env": variables,
+        "capture_output": True,
+        "text": True,
+        "check": True,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS], input="\n".join([*rows, *helps]), **about
+    )
     expected = [f"error: {message}: pip install 'bbdm[eval]'" for message in rows.values()]
     assert done.stdout.splitlines() == [*expected, *["0"] * len(helps)]
 
@@ -213,20 +251,40 @@ def test_a_script_is_a_command(script: str, command: str, monkeypatch: pytest.Mo
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("latent", [[], ["-vq", "vqgan.pt"]], ids=["image", "latent"])
-def test_the_commands_of_sde_bbdm(latent: list[str], save_picture: SavePicture, tmp_path: Path) -> None:
+def test_the_commands_of_sde_bbdm(
+    latent: list[str], save_picture: SavePicture, tmp_path: Path
+) -> None:
     """By the scripts of its README, in the folder of the examples, with a small preset."""
 
     def run(*words: str | Path) -> str:
         variables = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-        about = {"cwd": ROOT / "examples", "env": variables, "capture_output": True, "text": True, "timeout": 300}
+        about = {
+            "cwd": ROOT / "examples",
+            "env": variables,
+            "capture_output": True,
+            "text": True,
+            "timeout": 300,
+        }
         done = subprocess.run([sys.executable, *map(str, words)], **about)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    data, model = save_random_pairs(tmp_path / "edges2shoes", 4, 1, save_picture, 80), tmp_path / "model.pt"
+    data = save_random_pairs(tmp_path / "edges2shoes", 4, 1, save_picture, 80)
+    model = tmp_path / "model.pt"
     save_vqgan(tmp_path / "vqgan.pt", VQGAN.from_preset("demo"))
     flags = [word if word == "-vq" else tmp_path / word for word in latent]
-    small = ["--preset", "demo", "--image_size", "64", "-b", "2", "-e", "1", "--show_verbose", "-use_multi_gpus"]
+    small = [
+        "--preset",
+        "demo",
+        "--image_size",
+        "64",
+        "-b",
+        "2",
+        "-e",
+        "1",
+        "--show_verbose",
+        "-use_multi_gpus",
+    ]
     output = run("train.py", "edge2shoes", data, model, *flags, *small)
     assert re.search(r"^epoch 1/1: loss .*, validation_loss ", output, re.MULTILINE)
     checkpoint = load_checkpoint(model)
@@ -237,17 +295,37 @@ def test_the_commands_of_sde_bbdm(latent: list[str], save_picture: SavePicture, 
 
 def test_info_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The bundled one, a student of latents, and the run of a bridge."""
-    count = sum(parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters())
+    count = sum(
+        parameter.numel() for parameter in load_checkpoint(demo.WEIGHTS).build_unet().parameters()
+    )
     sampler = BridgeSampler(tiny_unet(), BRIDGE, codec=VQGANCodec(tiny_vqgan()), calls=2)
     sampler.save_pretrained(tmp_path / "model")
     for step in (5, 10):
         path = tmp_path / "run" / f"step_{step:08d}.pt"
-        save_checkpoint(path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1})
-    bundled = {"network": f"unet, {count / 1e6:.1f} M parameters in float16", "image size": "64 x 64"}
+        save_checkpoint(
+            path, tiny_unet(), BRIDGE, image_size=16, training={"step": step, "epoch": 1}
+        )
+    bundled = {
+        "network": f"unet, {count / 1e6:.1f} M parameters in float16",
+        "image size": "64 x 64",
+    }
     for name, ending, known in (
         (demo.WEIGHTS, "", {**bundled, "network calls": "any number"}),
-        ("model", "", {"network calls": "2", "image size": "not stated", "codec": "vqgan", "bridge": f"{BRIDGE}"}),
-        ("run", ", step_00000010.pt of a training run", {"training": "10 optimizer steps, to resume from"}),
+        (
+            "model",
+            "",
+            {
+                "network calls": "2",
+                "image size": "not stated",
+                "codec": "vqgan",
+                "bridge": f"{BRIDGE}",
+            },
+        ),
+        (
+            "run",
+            ", step_00000010.pt of a training run",
+            {"training": "10 optimizer steps, to resume from"},
+        ),
     ):
         Info.main([str(tmp_path / name)])
         title, *lines = capsys.readouterr().out.splitlines()
@@ -255,8 +333,13 @@ def test_info_of_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         assert known.items() <= {line[2:16].strip(): line[16:] for line in lines}.items()
 
 
-def test_info_of_another_programs_file_needs_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    torch.save(UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(), tmp_path / "a.pth")
+def test_info_of_another_programs_file_needs_flags(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    torch.save(
+        UNet(3, 3, model_channels=64, channel_mult=(1,), num_res_blocks=1).state_dict(),
+        tmp_path / "a.pth",
+    )
     with pytest.warns(UserWarning, match="assumed"):
         Info.main([str(tmp_path / "a.pth"), "-t", "50", "-l", "3"])
     assert "num_steps=50, c_lambda=3.0" in capsys.readouterr().out
@@ -344,11 +427,15 @@ COMMANDS["regress"] = ("mine.Regress", "learn the target itself")
 
 
 @pytest.mark.usefixtures("tiny_demo", "imported")
-def test_a_task_as_a_command_is_a_file_and_a_row(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any):
+def test_a_task_as_a_command_is_a_file_and_a_row(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+):
     """With flags, help, resume and a file like any other training."""
     monkeypatch.setattr(cli, "COMMANDS", dict(cli.COMMANDS))
     Path("mine.py").write_text(COMMAND)
-    line = "--import mine regress edge2shoes data out.pt --image_size 16 -b 2 --device cpu --power 3"
+    line = (
+        "--import mine regress edge2shoes data out.pt --image_size 16 -b 2 --device cpu --power 3"
+    )
     for epochs in ("1", "2"):
         cli.main([*line.split(), "-e", epochs])
     assert "out.pt: weights after epoch 2" in capsys.readouterr().out
@@ -366,11 +453,17 @@ def test_names_of_a_module_work_in_every_command(world: Path, imported: list[str
         cli.main(["--import", "mine", *line.split()])
     assert re.search(r"LateBridge\(.*num_steps=100", capsys.readouterr().out)
     settings = json.loads(Path("results/settings.json").read_text())["settings"]
-    assert (settings["solver"], settings["timesteps"], settings["bridge"]["kind"]) == ("halves", [100, 50], "late")
+    assert (settings["solver"], settings["timesteps"], settings["bridge"]["kind"]) == (
+        "halves",
+        [100, 50],
+        "late",
+    )
     (report,) = json.loads(Path("scores/sweep.json").read_text())
     assert (report["solver"], list(report["scores"])) == ("halves", ["bias"])
     del vars(BRIDGES)["_things"]["late"]
-    with pytest.raises(ValueError, match=r"got 'late'; import the module that registers your own bridge"):
+    with pytest.raises(
+        ValueError, match=r"got 'late'; import the module that registers your own bridge"
+    ):
         load_checkpoint("out.pt")
 
 
@@ -397,16 +490,26 @@ def network(config):
 
 @pytest.mark.usefixtures("own_names")
 def test_a_cell_that_runs_again_replaces_and_another_thing_is_refused():
-    names = {"bridges": bridges, "solvers": solvers, "networks": networks, "dataclass": dataclass, "ABridge": ABridge}
+    names = {
+        "bridges": bridges,
+        "solvers": solvers,
+        "networks": networks,
+        "dataclass": dataclass,
+        "ABridge": ABridge,
+    }
     cell: dict[str, Any] = {**names, "__name__": "notebook"}
     for version in (2, 4):
         exec(CELL.format(version=version), cell)
-        bridge = bridges.from_config({"kind": "again", "num_steps": 9, "c_lambda": 1.0, "objective": "residual"})
+        bridge = bridges.from_config(
+            {"kind": "again", "num_steps": 9, "c_lambda": 1.0, "objective": "residual"}
+        )
         assert vars(bridge)["version"] == version
         assert len(solvers.build(ABridge(), "again")) == version
         assert train.PRESETS["again"].stride == version
     for room in (bridges, solvers, networks):
-        with pytest.raises(ValueError, match=r"the (bridge|solver|network) 'again' is taken by notebook\."):
+        with pytest.raises(
+            ValueError, match=r"the (bridge|solver|network) 'again' is taken by notebook\."
+        ):
             room.register("again")(type("Other", (ABridge,), {}))
 
 

@@ -23,7 +23,18 @@ from tests.conftest import SavePicture, noise, tiny_unet
 
 COLUMNS = "data,sar=sar,style=labels.csv,text=text"
 SEEN = ["--condition", "sar=image@0:51,style=class,text=tokens", "--drop", "style:0.2,text:0.1"]
-SMALL = ["--preset", "demo", "-b", "2", "--image_size", str(SIZE), "--device", "cpu", "--lr_schedule", "constant"]
+SMALL = [
+    "--preset",
+    "demo",
+    "-b",
+    "2",
+    "--image_size",
+    str(SIZE),
+    "--device",
+    "cpu",
+    "--lr_schedule",
+    "constant",
+]
 STUDENT = ["-b", "2", "-e", "1", "--device", "cpu", "--calls", "1"]
 FLAGS = ["--steps", "2", "--device", "cpu", "--quiet"]
 NETWORK: Any = {"images": {"sar": 1}, "classes": {"style": ("a", "b", "c")}, "tokens": {"text": 3}}
@@ -60,7 +71,9 @@ def sar(name: str) -> torch.Tensor:
     return torch.from_numpy(pixels(f"sar/{name}.png") / np.float32(127.5) - 1)[None, None]
 
 
-def expected(source: Any, seed: int, style: str, text: Any = None, name: str = "") -> np.ndarray[Any, Any]:
+def expected(
+    source: Any, seed: int, style: str, text: Any = None, name: str = ""
+) -> np.ndarray[Any, Any]:
     """The result of Python for a source."""
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     conditions = {"sar": sar(name), "style": style, "text": text}
@@ -110,7 +123,8 @@ def test_one_class_for_all_and_a_condition_left_out(save_picture: SavePicture) -
 
 
 def test_maps_and_intervals_have_conditions_too() -> None:
-    words, flags = ["edge2shoes", "data,sar=sar,style=labels.csv"], ["--solver", "sde-dpm2m", "--samples", "2"]
+    words = ["edge2shoes", "data,sar=sar,style=labels.csv"]
+    flags = ["--solver", "sde-dpm2m", "--samples", "2"]
     Calibrate.main(["c.pt", *words, "--alpha", "0.9", "--bound", "conformal", *FLAGS, *flags])
     translate.main([*words, "c.pt", "maps", *FLAGS, *flags, "--maps", "mean,low"])
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2, solver="sde-dpm2m")
@@ -151,7 +165,10 @@ def test_results_go_the_way_of_the_flag() -> None:
     translate.main([*words, "low", "--device", "cpu", "--maps", "low", *back])
     for flags, message in (
         ([*words, "AtoB", *back, *FLAGS], r"holds results of other settings \(direction"),
-        ([*words, "x", "--condition", "direction=BtoA", *FLAGS], "the direction is --direction, and no --condition"),
+        (
+            [*words, "x", "--condition", "direction=BtoA", *FLAGS],
+            "the direction is --direction, and no --condition",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             translate.main(flags)
@@ -171,4 +188,6 @@ def test_both_directions_are_trained_resumed_and_distilled() -> None:
     with pytest.raises(ValueError, match=other):
         Distill.main(["t.pt", "data", "other.pt", *STUDENT])
     with pytest.raises(ValueError, match=r"the network takes .*'sar' \(1 .*, got dem"):
-        Distill.main(["c.pt", f"{COLUMNS},dem=sar", "other.pt", *STUDENT, "--condition", "dem=image"])
+        Distill.main(
+            ["c.pt", f"{COLUMNS},dem=sar", "other.pt", *STUDENT, "--condition", "dem=image"]
+        )

@@ -24,7 +24,9 @@ BRIDGE = BrownianBridge(1000, objective="pinned")
 
 @pytest.fixture(autouse=True)
 def teacher(world: Path) -> None:
-    bbdm.save_checkpoint("teacher.pt", tiny_unet(condition_channels=3, dropout=0.1), BRIDGE, image_size=SIZE)
+    bbdm.save_checkpoint(
+        "teacher.pt", tiny_unet(condition_channels=3, dropout=0.1), BRIDGE, image_size=SIZE
+    )
 
 
 def words(*flags: Any, teacher: str = "teacher.pt", data: str = "data") -> list[str]:
@@ -34,20 +36,31 @@ def words(*flags: Any, teacher: str = "teacher.pt", data: str = "data") -> list[
 def test_a_student_has_its_calls_and_its_teachers_codec_and_resumes():
     """Metrics have the energy score of the validation pairs."""
     codec = bbdm.VQGANCodec(tiny_vqgan())
-    bbdm.save_checkpoint("teacher.pt", tiny_unet(condition_channels=3), BRIDGE, codec=codec, image_size=SIZE)
+    bbdm.save_checkpoint(
+        "teacher.pt", tiny_unet(condition_channels=3), BRIDGE, codec=codec, image_size=SIZE
+    )
     flags = ["--calls", 2, "--image_size", 8, "--lr_schedule", "constant"]
     for epochs in (1, 2):
         Distill.main(words(*flags, "-e", epochs))
-    metrics = [json.loads(line) for line in Path("student.run/metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line) for line in Path("student.run/metrics.jsonl").read_text().splitlines()
+    ]
     assert [(m["epoch"], m["validation_loss"] > 0) for m in metrics] == [(1, True), (2, True)]
     loaded = bbdm.load_checkpoint("student.pt")
-    assert (loaded.defaults.calls, loaded.bridge, loaded.image_size, loaded.training) == (2, BRIDGE, 8, None)
+    assert (loaded.defaults.calls, loaded.bridge, loaded.image_size, loaded.training) == (
+        2,
+        BRIDGE,
+        8,
+        None,
+    )
     assert (found := loaded.build_codec()) is not None
     assert found.digest() == codec.digest()
     translate.main(["edge2shoes", "data", "student.pt", "results", "--device", "cpu"])
     settings = json.loads(Path("results/settings.json").read_text())["settings"]
     assert (settings["solver"], settings["nfe"]) == ("consistency", 2)
-    with pytest.raises(ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"):
+    with pytest.raises(
+        ValueError, match=r"was trained with calls 2, now 1.* or overwrite this run"
+    ):
         Distill.main(words(*flags, "--calls", 1))
     bbdm.save_checkpoint("sizeless.pt", tiny_unet(condition_channels=3), BRIDGE)
     with pytest.raises(ValueError, match="give image_size"):

@@ -43,7 +43,9 @@ def test_scores_are_of_the_pictures_that_are_there(capsys: pytest.CaptureFixture
     """The report says what was done."""
     report = run("--seed", "4", "--dtype", "bf16", scores=("psnr", "ssim"))
     pairs = [(pixels(f"results/{name}.png"), sides(name)[1]) for name in NAMES]
-    expected = np.mean([20 * np.log10(255 / np.sqrt(((result - target) ** 2).mean())) for result, target in pairs])
+    expected = np.mean(
+        [20 * np.log10(255 / np.sqrt(((result - target) ** 2).mean())) for result, target in pairs]
+    )
     assert report["scores"]["psnr"] == pytest.approx(expected, rel=1e-5)
     assert list(report["scores"]) == ["psnr", "ssim"]
     out = capsys.readouterr().out.splitlines()
@@ -60,7 +62,9 @@ def test_scores_are_of_the_pictures_that_are_there(capsys: pytest.CaptureFixture
     assert environment["cpu"]
 
 
-def test_the_file_of_infinite_scores_is_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_file_of_infinite_scores_is_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """PSNR of a picture that is exact, as of any metric: the file says so by a text, which float reads."""
     exact = Metric(lambda results, targets: psnr(targets, targets), True, "unit", form=".2f")
     monkeypatch.setitem(METRICS, "exact", exact)
@@ -100,7 +104,9 @@ def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_m
         (["--dtype", "bf16", "-r", "2"], r"num_samples 1, now 2, dtype float32, now bfloat16\)"),
         (["--image_size", "12"], r"image_size 16, now 12\)"),
     ):
-        with pytest.raises(ValueError, match=rf"results holds results of other settings \({difference}"):
+        with pytest.raises(
+            ValueError, match=rf"results holds results of other settings \({difference}"
+        ):
             run(*words)
     Image.new("RGB", (2 * SIZE, SIZE), "red").save("copy/val/04.png")
     count.clear()
@@ -108,7 +114,10 @@ def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_m
     capsys.readouterr()
     run(data="copy")
     assert count == [1]
-    assert "1 results are made anew: their sources, seeds or files have changed\n" in capsys.readouterr().out
+    assert (
+        "1 results are made anew: their sources, seeds or files have changed\n"
+        in capsys.readouterr().out
+    )
     now = [Path(f"results/{name}.png").read_bytes() for name in NAMES]
     assert [one == other for one, other in zip(before, now, strict=True)] == [False, True, True]
     save_checkpoint("c.pt", tiny_unet(1), ABridge(num_steps=100), image_size=SIZE)
@@ -140,7 +149,9 @@ def test_pairs_that_were_in_training_are_named_and_scored(
     assert "no record says which pairs were in the training of c.pt: they " in caplog.text
 
 
-def test_the_run_of_a_network_is_known_where_it_lies_elsewhere(tiny_demo: None, caplog: pytest.LogCaptureFixture):
+def test_the_run_of_a_network_is_known_where_it_lies_elsewhere(
+    tiny_demo: None, caplog: pytest.LogCaptureFixture
+):
     """In a folder of its own, beside that of an earlier run with the name of the weights."""
     train.main(["edge2shoes", "data", "c.pt", *FIT])
     shutil.move("data/train", "before")
@@ -153,14 +164,18 @@ def test_the_run_of_a_network_is_known_where_it_lies_elsewhere(tiny_demo: None, 
     assert run()["in_training"] == ["05"]
     shutil.copyfile("c.pt", "copy.pt")
     flags = ["edge2shoes", "data", "--alpha", "0.5", *FLAGS]
-    with pytest.raises(ValueError, match=r"^1 of 3 pairs were in training, by .*runs/one: 05 \(as 00\)"):
+    with pytest.raises(
+        ValueError, match=r"^1 of 3 pairs were in training, by .*runs/one: 05 \(as 00\)"
+    ):
         Calibrate.main(["copy.pt", *flags])
     save_checkpoint("alone.pt", tiny_unet(), ABridge(num_steps=100), image_size=SIZE)
     Calibrate.main(["alone.pt", *flags])
     assert "no record says which pairs were in the training of alone.pt: they " in caplog.text
 
 
-def test_pairs_that_weights_were_trained_on_before_are_named(tiny_demo: None, caplog: pytest.LogCaptureFixture):
+def test_pairs_that_weights_were_trained_on_before_are_named(
+    tiny_demo: None, caplog: pytest.LogCaptureFixture
+):
     """Before a file changed, and before another training began with them; also for validation."""
     shutil.copytree("data", "first")
     train.main(["edge2shoes", "first", "c.pt", *FIT])
@@ -172,7 +187,9 @@ def test_pairs_that_weights_were_trained_on_before_are_named(tiny_demo: None, ca
     shutil.copyfile("second/train/03.png", "second/val/06.png")
     shutil.copyfile("data/train/00.png", "second/val/05.png")
     for _ in range(2):  # to begin, and to resume
-        train.main(["edge2shoes", "second", "d.pt", *FIT, "--init_from", "c.pt", "--max_steps", "2"])
+        train.main(
+            ["edge2shoes", "second", "d.pt", *FIT, "--init_from", "c.pt", "--max_steps", "2"]
+        )
         line = "validation: 2 of 3 pairs were in training, by this run: 05 (as 00), 06 (as 03)"
         assert caplog.messages == [line]
         caplog.clear()
@@ -194,7 +211,9 @@ def test_weights_that_moved_with_their_run_keep_its_record(tiny_demo: None):
     assert run("--split", "train")["in_training"] == ["00", "01", "02", "03"]
 
 
-def test_calibration_reads_each_picture_once(four: Path, monkeypatch: pytest.MonkeyPatch, tiny_demo: None):
+def test_calibration_reads_each_picture_once(
+    four: Path, monkeypatch: pytest.MonkeyPatch, tiny_demo: None
+):
     """For the part train of the data set, and for the record of the run."""
     train.main(["edge2shoes", "data", "c.pt", *FIT])
     read: list[str] = []
@@ -205,7 +224,10 @@ def test_calibration_reads_each_picture_once(four: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(provenance, "file_sha256", counted)
     calibrate()
-    assert sorted(read) == [*(f"train/0{index}" for index in range(4)), *(f"val/0{index}" for index in range(4, 8))]
+    assert sorted(read) == [
+        *(f"train/0{index}" for index in range(4)),
+        *(f"val/0{index}" for index in range(4, 8)),
+    ]
 
 
 def test_a_group_on_both_sides_is_refused(tiny_demo: None):
@@ -219,9 +241,14 @@ def test_a_group_on_both_sides_is_refused(tiny_demo: None):
     Path("films_val.csv").write_text("04,w\n05,z\n06,z\n")
     train.main(["edge2shoes", data, "c.pt", *FIT])
     Path("films_val.csv").write_text("04,y\n05,z\n06,z\n")
-    with pytest.raises(ValueError, match=r"^1 group is in training too, by c\.run: 'y' \(of 04\); score others"):
+    with pytest.raises(
+        ValueError, match=r"^1 group is in training too, by c\.run: 'y' \(of 04\); score others"
+    ):
         run(data=data)
-    with pytest.raises(ValueError, match=r"^1 group is in training too, by the part 'train' .*: 'y' \(of 04\); cali"):
+    with pytest.raises(
+        ValueError,
+        match=r"^1 group is in training too, by the part 'train' .*: 'y' \(of 04\); cali",
+    ):
         Calibrate.main(["c.pt", "edge2shoes", data, "--alpha", "0.5", *FLAGS])
     run("--split", "train", data=data)
 
@@ -234,13 +261,27 @@ def test_fid_is_that_of_the_pictures_that_are_there(monkeypatch: pytest.MonkeyPa
     results = np.stack([pixels(f"results/{name}.png") for name in NAMES])
     targets = np.stack([sides(name)[1] for name in NAMES])
     with torch.no_grad():
-        features = [network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy() for images in (results, targets)]
+        features = [
+            network(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+            for images in (results, targets)
+        ]
     assert score == pytest.approx(frechet(*features), rel=1e-3)
 
 
 def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
     """It is checked before it starts, and kept when it ended."""
-    flags = ["edge2shoes", "data", "c.pt", "sweep", "-b", "2", "--metrics", "psnr", "ssim", "--sweep"]
+    flags = [
+        "edge2shoes",
+        "data",
+        "c.pt",
+        "sweep",
+        "-b",
+        "2",
+        "--metrics",
+        "psnr",
+        "ssim",
+        "--sweep",
+    ]
     for words, message in (
         (["dpm2m:5,x"], "sweep .* got 'dpm2m:5,x'"),
         (["ancestral:7"], "takes every time"),
@@ -258,11 +299,15 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
     assert min(Image.open("sweep/mean-1/scores.png").size) > 200
     rows = capsys.readouterr().out.splitlines()
     assert [row.count("|") for row in rows[:5]] == [7] * 5
-    highest = {name: max(reports, key=lambda report: report["scores"][name]) for name in ("psnr", "ssim")}
+    highest = {
+        name: max(reports, key=lambda report: report["scores"][name]) for name in ("psnr", "ssim")
+    }
     lines: list[str] = []
     for name, form in (("psnr", ".2f"), ("ssim", ".4f")):
         report = highest[name]
-        lines.append(f"best {name}: {report['solver']}:{report['nfe']}, {report['scores'][name]:{form}}")
+        lines.append(
+            f"best {name}: {report['solver']}:{report['nfe']}, {report['scores'][name]:{form}}"
+        )
     assert rows[5:8] == [*lines, "without --solver: dpm2m:10"]
     count.clear()
     eval_script.main([*flags, "dpm2m:1,2", "mean:1"])  # the default by its number; all kept
@@ -275,7 +320,10 @@ def test_sweep(count: list[int], capsys: pytest.CaptureFixture[str]):
         ("folder data c.pt", "'folder' has no targets: degrade"),
         ("edge2shoes data c.pt --sweep ddim:2 --steps 3", "sweep names solvers"),
         ("edge2shoes data c.pt --size keep", "image_size keep"),
-        ("unpaired A,B c.pt --metrics psnr", "metrics must be fid, and num_samples 1, .* got psnr and 1"),
+        (
+            "unpaired A,B c.pt --metrics psnr",
+            "metrics must be fid, and num_samples 1, .* got psnr and 1",
+        ),
     ],
 )
 def test_what_the_command_line_refuses(flags: str, message: str):
@@ -284,7 +332,17 @@ def test_what_the_command_line_refuses(flags: str, message: str):
         eval_script.main(flags.split())
 
 
-FLAGS = ["--samples", "3", "--bound", "conformal", "--steps", "2", "--solver", "sde-dpm2m", "--quiet"]
+FLAGS = [
+    "--samples",
+    "3",
+    "--bound",
+    "conformal",
+    "--steps",
+    "2",
+    "--solver",
+    "sde-dpm2m",
+    "--quiet",
+]
 MAPS = ["edge2shoes", "data", "c.pt", "maps", "--maps", "low,high", "--quiet"]
 SAMPLES = [[2 + 4 * j for j in range(3)]]  # the seeds of the third of four sources
 
@@ -322,24 +380,40 @@ def test_the_file_and_its_maps_have_the_intervals_of_the_library(
         assert np.array_equal(pixels(f"maps/06_{kind}.png"), np.asarray(end[0]))
     with monkeypatch.context() as patch:
         patch.setattr(BridgeSampler, "distribution", None)  # nothing is sampled before
-        with pytest.raises(ValueError, match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size"):
+        with pytest.raises(
+            ValueError,
+            match=r"on pictures of 16 x 16, got 8 x 8: calibrate on pictures of this size",
+        ):
             translate.main([*MAPS, "--overwrite", "--size", "8"])
     assert calibrate("--overwrite", "--alpha", "0.3")["alpha"] == 0.3
     Path("c.intervals.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there are no intervals c.intervals.json: bbdm calibrate"
+    ):
         translate.main([*MAPS, "--overwrite"])
 
 
 def test_errors_are_compared_with_the_length_of_intervals(four: Path):
     """Scores are of the mean, and solver, steps and samples those of the calibration."""
     calibrate()
-    words = ["edge2shoes", "data", "c.pt", "results", "--metrics", "mae", "--intervals", "c.intervals.json"]
+    words = [
+        "edge2shoes",
+        "data",
+        "c.pt",
+        "results",
+        "--metrics",
+        "mae",
+        "--intervals",
+        "c.intervals.json",
+    ]
     eval_script.main(words)
     report = json.loads(Path("results/scores.json").read_text())
     errors: list[np.ndarray] = []
     lengths: list[np.ndarray] = []
     for name in (*NAMES, "07"):
-        mean, low, high = (pixels(f"results/{name}_{kind}.png").astype(float) for kind in ("mean", "low", "high"))
+        mean, low, high = (
+            pixels(f"results/{name}_{kind}.png").astype(float) for kind in ("mean", "low", "high")
+        )
         errors.append(abs(mean - sides(name)[1]))
         lengths.append(high - low)
     assert report["scores"]["mae"] == pytest.approx(np.mean(errors), rel=1e-5)
@@ -348,13 +422,23 @@ def test_errors_are_compared_with_the_length_of_intervals(four: Path):
     assert found["expected"] == 0.8
     assert found["length"] == pytest.approx(np.mean(lengths))
     assert found["coverage"] >= 0.8  # of the pairs that calibrated
-    for key, wanted in (("error", np.mean(errors)), ("length", np.mean(lengths)), ("coverage", found["coverage"])):
-        assert sum(part["share"] * part[key] for part in found["by_length"]) == pytest.approx(wanted)
+    for key, wanted in (
+        ("error", np.mean(errors)),
+        ("length", np.mean(lengths)),
+        ("coverage", found["coverage"]),
+    ):
+        assert sum(part["share"] * part[key] for part in found["by_length"]) == pytest.approx(
+            wanted
+        )
     with Image.open("results/scores.png") as plot:
         assert plot.width > 1.5 * plot.height  # two panels
-    with pytest.raises(ValueError, match=r"--steps is 3, and c.intervals.json was calibrated with 2"):
+    with pytest.raises(
+        ValueError, match=r"--steps is 3, and c.intervals.json was calibrated with 2"
+    ):
         eval_script.main([*words, "--steps", "3"])
-    with pytest.raises(ValueError, match=r"--intervals are of pairs and of one solver: leave out --sweep"):
+    with pytest.raises(
+        ValueError, match=r"--intervals are of pairs and of one solver: leave out --sweep"
+    ):
         eval_script.main([*words, "--sweep", "dpm2m"])
 
 
@@ -365,12 +449,17 @@ def test_pairs_that_were_in_training_are_refused(four: Path):
     by = r"by the part 'train' of data: 05 \(as copy\): calibrate on others"
     with pytest.raises(ValueError, match=rf"^1 of 4 pairs were in training, {by}"):
         calibrate()
-    copied.write_bytes(b"broken")  # which training leaves out, and is no reason to leave out the check
-    (four / "data" / "train" / "other.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
+    # which training leaves out, and is no reason to leave out the check
+    copied.write_bytes(b"broken")
+    (four / "data" / "train" / "other.png").write_bytes(
+        (four / "data" / "val" / "05.png").read_bytes()
+    )
     with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, .*: 05 \(as other\)"):
         calibrate()
     (four / "data" / "train" / "other.jpg").touch()
-    with pytest.raises(ValueError, match=r"other\.jpg and .*other\.png have the same name: rename or remove one"):
+    with pytest.raises(
+        ValueError, match=r"other\.jpg and .*other\.png have the same name: rename or remove one"
+    ):
         calibrate()
     shutil.rmtree("data/train")
     assert calibrate()["pairs"] == 4
@@ -382,25 +471,48 @@ def test_columns_of_the_pairs_alone_and_a_data_set_of_one_part_are_calibrated_on
     words = ["--alpha", "0.2", *FLAGS, "--overwrite"]
     Calibrate.main(["c.pt", "edge2shoes", "data,season=seasons.csv", *words])
     Calibrate.main(["c.pt", "paired", "data/val,data/val", *words])
-    (four / "data" / "train" / "copy.png").write_bytes((four / "data" / "val" / "05.png").read_bytes())
-    with pytest.raises(ValueError, match=r"^1 of 4 pairs were in training, by the part 'train' of .*: 05 \(as copy\)"):
+    (four / "data" / "train" / "copy.png").write_bytes(
+        (four / "data" / "val" / "05.png").read_bytes()
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"^1 of 4 pairs were in training, by the part 'train' of .*: 05 \(as copy\)",
+    ):
         Calibrate.main(["c.pt", "paired", "data/{split},data/{split}", *words])
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--solver dpm2m", "--solver is dpm2m, and c.intervals.json was calibrated with sde-dpm2m: leave it out"),
+        (
+            "--solver dpm2m",
+            "--solver is dpm2m, and c.intervals.json was calibrated with sde-dpm2m: leave it out",
+        ),
         ("--steps 3", "--steps is 3, and .* with 2"),
         ("-r 1", "--num_samples is 1, and .* with 3"),
         ("--window none", "--window is None, and .* with 8"),
     ],
 )
-def test_flags_that_contradict_intervals(four: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str):
+def test_flags_that_contradict_intervals(
+    four: Path, monkeypatch: pytest.MonkeyPatch, flags: str, message: str
+):
     """Also those that name the command's default, which another calibration lacks."""
     options = GuidanceOptions(window=8, overlap=0.5)
     sampled = {"solver": "sde-dpm2m", "timesteps": [1.0, 0.5]}
-    values = 0.1, 0.1, 3, "std", "conformal", 1.0, 10, 0.0, 0.1, (SIZE, SIZE), sampled, asdict(options)
+    values = (
+        0.1,
+        0.1,
+        3,
+        "std",
+        "conformal",
+        1.0,
+        10,
+        0.0,
+        0.1,
+        (SIZE, SIZE),
+        sampled,
+        asdict(options),
+    )
     Intervals(None, *values).save("c.intervals.json")  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(BridgeSampler, "distribution", None)
     with pytest.raises(ValueError, match=message):
@@ -409,7 +521,9 @@ def test_flags_that_contradict_intervals(four: Path, monkeypatch: pytest.MonkeyP
 
 def test_windows_are_those_of_the_calibration(four: Path):
     """And pictures have the size of training, as there; flags that say so too are taken."""
-    save_checkpoint("c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100), image_size=SIZE)
+    save_checkpoint(
+        "c.pt", tiny_unet(attention_resolutions=()), ABridge(num_steps=100), image_size=SIZE
+    )
     assert calibrate("--window", "8", "--overlap", "0.5")["options"]["window"] == 8
     translate.main(MAPS)
     sampler, source = calibrated(), sides("06")[0]
@@ -417,8 +531,23 @@ def test_windows_are_those_of_the_calibration(four: Path):
     written = pixels("maps/06_low.png")
     assert np.array_equal(written, np.asarray(low[0]))
     other = sampler.distribution(source, 3, SAMPLES, window=None)
-    assert not np.array_equal(written, np.asarray(Intervals.load("c.intervals.json", sampler).of(other)[0][0]))
-    translate.main([*MAPS, *FLAGS[4:], "--samples", "3", "--window", "8", "--overlap", "0.5", "--size", "train"])
+    assert not np.array_equal(
+        written, np.asarray(Intervals.load("c.intervals.json", sampler).of(other)[0][0])
+    )
+    translate.main(
+        [
+            *MAPS,
+            *FLAGS[4:],
+            "--samples",
+            "3",
+            "--window",
+            "8",
+            "--overlap",
+            "0.5",
+            "--size",
+            "train",
+        ]
+    )
 
 
 def test_volumes_by_their_slices(four: Path):
@@ -433,8 +562,12 @@ def test_volumes_by_their_slices(four: Path):
     Calibrate.main(["c.pt", "paired", "MR,CT", *FLAGS, "--alpha", "0.4"])
     made = json.loads(Path("c.intervals.json").read_text())
     assert (made["pairs"], made["size"]) == (4, [SIZE, SIZE])
-    translate.main(["paired", "MR,CT", "c.pt", "out", *FLAGS[:2], *FLAGS[4:], "--maps", "low,mean,high,std"])
-    low, mean, high, std = (pictures.read(f"out/2_{name}.npy") for name in ("low", "mean", "high", "std"))
+    translate.main(
+        ["paired", "MR,CT", "c.pt", "out", *FLAGS[:2], *FLAGS[4:], "--maps", "low,mean,high,std"]
+    )
+    low, mean, high, std = (
+        pictures.read(f"out/2_{name}.npy") for name in ("low", "mean", "high", "std")
+    )
     assert (std.shape, std.dtype) == ((1, 3, SIZE, SIZE), np.int16)
     assert ((low <= mean) & (mean <= high)).all()
     each = [np.asarray(calibrated()(Path("MR/2.npy"), seed=2 + 4 * j)[0], float) for j in range(3)]

@@ -40,8 +40,12 @@ def saturation(pictures: torch.Tensor) -> float:
     return ((pictures.amax(1) - pictures.amin(1)) / 2).mean().item()
 
 
-@pytest.mark.parametrize(("file", "make"), [(demo.WEIGHTS, by_command), (STUDENT, by_student)], ids=["demo", "student"])
-def test_lines_stay_and_results_are_coloured(file: Path, make: Callable[..., torch.Tensor], tmp_path: Path):
+@pytest.mark.parametrize(
+    ("file", "make"), [(demo.WEIGHTS, by_command), (STUDENT, by_student)], ids=["demo", "student"]
+)
+def test_lines_stay_and_results_are_coloured(
+    file: Path, make: Callable[..., torch.Tensor], tmp_path: Path
+):
     """Black where drawings are, white outside, with half to one and a half of the artists' colour."""
     assert file.stat().st_size <= 20e6
     pairs = load_pairs("edge2shoes", str(demo.FOLDER), "val", size=64)
@@ -55,7 +59,9 @@ def test_lines_stay_and_results_are_coloured(file: Path, make: Callable[..., tor
     assert results.amin(1)[border & (target.amin(1) > 0.99)].mean() > 0.9
 
 
-def test_emoji_without_pairs(save_picture: SavePicture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_emoji_without_pairs(
+    save_picture: SavePicture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Of twelve emoji of two makers: a run that resumes, and the scores of both ways."""
     makers = [tmp_path / name for name in ("a", "b")]
     for seed, folder in enumerate(makers):
@@ -63,8 +69,21 @@ def test_emoji_without_pairs(save_picture: SavePicture, tmp_path: Path, monkeypa
             save_picture(folder / f"{index:04x}.png", noise(index + 100 * seed, 8, 8))
     for name, value in {"SIZE": 8, "HELD_BACK": 2, "VALIDATED": 2}.items():
         monkeypatch.setattr(emoji_without_pairs, name, value)
-    flags = ["--epochs", "1", "--batch_size", "2", "--pairing_steps", "1", "--simulation_steps", "2", "--width", "8"]
-    monkeypatch.setattr("sys.argv", ["emoji_without_pairs.py", *map(str, makers), str(tmp_path / "out"), *flags])
+    flags = [
+        "--epochs",
+        "1",
+        "--batch_size",
+        "2",
+        "--pairing_steps",
+        "1",
+        "--simulation_steps",
+        "2",
+        "--width",
+        "8",
+    ]
+    monkeypatch.setattr(
+        "sys.argv", ["emoji_without_pairs.py", *map(str, makers), str(tmp_path / "out"), *flags]
+    )
     emoji_without_pairs.main()
     scores = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert scores["step"] == 2
@@ -74,7 +93,8 @@ def test_emoji_without_pairs(save_picture: SavePicture, tmp_path: Path, monkeypa
 
 
 SVG = '<svg viewBox="0 0 72 72" xmlns="http://www.w3.org/2000/svg">{}</svg>'
-FRAME = '<g fill="none" stroke="#000" stroke-width="2"><path d="M-9 36H81"/></g>'  # across the whole picture
+# across the whole picture
+FRAME = '<g fill="none" stroke="#000" stroke-width="2"><path d="M-9 36H81"/></g>'
 
 
 @pytest.fixture
@@ -83,30 +103,41 @@ def package(tmp_path: Path) -> Path:
     for kind, inside in {"black": FRAME, "color": colour + FRAME}.items():
         (tmp_path / kind / "svg").mkdir(parents=True)
         (tmp_path / kind / "svg" / "1F383.svg").write_text(SVG.format(inside))
-        (tmp_path / kind / "svg" / "other.svg").write_text(SVG.format(inside.replace("M-9 36H81", "M36-9V81")))
+        (tmp_path / kind / "svg" / "other.svg").write_text(
+            SVG.format(inside.replace("M-9 36H81", "M36-9V81"))
+        )
     return tmp_path
 
 
-def draw(package: Path, style: Style, size: int = 64, name: str = "1F383") -> tuple[np.ndarray, np.ndarray]:
+def draw(
+    package: Path, style: Style, size: int = 64, name: str = "1F383"
+) -> tuple[np.ndarray, np.ndarray]:
     """The drawing's darkness and the picture, (size, size) and (size, size, 3) in [0, 1]."""
     both = np.asarray(drawings.pair(package, name, size, style, np.random.default_rng(0))) / 255
     return 1 - both[:, :size].mean(-1), both[:, size:]
 
 
 @pytest.mark.parametrize(("width", "size"), [(1.0, 128), (5.0, 64)])
-def test_lines_have_the_width_that_is_asked_for_in_pixels_of_64(package: Path, width: float, size: int):
+def test_lines_have_the_width_that_is_asked_for_in_pixels_of_64(
+    package: Path, width: float, size: int
+):
     drawing, picture = draw(package, Style(width=width), size)
-    np.testing.assert_allclose(drawing.sum(0) * 64 / size, width, atol=0.12)  # a line's darkness is its width
+    # a line's darkness is its width
+    np.testing.assert_allclose(drawing.sum(0) * 64 / size, width, atol=0.12)
     np.testing.assert_array_equal(picture, draw(package, Style(), size)[1])
 
 
-def test_emoji_of_training_are_drawn_several_times_and_each_time_alike(package: Path, tmp_path: Path, monkeypatch):
+def test_emoji_of_training_are_drawn_several_times_and_each_time_alike(
+    package: Path, tmp_path: Path, monkeypatch
+):
     split = tmp_path / "split.json"
     split.write_text('{"train": ["1F383"], "val": ["other"]}')
     monkeypatch.setattr(drawings, "__file__", str(tmp_path / "drawings.py"))
     for out in ("a", "b"):
         drawings.main([str(package), str(tmp_path / out), "--size", "32", "--drawings", "3"])
-    files = sorted(path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*.png"))
+    files = sorted(
+        path.relative_to(tmp_path / "a").as_posix() for path in (tmp_path / "a").rglob("*.png")
+    )
     assert files == ["train/1F383.1.png", "train/1F383.2.png", "train/1F383.png", "val/other.png"]
     pictures = {name: (tmp_path / "a" / name).read_bytes() for name in files}
     assert pictures == {name: (tmp_path / "b" / name).read_bytes() for name in files}
@@ -125,7 +156,9 @@ USUAL = "dpm2m:3 dpm2m:5 dpm2m:10 dpm2m:20 sde-dpm2m:5 sde-dpm2m:10 sde-dpm2m:20
     ],
     ids=["named", "usual", "distilled"],
 )
-def test_tables_are_the_solvers_own(exported: Path, tmp_path: Path, words: str, calls: int | None, wanted: str):
+def test_tables_are_the_solvers_own(
+    exported: Path, tmp_path: Path, words: str, calls: int | None, wanted: str
+):
     """A distilled network has its own solver alone."""
     folder = Path(shutil.copytree(exported, tmp_path / "onnx"))
     settings = {**json.loads((folder / "bridge.json").read_text()), "calls": calls}
@@ -136,8 +169,12 @@ def test_tables_are_the_solvers_own(exported: Path, tmp_path: Path, words: str, 
     bridge = bridges.from_config(settings["bridge"])
     for each in made:
         solver, start = each.pop("solver"), tuple(each.pop("start"))
-        table = solvers.StepTable(**{key: np.array(rows) for key, rows in each.items()}, start=start)
-        np.testing.assert_array_equal(table.rows, solvers.build(bridge, solver, steps=len(table.timesteps)).rows)
+        table = solvers.StepTable(
+            **{key: np.array(rows) for key, rows in each.items()}, start=start
+        )
+        np.testing.assert_array_equal(
+            table.rows, solvers.build(bridge, solver, steps=len(table.timesteps)).rows
+        )
 
 
 def test_other_words_are_refused(exported: Path):

@@ -54,7 +54,8 @@ def test_a_film_comes_back_as_a_film(films: Path, capsys: pytest.CaptureFixture[
     film = decoded(Path("out/clip.mp4"))
     results = np.stack([pixels(f"out/clip/00000{index}.png") for index in range(5)])
     colours = film.mean(axis=(1, 2)) - results.mean(axis=(1, 2))
-    assert np.abs(colours).max() < 8  # the mean of each frame: a random network's noise itself is not kept
+    # the mean of each frame: a random network's noise itself is not kept
+    assert np.abs(colours).max() < 8
     assert times(Path("out/clip.mp4")) == pytest.approx(times(Path("films/clip.mp4")), abs=0.002)
     written = Path("out/clip.mp4").stat().st_mtime_ns
     Translate.main(words)
@@ -72,12 +73,19 @@ def test_exact_films_have_the_values_of_the_frames(films: Path):
 
 
 def test_a_film_of_results_never_replaces_its_source(films: Path):
-    with pytest.raises(ValueError, match=r"clip\.mp4 would replace another picture: give another folder of results"):
+    with pytest.raises(
+        ValueError, match=r"clip\.mp4 would replace another picture: give another folder of results"
+    ):
         Translate.main(["frames", "films/clip.mp4", "c.pt", "films", "--steps", "2"])
 
 
-def test_scores_of_sequences_say_how_much_they_flicker(films: Path, capsys: pytest.CaptureFixture[str]):
-    cli.run("eval", ["frames", "pairs/val/A,pairs/val/B", "c.pt", "scores", "--metrics", "mae", "--steps", "2"])
+def test_scores_of_sequences_say_how_much_they_flicker(
+    films: Path, capsys: pytest.CaptureFixture[str]
+):
+    cli.run(
+        "eval",
+        ["frames", "pairs/val/A,pairs/val/B", "c.pt", "scores", "--metrics", "mae", "--steps", "2"],
+    )
     report = json.loads(Path("scores/scores.json").read_text())
     results = np.stack([pixels(f"scores/val walk/{index}.png") for index in range(3)])
     changes = np.diff(results, axis=0) - np.diff(255 - FRAMES[:3].astype(int), axis=0)
@@ -86,12 +94,19 @@ def test_scores_of_sequences_say_how_much_they_flicker(films: Path, capsys: pyte
 
 
 @pytest.mark.usefixtures("tiny_demo")
-def test_a_network_that_sees_neighbours_is_trained_and_translates(films: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_network_that_sees_neighbours_is_trained_and_translates(
+    films: Path, capsys: pytest.CaptureFixture[str]
+):
     flags = ["--preset", "demo", "--image_size", "16", "--max_steps", "1", "-b", "2", "--quiet"]
-    cli.run("train", ["frames", "pairs/{split}/A,pairs/{split}/B", "n.pt", "--neighbours", "1", *flags])
+    cli.run(
+        "train", ["frames", "pairs/{split}/A,pairs/{split}/B", "n.pt", "--neighbours", "1", *flags]
+    )
     Translate.main(["frames", "films/walk", "n.pt", "out", "--solver", "mean"])
     Image.fromarray(255 - FRAMES[4]).save("films/walk/4.png")  # which the frame before it sees
     Translate.main(["frames", "films/walk", "n.pt", "out", "--solver", "mean"])
-    assert "2 results are made anew: their sources, seeds or files have changed" in capsys.readouterr().out
+    assert (
+        "2 results are made anew: their sources, seeds or files have changed"
+        in capsys.readouterr().out
+    )
     with pytest.raises(SystemExit, match="--neighbours must be those of the network, 1, got 2"):
         cli.run("translate", ["frames", "films/walk", "n.pt", "out2", "--neighbours", "2"])

@@ -33,7 +33,9 @@ WORDS, FLAGS = ["folder", "own", "c.pt"], ["--steps", "2", "--window", "16", "--
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder for sources, and a checkpoint."""
     (tmp_path / "own").mkdir()
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
+    save_checkpoint(
+        tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16
+    )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
@@ -64,19 +66,29 @@ def test_little_and_much_memory_make_equal_results(
     texts = [Image.open(f"{folder}/a.png").info["Description"] for folder in ("little", "much")]
     assert texts[0] == texts[1]
     assert texts[0].startswith("made by bbdm: model ")
-    little, much = (np.asarray(Image.open(f"{folder}/a.png"), float) for folder in ("little", "much"))
+    little, much = (
+        np.asarray(Image.open(f"{folder}/a.png"), float) for folder in ("little", "much")
+    )
     assert little.shape == (WIDTH, HEIGHT, 3)
     assert little.std() > 1
     assert np.abs(little - much).max() <= 1
     shown = capsys.readouterr().out
-    for part in ("a.png: its steps take up to", "in little/.a.png.steps", "to look at: much/grid.png"):
+    for part in (
+        "a.png: its steps take up to",
+        "in little/.a.png.steps",
+        "to look at: much/grid.png",
+    ):
         assert part in shown
     assert "little/grid.png" not in shown
-    with pytest.raises(ValueError, match=r"own/a\.jpg of 62 x 46 needs about .* KB of memory, more than 400"):
+    with pytest.raises(
+        ValueError, match=r"own/a\.jpg of 62 x 46 needs about .* KB of memory, more than 400"
+    ):
         run("out", "--memory", "400K", "--window", "none")
 
 
-def test_pictures_that_fit_one_by_one_are_not_written_to_files(count: list[int], capsys: pytest.CaptureFixture[str]):
+def test_pictures_that_fit_one_by_one_are_not_written_to_files(
+    count: list[int], capsys: pytest.CaptureFixture[str]
+):
     for i in range(5):
         save(f"{i}.png")
     run("some", "--memory", "1.6M")
@@ -84,13 +96,20 @@ def test_pictures_that_fit_one_by_one_are_not_written_to_files(count: list[int],
     assert count == [2, 2, 1, 4, 1]
     assert "steps" not in capsys.readouterr().out
     for i in range(5):
-        some, whole = (np.asarray(Image.open(Path(folder, f"{i}.png")), int) for folder in ("some", "all"))
+        some, whole = (
+            np.asarray(Image.open(Path(folder, f"{i}.png")), int) for folder in ("some", "all")
+        )
         assert np.abs(some - whole).max() <= 1
 
 
-@pytest.mark.parametrize(("sent", "status"), [(signal.SIGTERM, scripts.TERMINATED), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "status"), [(signal.SIGTERM, scripts.TERMINATED), (signal.SIGINT, 130)]
+)
 def test_an_interrupted_picture_keeps_its_steps(
-    sent: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sent: signal.Signals,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """The message says where, and the same command makes the rest: what an undisturbed one makes."""
     save()
@@ -145,13 +164,17 @@ print(peak() - before)
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not Path("/proc").exists(), reason="the unit of the peak is another on other systems")
+@pytest.mark.skipif(
+    not Path("/proc").exists(), reason="the unit of the peak is another on other systems"
+)
 def test_the_peak_of_memory_follows_the_limit(tmp_path: Path):
     """6 million values, of which a call would take 800 MB."""
     memory = 100 * 2**20
     command = [sys.executable, "-c", PEAK, str(tmp_path), "2400", str(memory)]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
-    grown = int(subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout)
+    grown = int(
+        subprocess.run(command, env=variables, capture_output=True, text=True, check=True).stdout
+    )
     assert grown < memory
 
 
@@ -187,13 +210,26 @@ def test_a_zarr_that_is_killed_again_and_again_is_that_of_an_undisturbed_run():
     network = tiny_unet(in_channels=1, out_channels=1, condition_channels=1, **sizes)
     gray = Spec(source=Values(0, 4000, dtype="uint16"), target=Values(0, 4000, dtype="uint16"))
     save_checkpoint("c.pt", network, ABridge(num_steps=50), image_size=16, pictures=gray)
-    flags = ["--steps", "2", "--window", "256", "--size", "keep", "--memory", "300M", "--device", "cpu"]
+    flags = [
+        "--steps",
+        "2",
+        "--window",
+        "256",
+        "--size",
+        "keep",
+        "--memory",
+        "300M",
+        "--device",
+        "cpu",
+    ]
     command = [sys.executable, "-m", "bbdm", "translate", *WORDS]
     variables = {**os.environ, "PYTHONPATH": str(ROOT)}
 
     def begin(output: str) -> subprocess.Popen[bytes]:
         with Path("log").open("w") as log:
-            return subprocess.Popen([*command, output, *flags], env=variables, stdout=log, stderr=log)
+            return subprocess.Popen(
+                [*command, output, *flags], env=variables, stdout=log, stderr=log
+            )
 
     began = time.monotonic()
     assert begin("alone").wait() == 0

@@ -30,7 +30,9 @@ def states(path: Path | str) -> Any:
     return load_checkpoint(path).unet
 
 
-@pytest.mark.parametrize(("folder", "precision"), [("pixels", "fp32"), ("latents", "bf16"), ("dit", "fp32")])
+@pytest.mark.parametrize(
+    ("folder", "precision"), [("pixels", "fp32"), ("latents", "bf16"), ("dit", "fp32")]
+)
 def test_a_run_with_lora_resumes_to_the_bit(folder: str, precision: str, world: Path) -> None:
     """A DiT too, which draws classes in training mode; with activation checkpointing."""
     save(world / "dit", DDPMScheduler(), "DiT")
@@ -63,18 +65,27 @@ def test_only_few_weights_move_and_are_kept(world: Path, capsys: Any) -> None:
     assert {key.rpartition(".")[0] for key in moved} == allowed
     assert {key for key in moved if key.endswith("bias")} == {"module.conv_in.bias"}
     train("pixels", "whole.pt", "--max_steps", "4")
-    small, large = (Path(f"{name}.run/step_00000004.pt").stat().st_size for name in ("out", "whole"))
+    small, large = (
+        Path(f"{name}.run/step_00000004.pt").stat().st_size for name in ("out", "whole")
+    )
     assert small < large / 2
-    number = sum(value.numel() for value in states("out.run/step_00000004.pt").weights.values()) / 1e6
+    number = (
+        sum(value.numel() for value in states("out.run/step_00000004.pt").weights.values()) / 1e6
+    )
     assert f"trains {number:.3g} M of " in output
     cli.run("info", ["out.run/step_00000004.pt"])
     output = capsys.readouterr().out
     assert f"pretrained, {number:.3g} M trained parameters in float32" in output
-    assert f"rank 2, beside the weights in {Path('pixels').absolute()}, which are not in the file" in output
+    assert (
+        f"rank 2, beside the weights in {Path('pixels').absolute()}, which are not in the file"
+        in output
+    )
     assert states("out.run/best.pt").lora is None
 
 
-def test_results_need_neither_base_nor_peft_and_a_runs_steps_the_base(world: Path, monkeypatch: Any) -> None:
+def test_results_need_neither_base_nor_peft_and_a_runs_steps_the_base(
+    world: Path, monkeypatch: Any
+) -> None:
     """A step's file makes the same pictures as the final one while the base is at hand."""
     train("pixels", "out.pt", "--lora", "2", "--max_steps", "2")
     source = np.linspace(0, 255, 16 * 16 * 3).reshape(16, 16, 3).astype(np.uint8)
@@ -85,7 +96,9 @@ def test_results_need_neither_base_nor_peft_and_a_runs_steps_the_base(world: Pat
     with pytest.raises(ValueError, match="pixels, the network that it began with, is not here"):
         BridgeSampler.from_checkpoint(step)
     monkeypatch.setitem(sys.modules, "peft", None)
-    assert np.array_equal(BridgeSampler.from_checkpoint("out.pt", steps=2)(source, seed=0), expected)
+    assert np.array_equal(
+        BridgeSampler.from_checkpoint("out.pt", steps=2)(source, seed=0), expected
+    )
 
 
 def test_a_step_and_the_final_file_are_one_network(world: Path) -> None:
@@ -95,7 +108,9 @@ def test_a_step_and_the_final_file_are_one_network(world: Path) -> None:
     assert same_weights(step.build_unet(), load_checkpoint("out.pt").build_unet())
 
 
-def test_a_run_finds_its_base_from_elsewhere_and_where_it_has_moved(world: Path, monkeypatch: Any) -> None:
+def test_a_run_finds_its_base_from_elsewhere_and_where_it_has_moved(
+    world: Path, monkeypatch: Any
+) -> None:
     """From another working directory by the step alone, and in another place by init_from."""
     train("pixels", "straight.pt", "--lora", "2", "--max_steps", "3")
     train("pixels", "out.pt", "--lora", "2", "--max_steps", "1")
@@ -118,9 +133,8 @@ def test_what_does_not_go_with_a_base_is_refused_by_name(world: Path) -> None:
     network: Any = UNet2DModel.from_pretrained("pixels/unet")
     network.conv_out.bias.data += 1
     network.save_pretrained("pixels/unet")
-    reason = (
-        f"the weights in {world}/pixels are not those that LoRA was trained beside: --init_from must be {world}/pixels"
-    )
+    pixels = f"{world}/pixels"
+    reason = f"the weights in {pixels} are not those that LoRA was trained beside: --init_from must be {pixels}"
     assert reason in refused(*run, "--lora", "2")
     shutil.rmtree("pixels")
     reason = f"{world}/pixels, the network that it began with, is not here: name it as --init_from"
@@ -144,6 +158,19 @@ def test_exports_compute_what_the_merged_network_does(world: Path) -> None:
 def test_a_loss_on_decoded_crops(world: Path, monkeypatch: Any) -> None:
     """In latents of a pretrained network; its mean is a metric."""
     monkeypatch.setattr("bbdm.evaluation.perceptual.lpips_network", lambda *_: Edges())
-    train("latents", "out.pt", "--lora", "2", "--precision", "bf16", "--decoded_loss", "lpips:5", "--max_steps", "2")
-    (metrics,) = [json.loads(line) for line in Path("out.run/metrics.jsonl").read_text().splitlines()]
+    train(
+        "latents",
+        "out.pt",
+        "--lora",
+        "2",
+        "--precision",
+        "bf16",
+        "--decoded_loss",
+        "lpips:5",
+        "--max_steps",
+        "2",
+    )
+    (metrics,) = [
+        json.loads(line) for line in Path("out.run/metrics.jsonl").read_text().splitlines()
+    ]
     assert 0 < 5 * metrics["lpips"] < metrics["loss"]

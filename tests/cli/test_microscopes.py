@@ -54,7 +54,9 @@ def test_each_scene_has_a_result_of_its_size() -> None:
 def test_a_scene_alone_has_the_result_that_it_has_in_its_file() -> None:
     assert translated("pictures/two.czi", "file") == ["two/scene0.tif", "two/scene1.tif"]
     assert translated("pictures/two.czi#scene=1", "one") == ["two/scene1.tif"]
-    one, same = (np.asarray(pictures.read(f"{folder}/two/scene1.tif"), float) for folder in ("one", "file"))
+    one, same = (
+        np.asarray(pictures.read(f"{folder}/two/scene1.tif"), float) for folder in ("one", "file")
+    )
     assert one.std() > 1
     assert np.abs(one - same).max() <= 1
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
@@ -79,20 +81,34 @@ def test_info_says_what_a_file_holds(capsys: pytest.CaptureFixture[str]) -> None
     assert "reader        czi, whole" in text
 
 
-def test_info_of_a_sequence(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_of_a_sequence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand_in(monkeypatch, "bioio_nd2", [random((5, 1, 1, 9, 11))])
     Path("a.nd2").write_bytes(bytes(9999))
     text = info("a.nd2", capsys)
-    for line in ("times         5", "size          9 x 11", "pixel         0.5 x 0.25 µm", "time          30 seconds"):
+    for line in (
+        "times         5",
+        "size          9 x 11",
+        "pixel         0.5 x 0.25 µm",
+        "time          30 seconds",
+    ):
         assert line in text
 
 
 def test_info_of_other_formats(capsys: pytest.CaptureFixture[str]) -> None:
     """And a checkpoint is described as before."""
-    geometry = pictures.Geometry(((0, 0, 2.5, 0), (0, 0.7, 0, 0), (0.7, 0, 0, 0), (0, 0, 0, 1)), nodata=-1)
+    geometry = pictures.Geometry(
+        ((0, 0, 2.5, 0), (0, 0.7, 0, 0), (0.7, 0, 0, 0), (0, 0, 0, 1)), nodata=-1
+    )
     pictures.write("a.nii.gz", pictures.Picture(np.ones((1, 3, 4, 5), np.int16), geometry))
     text = info("a.nii.gz", capsys)
-    for line in ("size          3 x 4 x 5", "values        int16", "channels      1", "reader        nibabel, whole"):
+    for line in (
+        "size          3 x 4 x 5",
+        "values        int16",
+        "channels      1",
+        "reader        nibabel, whole",
+    ):
         assert line in text
     assert "pixel         0.7 x 0.7 x 2.5 mm" in text
     assert info("c.pt", capsys).startswith("c.pt: a checkpoint\n")

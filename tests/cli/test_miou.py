@@ -40,7 +40,9 @@ def city(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ):
             folder = tmp_path / "city" / kind / "val" / town
             folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, top, shape, dtype=np.uint8)).save(folder / f"{name}_{ending}.png")
+            Image.fromarray(generator.integers(0, top, shape, dtype=np.uint8)).save(
+                folder / f"{name}_{ending}.png"
+            )
     save_deeplab(tmp_path / "deeplab.pt", network("deeplabv3plus", "mobilenet"))
     save_checkpoint(tmp_path / "c.pt", tiny_unet(), ABridge(num_steps=100), image_size=16)
     monkeypatch.chdir(tmp_path)
@@ -59,15 +61,22 @@ def by_torchmetrics() -> float:
     """The mIoU of the results in streets, of which a window holds each."""
     metric = MulticlassJaccardIndex(19, ignore_index=255)
     for path in Path("streets").rglob("*_000019.png"):
-        (labels,) = map(read_labels, Path("city/gtFine/val").rglob(f"{path.stem}_gtFine_labelIds.png"))
-        pixels = F.interpolate(to_tensor(Image.open(path))[None], size=labels.shape, mode="bilinear")
+        (labels,) = map(
+            read_labels, Path("city/gtFine/val").rglob(f"{path.stem}_gtFine_labelIds.png")
+        )
+        pixels = F.interpolate(
+            to_tensor(Image.open(path))[None], size=labels.shape, mode="bilinear"
+        )
         logits = F.conv2d(normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), COLOURS)
         metric.update(logits.argmax(1), labels[None])
     return metric.compute().item()
 
 
 def test_an_interrupted_scoring_resumes(
-    city: Path, count: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    city: Path,
+    count: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """A picture is made and segmented once, and again by another stride or labels; what is wrong is said."""
     seen: list[int] = []
@@ -82,13 +91,19 @@ def test_an_interrupted_scoring_resumes(
     with pytest.raises(KeyboardInterrupt):
         run_miou("--window", "16")
     made, report = [*count], run_miou("--window", "16")
-    assert (report["settings"]["window"], report["deeplab"]["backbone"], report["pictures"]) == (16, "mobilenet", 2)
+    assert (report["settings"]["window"], report["deeplab"]["backbone"], report["pictures"]) == (
+        16,
+        "mobilenet",
+        2,
+    )
     assert len(report["scores"]["iou"]) == 19
     assert f"| **mIoU** | **{report['scores']['miou']:.4f}** |" in capsys.readouterr().out
-    assert Image.open("streets/bonn/bonn_000001_000019.png").size == (64, 32)  # with windows, they keep their size
+    # with windows, they keep their size
+    assert Image.open("streets/bonn/bonn_000001_000019.png").size == (64, 32)
     assert count == made
     assert report["scores"]["miou"] == pytest.approx(by_torchmetrics(), rel=1e-6)
-    assert run_miou("--window", "16", "--overwrite")["scores"] == report["scores"]  # the same pictures again
+    # the same pictures again
+    assert run_miou("--window", "16", "--overwrite")["scores"] == report["scores"]
     assert len(seen) == 3
     labels = next(Path("city/gtFine/val/bonn").glob("*_labelIds.png"))
     Image.fromarray(np.full((32, 64), 7, dtype=np.uint8)).save(labels)
@@ -97,7 +112,9 @@ def test_an_interrupted_scoring_resumes(
     run_miou("--window", "16", "--output_stride", "8")
     assert len(seen) == 6
     next(Path("city/gtFine/val/aachen").glob("*_labelIds.png")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no label map .*aachen_000000_000019_gtFine_labelIds.png"
+    ):
         run_miou("--window", "16")
     save_deeplab("deeplab.pt", DeepLab(DeepLabConfig("deeplabv3plus", "mobilenet", num_classes=21)))
     with pytest.raises(ValueError, match=r"deeplab.pt must have 19 classes, got 21"):
@@ -106,8 +123,11 @@ def test_an_interrupted_scoring_resumes(
 
 def test_labels_from_a_file(tmp_path: Path):
     """The ids of cityscapesScripts, in the order of the training ids."""
-    assert [*CITYSCAPES.items()] == [(each.name, each.id) for each in Cityscapes.classes if not each.ignore_in_eval]
-    ids = np.array([[7, 8, 0], [33, 29, 255]], dtype=np.uint8)  # road, sidewalk, unlabeled; bicycle, caravan, nothing
+    assert [*CITYSCAPES.items()] == [
+        (each.name, each.id) for each in Cityscapes.classes if not each.ignore_in_eval
+    ]
+    # road, sidewalk, unlabeled; bicycle, caravan, nothing
+    ids = np.array([[7, 8, 0], [33, 29, 255]], dtype=np.uint8)
     Image.fromarray(ids).save(tmp_path / "x_gtFine_labelIds.png")
     labels = read_labels(tmp_path / "x_gtFine_labelIds.png")
     assert labels.tolist() == [[0, 1, IGNORED], [18, IGNORED, IGNORED]]
@@ -120,14 +140,19 @@ def test_miou_by_hand():
     """Class 0 has 2 hits of a union of 3, class 1 has 2 of 4, class 2 none of 1, and class 3 never occurs."""
     counts = torch.tensor([[2, 1, 0, 0], [0, 2, 1, 0], [0] * 4, [0] * 4])
     iou = {"road": 2 / 3, "car": 2 / 4, "bus": 0, "train": None}
-    assert scores(counts, [*iou]) == {"miou": pytest.approx((2 / 3 + 2 / 4) / 3), "iou": pytest.approx(iou)}
+    assert scores(counts, [*iou]) == {
+        "miou": pytest.approx((2 / 3 + 2 / 4) / 3),
+        "iou": pytest.approx(iou),
+    }
 
 
 def test_what_segmentation_refuses():
     with pytest.raises(ValueError, match="at least one pixel with a class"):
         scores(torch.zeros(19, 19).long())
     with pytest.raises(ValueError, match="mIoU is of photographs: leave out direction"):
-        eval_miou.Miou.parse(["d.pt", "data", "c.pt", "--fast_sampling", "-t", "1000", "--direction", "BtoA"])
+        eval_miou.Miou.parse(
+            ["d.pt", "data", "c.pt", "--fast_sampling", "-t", "1000", "--direction", "BtoA"]
+        )
 
 
 @pytest.mark.parametrize(("height", "width", "window", "stride"), [(17, 9, 8, 3), (5, 6, 16, 1)])
@@ -141,7 +166,9 @@ def test_windows_cover_everything(height: int, width: int, window: int, stride: 
 
     torch.testing.assert_close(sliding_logits(network, image, window, stride), image)
     calls = iter([1.0, 2.0])  # the n-th window, of 4 from 0 and 2 over 6 pixels, is n everywhere
-    logits = sliding_logits(lambda part: torch.full_like(part, next(calls)), torch.zeros(1, 1, 1, 6), 4, 2)
+    logits = sliding_logits(
+        lambda part: torch.full_like(part, next(calls)), torch.zeros(1, 1, 1, 6), 4, 2
+    )
     assert logits.flatten().tolist() == [1, 1, 1.5, 1.5, 2, 2]
 
 
@@ -172,12 +199,15 @@ def test_parity_with_torchvision():
     theirs = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=19, aux_loss=False)
     randomise(theirs)
     state = {
-        key.replace("classifier.", "classifier.classifier.", 1): value for key, value in theirs.state_dict().items()
+        key.replace("classifier.", "classifier.classifier.", 1): value
+        for key, value in theirs.state_dict().items()
     }
     ours = restore(DeepLab, DeepLabConfig("deeplabv3", "resnet50", 19, output_stride=8), state)
     expected = theirs.eval()(picture(65))["out"]
     assert expected.std() > 1e-3
-    torch.testing.assert_close(ours(picture(65)), expected, rtol=1e-4, atol=1e-4 * expected.std().item())
+    torch.testing.assert_close(
+        ours(picture(65)), expected, rtol=1e-4, atol=1e-4 * expected.std().item()
+    )
 
 
 @torch.no_grad()
@@ -188,21 +218,27 @@ def test_plus_decoder_and_mobilenet_are_their_formulas():
     model: Any = network("deeplabv3plus", "mobilenet")
     low, high = model.backbone(picture(129)).values()
     assert (low.shape, high.shape) == ((2, 24, 32, 32), (2, 320, 8, 8))  # strides 4 and 16
-    aspp = F.interpolate(model.classifier.aspp(high), size=(32, 32), mode="bilinear", align_corners=False)
+    aspp = F.interpolate(
+        model.classifier.aspp(high), size=(32, 32), mode="bilinear", align_corners=False
+    )
     logits = model.classifier.classifier(torch.cat([model.classifier.project(low), aspp], dim=1))
     expected = F.interpolate(logits, size=(129, 129), mode="bilinear", align_corners=False)
     torch.testing.assert_close(model(picture(129)), expected)
     theirs = mobilenet_v2(weights=None).eval().features[:4]
     theirs.load_state_dict(model.backbone.low_level_features.state_dict())
     inside = (..., slice(6, 24), slice(6, 24))
-    torch.testing.assert_close(low[inside], theirs(picture(129)[..., 1:, 1:])[inside], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        low[inside], theirs(picture(129)[..., 1:, 1:])[inside], rtol=1e-4, atol=1e-5
+    )
     x = torch.randn(1, 16, 9, 9, generator=torch.Generator().manual_seed(0))
     block = model.backbone.low_level_features[2]
     expand, depthwise, project, norm = block.conv
     torch.testing.assert_close(block(x), norm(project(depthwise(expand(F.pad(x, (1, 1, 1, 1)))))))
 
 
-@pytest.mark.parametrize(("stride", "late"), [(16, "21" + "11" * 7 + "12" * 3), (8, "11" + "12" * 7 + "14" * 3)])
+@pytest.mark.parametrize(
+    ("stride", "late"), [(16, "21" + "11" * 7 + "12" * 3), (8, "11" + "12" * 7 + "14" * 3)]
+)
 def test_mobilenet_strides_and_dilations(stride: int, late: str):
     """Of the early and of the late stages, as in the published network, by the stride of the output."""
     backbone: Any = network("deeplabv3plus", "mobilenet", output_stride=stride).backbone
@@ -226,7 +262,9 @@ NAMES: dict[tuple[Any, Any], dict[str, Any]] = {
 def test_names_are_those_of_vainf_and_say_which_network_it_is(shape: tuple[Any, Any]):
     state = network(*shape).state_dict()
     assert {key: tuple(state[key].shape) for key in NAMES[shape]} == NAMES[shape]
-    assert not any(key.startswith(("backbone.features", "backbone.classifier", "backbone.fc")) for key in state)
+    assert not any(
+        key.startswith(("backbone.features", "backbone.classifier", "backbone.fc")) for key in state
+    )
     assert recognise(state) == DeepLabConfig(*shape)
 
 
@@ -244,7 +282,10 @@ def test_files_of_vainf_are_read_and_converted(tmp_path: Path, capsys: pytest.Ca
         load_deeplab(tmp_path / "trap.pth")
     assert not ran.exists()
     source = str(tmp_path / "best.pth.tar")
-    for output, classes, message in ((out, 21, "has 19 classes, got -n 21"), (tmp_path / "d.pth", 19, r"got .*d\.pth")):
+    for output, classes, message in (
+        (out, 21, "has 19 classes, got -n 21"),
+        (tmp_path / "d.pth", 19, r"got .*d\.pth"),
+    ):
         with pytest.raises(ValueError, match=message):
             convert_deeplabv3.main([source, str(output), "-n", str(classes)])
         assert not output.exists()
@@ -252,24 +293,40 @@ def test_files_of_vainf_are_read_and_converted(tmp_path: Path, capsys: pytest.Ca
     assert "deeplabv3plus on mobilenet, 19 classes" in capsys.readouterr().out
     assert load_deeplab(out).config == model.config
     loaded = load_deeplab(out, output_stride=8)
-    assert (loaded.config.output_stride, loaded.training, same_weights(loaded, model)) == (8, False, True)
+    assert (loaded.config.output_stride, loaded.training, same_weights(loaded, model)) == (
+        8,
+        False,
+        True,
+    )
 
 
 def test_other_files_are_refused(tmp_path: Path):
     """What no file of weights may be, such as newer, cut or of integers, is tested with checkpoints."""
     good = network("deeplabv3plus", "mobilenet").state_dict()
     missing = {key: value for key, value in good.items() if "aspp.project" not in key}
-    separable = {key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v for key, v in good.items()}
-    small = {k: v for k, v in network("deeplabv3", "resnet50").state_dict().items() if "layer3.5" not in k}
+    separable = {
+        key.replace("aspp.convs.1.0.weight", "aspp.convs.1.0.body.0.weight"): v
+        for key, v in good.items()
+    }
+    small = {
+        k: v
+        for k, v in network("deeplabv3", "resnet50").state_dict().items()
+        if "layer3.5" not in k
+    }
     for content, message in (
         ({"a": torch.zeros(1)}, "not a DeepLab's: they begin with a"),
-        (missing, r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$"),
+        (
+            missing,
+            r"missing: classifier.aspp.project.0.weight, .*, classifier.aspp.project.1.weight$",
+        ),
         (separable, "separable convolutions"),
         (small, "its backbone is none of resnet50, resnet101, mobilenet"),
         ({"format": "bbdm", "version": 1}, "it is a 'bbdm', not a segmentation network"),
     ):
         torch.save(content, tmp_path / "file.pth")
-        with pytest.raises(ValueError, match=rf"cannot read .*file.pth as a segmentation network: .*{message}"):
+        with pytest.raises(
+            ValueError, match=rf"cannot read .*file.pth as a segmentation network: .*{message}"
+        ):
             load_deeplab(tmp_path / "file.pth")
     with pytest.raises(FileNotFoundError, match="there is no segmentation network"):
         load_deeplab(tmp_path / "none.pth")

@@ -37,8 +37,12 @@ def patients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("train/AB/1ABA001", "train/AB/1ABA002", *(f"val/{name}" for name in NEW)):
         folder, place = Path("data", name), Geometry(VOLUME)
         folder.mkdir(parents=True)
-        Picture(RANDOM.normal(300, 80, mask.shape).astype(np.float32), place).save(folder / "mr.mha")
-        Picture(RANDOM.integers(-1024, 1500, mask.shape).astype(np.int16), place).save(folder / "ct.mha")
+        Picture(RANDOM.normal(300, 80, mask.shape).astype(np.float32), place).save(
+            folder / "mr.mha"
+        )
+        Picture(RANDOM.integers(-1024, 1500, mask.shape).astype(np.int16), place).save(
+            folder / "ct.mha"
+        )
         Picture(mask, place).save(folder / "mask.mha")
 
 
@@ -47,22 +51,32 @@ def expected() -> dict[str, dict[str, float]]:
     wanted: dict[str, dict[str, float]] = {}
     for name in NEW:
         result = pictures.read(Path("SCORES", f"{name}.mha"))
-        truth, mask = (pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask"))
+        truth, mask = (
+            pictures.read(Path("data/val", name, f"{each}.mha")) for each in ("ct", "mask")
+        )
         assert (result.grid, result.dtype) == (truth.grid, np.int16)
         arrays = [np.asarray(each)[0] for each in (truth, result, mask)]
-        wanted[name] = volume_scores(*arrays, high=3071) | {"dice": dice(arrays[0], arrays[1], 200, arrays[2])}
+        wanted[name] = volume_scores(*arrays, high=3071) | {
+            "dice": dice(arrays[0], arrays[1], 200, arrays[2])
+        }
     return wanted
 
 
 @pytest.mark.parametrize(
     ("flags", "learned", "metrics"),
     [
-        ("--preset demo --crop 16 --slices axial:1", (16, "axial", 1, (1,)), ["mae", "psnr", "ms_ssim", "dice"]),
+        (
+            "--preset demo --crop 16 --slices axial:1",
+            (16, "axial", 1, (1,)),
+            ["mae", "psnr", "ms_ssim", "dice"],
+        ),
         ("--preset volume --crop 4x8x8", ((4, 8, 8), None, 0, None), ["mae"]),
     ],
     ids=["2.5-d", "3-d"],
 )
-def test_from_synthrads_folders_to_scores_by_patient(flags: str, learned: Any, metrics: list[str], capsys: Any) -> None:
+def test_from_synthrads_folders_to_scores_by_patient(
+    flags: str, learned: Any, metrics: list[str], capsys: Any
+) -> None:
     """Scores are those of the definitions; volumes without bone have no Dice, nor has their mean."""
     small = ["-b", "2", "-e", "1", "--device", "cpu", "--precision", "fp32"]
     train.main([*PATIENTS, "OUT.pt", *flags.split(), *small, *VALUES])

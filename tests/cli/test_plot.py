@@ -13,7 +13,14 @@ from bbdm.cli.plot import Plot
 from bbdm.training.curves import Run, read_run, short_names
 from tests.cli.conftest import SIZE
 
-SHADES = [(200, 30, 30), (30, 160, 30), (30, 30, 200), (160, 160, 30), (30, 160, 160), (120, 30, 160)]
+SHADES = [
+    (200, 30, 30),
+    (30, 160, 30),
+    (30, 30, 200),
+    (160, 160, 30),
+    (30, 160, 160),
+    (120, 30, 160),
+]
 
 
 def make_run(folder: Path, grids: int) -> Path:
@@ -21,9 +28,17 @@ def make_run(folder: Path, grids: int) -> Path:
     folder.mkdir()
     lines: list[str] = []
     for index in range(6):
-        metrics = {"epoch": index, "step": 10 * index + 10, "loss": 1 / (index + 1), "validation_loss": "NaN"}
-        lines.append(json.dumps({**metrics, "images_per_second": 5.0, "learning_rate": 1e-4}) + "\n")
-    (folder / "metrics.jsonl").write_text("".join(lines) + '{"epoch": 7, "st')  # as it is being written
+        metrics = {
+            "epoch": index,
+            "step": 10 * index + 10,
+            "loss": 1 / (index + 1),
+            "validation_loss": "NaN",
+        }
+        lines.append(
+            json.dumps({**metrics, "images_per_second": 5.0, "learning_rate": 1e-4}) + "\n"
+        )
+    # as it is being written
+    (folder / "metrics.jsonl").write_text("".join(lines) + '{"epoch": 7, "st')
     for index in range(grids):
         Image.new("RGB", (60, 80), SHADES[index]).save(folder / f"step_{10 * index + 10:08d}.png")
     return folder
@@ -32,10 +47,14 @@ def make_run(folder: Path, grids: int) -> Path:
 def shown(path: Path) -> list[int]:
     """The numbers of the grids that a picture shows."""
     pixels = np.asarray(Image.open(path).convert("RGB"), int)
-    return [index for index, shade in enumerate(SHADES) if ((pixels - shade) == 0).all(-1).sum() > 5000]
+    return [
+        index for index, shade in enumerate(SHADES) if ((pixels - shade) == 0).all(-1).sum() > 5000
+    ]
 
 
-def test_a_run_is_drawn_with_grids_from_the_first_to_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_is_drawn_with_grids_from_the_first_to_the_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     run = make_run(tmp_path / "a.run", 6)
     output = tmp_path / "plots/a.png"
     Plot.main([str(run), "-o", str(output)])
@@ -46,7 +65,9 @@ def test_a_run_is_drawn_with_grids_from_the_first_to_the_last(tmp_path: Path, ca
 
 
 def test_several_runs_are_drawn_with_the_last_grid_of_each(tmp_path: Path):
-    runs = [make_run(tmp_path / f"{name}.run", count) for name, count in (("a", 2), ("b", 5), ("c", 0))]
+    runs = [
+        make_run(tmp_path / f"{name}.run", count) for name, count in (("a", 2), ("b", 5), ("c", 0))
+    ]
     Plot.main([*map(str, runs), "-o", str(tmp_path / "all.png")])
     assert shown(tmp_path / "all.png") == [1, 4]
 
@@ -58,12 +79,17 @@ def test_curves_of_many_runs_keep_their_height(tmp_path: Path):
         metrics.write_text(metrics.read_text().replace('"NaN"', "0.5"))
     Plot.main([*map(str, runs), "-o", str(tmp_path / "all.png")])
     pixels = np.asarray(Image.open(tmp_path / "all.png").convert("L"), int)
-    frames = (pixels < 80).sum(axis=0)  # of each column of pixels: a frame of a panel is a dark line
+    # of each column of pixels: a frame of a panel is a dark line
+    frames = (pixels < 80).sum(axis=0)
     assert frames.max() > 300  # of a picture of 120 pixels an inch, whose panels are 3 inches high
 
 
 def test_names_of_runs_leave_out_what_all_have(tmp_path: Path):
-    paths = [tmp_path / "a" / "one.run", tmp_path / "b" / "one.run", tmp_path / "b" / f"{'long' * 20}.run"]
+    paths = [
+        tmp_path / "a" / "one.run",
+        tmp_path / "b" / "one.run",
+        tmp_path / "b" / f"{'long' * 20}.run",
+    ]
     runs: list[Run] = []
     for path in paths:
         path.parent.mkdir(exist_ok=True)
@@ -84,19 +110,27 @@ def test_what_training_writes_is_drawn(tiny_demo: None):
 
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(FileNotFoundError, match=r"there is no folder of a training run .*nothing\.run"):
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder of a training run .*nothing\.run"
+    ):
         Plot.main([str(tmp_path / "nothing.run")])
-    with pytest.raises(ValueError, match=r"has no metrics.jsonl: it is no folder of a training run"):
+    with pytest.raises(
+        ValueError, match=r"has no metrics.jsonl: it is no folder of a training run"
+    ):
         Plot.main([str(tmp_path)])
     run = make_run(tmp_path / "a.run", 0)
     with pytest.raises(ValueError, match=r"output is a PNG, whose name ends in \.png, got a\.jpg"):
         Plot.main([str(run), "-o", "a.jpg"])
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match="has no metrics yet: the first are written after the first validation"):
+    with pytest.raises(
+        ValueError, match="has no metrics yet: the first are written after the first validation"
+    ):
         Plot.main([str(run)])
     (run / "metrics.jsonl").write_text("damaged\n")
     with pytest.raises(ValueError, match=r"cannot read .*metrics.jsonl: repair or delete it"):
         Plot.main([str(run)])
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ModuleNotFoundError, match=r"bbdm plot needs matplotlib, .*: pip install 'bbdm\[eval\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"bbdm plot needs matplotlib, .*: pip install 'bbdm\[eval\]'"
+    ):
         Plot.main([str(make_run(tmp_path / "b.run", 0))])

@@ -29,7 +29,11 @@ def world(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyP
     save(tmp_path / "pixels", DDPMScheduler())
     save(tmp_path / "latents", DDPMScheduler(prediction_type="v_prediction"), "text")
     torch.manual_seed(0)
-    blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    blocks: dict[str, Any] = {
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
     for folder in (tmp_path / "latents" / "vae", tmp_path / "four"):
         AutoencoderKL(**blocks, scaling_factor=0.5).save_pretrained(folder)  # pyright: ignore
     return tmp_path
@@ -45,22 +49,40 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
     """With the loss, the objective and the autoencoder that it needs, by no flag."""
     model = train(folder, "out.pt", "-e", "1")
     config = json.loads(Path("out.run/config.json").read_text())
-    assert (config["train"]["loss"], model.bridge.objective, model.bridge.density) == ("l2", "denoiser", "high")
+    assert (config["train"]["loss"], model.bridge.objective, model.bridge.density) == (
+        "l2",
+        "denoiser",
+        "high",
+    )
     assert (model.codec is not None) == (folder == "latents")
     straight = train(folder, "straight.pt", "-e", "2", "--seed", "1")
     train(folder, "again.pt", "-e", "1", "--seed", "1")
     shutil.rmtree(f"{folder}/unet/none", ignore_errors=True)
     again = train(folder, "again.pt", "-e", "2", "--seed", "1")
-    assert torch.equal(again.unet.weights["module.conv_in.weight"], straight.unet.weights["module.conv_in.weight"])
+    assert torch.equal(
+        again.unet.weights["module.conv_in.weight"], straight.unet.weights["module.conv_in.weight"]
+    )
     shutil.rmtree(folder)  # the file needs it no more
     capsys.readouterr()
     cli.run("info", ["out.pt"])
     output = capsys.readouterr().out
-    expected = {"pixels": "UNet2DModel, predicts epsilon", "latents": "UNet2DConditionModel, predicts v_prediction"}
-    assert f"  settings      {expected[folder]} at 1000 noise levels from 0.01 to 157.4; channels=" in output
-    assert f"  noise levels  0.01 to {2 if folder == 'pixels' else 157}, at which the bridge uses the" in output
+    expected = {
+        "pixels": "UNet2DModel, predicts epsilon",
+        "latents": "UNet2DConditionModel, predicts v_prediction",
+    }
+    assert (
+        f"  settings      {expected[folder]} at 1000 noise levels from 0.01 to 157.4; channels="
+        in output
+    )
+    assert (
+        f"  noise levels  0.01 to {2 if folder == 'pixels' else 157}, at which the bridge uses the"
+        in output
+    )
     assert len(output) < 2000
-    cli.run("translate", ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"])
+    cli.run(
+        "translate",
+        ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"],
+    )
     assert len(list(Path("results").glob("*.png"))) == 3
     cli.run("eval", ["edge2shoes", "data", "out.pt", "scores", "--metrics", "psnr", "--steps", "2"])
     assert json.loads(Path("scores/scores.json").read_text())["scores"]["psnr"] > 0
@@ -70,20 +92,29 @@ def test_the_commands_of_a_pretrained_network(folder: str, world: Path, capsys: 
 def test_the_commands_of_adm(world: Path, capsys: Any) -> None:
     """A file of guided diffusion in place of the folder; resumed to the bit, and not needed afterwards."""
     torch.manual_seed(0)
-    network = UNet(3, 6, model_channels=32, channel_mult=(1, 2), attention_resolutions=(2,), num_res_blocks=1)
+    network = UNet(
+        3, 6, model_channels=32, channel_mult=(1, 2), attention_resolutions=(2,), num_res_blocks=1
+    )
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     torch.save(network.state_dict(), "ADM.pt")
     model = train("ADM.pt", "out.pt", "-e", "1", "--seed", "1")
     config = json.loads(Path("out.run/config.json").read_text())
-    assert (config["train"]["loss"], model.bridge.objective, model.codec) == ("l2", "denoiser", None)
+    assert (config["train"]["loss"], model.bridge.objective, model.codec) == (
+        "l2",
+        "denoiser",
+        None,
+    )
     straight = train("ADM.pt", "straight.pt", "-e", "2", "--seed", "1")
     again = train("ADM.pt", "out.pt", "-e", "2", "--seed", "1")
     assert same_weights(again.build_unet(), straight.build_unet())
     Path("ADM.pt").unlink()
     cli.run("info", ["out.pt"])
     assert "pretrained" in capsys.readouterr().out
-    cli.run("translate", ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"])
+    cli.run(
+        "translate",
+        ["edge2shoes", "data", "out.pt", "results", "--solver", "sde-dpm2m", "--steps", "5"],
+    )
     assert len(list(Path("results").glob("*.png"))) == 3
 
 
@@ -107,13 +138,24 @@ def test_a_name_on_the_hub(world: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     [
         (["--codec", "four"], "the network of pixels has 3 channels, and latents of four 4"),
         (["--config", "adm"], "config=adm was given, and pixels has its own settings"),
-        (["--objective", "pinned"], "objective must be 'denoiser' of a pretrained network, got 'pinned'"),
-        (["--normalize_latents"], "normalize_latents would make the noise of a pretrained network another one"),
+        (
+            ["--objective", "pinned"],
+            "objective must be 'denoiser' of a pretrained network, got 'pinned'",
+        ),
+        (
+            ["--normalize_latents"],
+            "normalize_latents would make the noise of a pretrained network another one",
+        ),
         (["--source_as", "none"], "source_as must be concat"),
-        (["--bridge", "flow"], "objective 'denoiser' needs noise, and this BrownianBridge has none"),
+        (
+            ["--bridge", "flow"],
+            "objective 'denoiser' needs noise, and this BrownianBridge has none",
+        ),
     ],
 )
-def test_what_does_not_go_with_it_is_refused(flags: list[str], reason: str, world: Path, capsys: Any) -> None:
+def test_what_does_not_go_with_it_is_refused(
+    flags: list[str], reason: str, world: Path, capsys: Any
+) -> None:
     with pytest.raises(SystemExit) as caught:
         train("pixels", "out.pt", "-e", "1", *flags)
     assert reason in f"{caught.value.code}{capsys.readouterr().err}"
@@ -158,13 +200,39 @@ def test_what_does_not_fit_a_file_that_began_with_one_is_refused_by_a_line(world
     train("pixels", "pixels.pt", "-e", "1")
     train("latents", "latents.pt", "-e", "1", "--lora", "2")
     reasons = {
-        ("pixels.pt", "--channels", "1"): "channels of sources and targets: (3, 3), and the pairs have (1, 1)",
-        ("pixels.pt", "--codec", "four"): "a codec was given, but the network was trained in image space",
-        ("latents.pt", "--codec", "four"): "another codec was given than the one that the network was trained with",
-        ("pixels.pt", "--config", "adm"): "config=adm was given, but the file describes its network itself",
-        ("pixels.pt", "--objective", "pinned"): "objective must be 'denoiser' of a pretrained network",
+        (
+            "pixels.pt",
+            "--channels",
+            "1",
+        ): "channels of sources and targets: (3, 3), and the pairs have (1, 1)",
+        (
+            "pixels.pt",
+            "--codec",
+            "four",
+        ): "a codec was given, but the network was trained in image space",
+        (
+            "latents.pt",
+            "--codec",
+            "four",
+        ): "another codec was given than the one that the network was trained with",
+        (
+            "pixels.pt",
+            "--config",
+            "adm",
+        ): "config=adm was given, but the file describes its network itself",
+        (
+            "pixels.pt",
+            "--objective",
+            "pinned",
+        ): "objective must be 'denoiser' of a pretrained network",
         ("latents.run/step_00000002.pt",): "the file has only the SHA-256 of its codec",
-        ("latents.run/step_00000002.pt", "--codec", "latents/vae", "--lora", "2"): "has only what LoRA trained",
+        (
+            "latents.run/step_00000002.pt",
+            "--codec",
+            "latents/vae",
+            "--lora",
+            "2",
+        ): "has only what LoRA trained",
     }
     for (file, *flags), reason in reasons.items():
         assert reason in refused(file, "out.pt", "-e", "1", *flags)
@@ -192,10 +260,14 @@ def test_a_run_in_latents_resumes_with_their_autoencoder_alone(world: Path) -> N
     assert Path("out.run/step_00000004.pt").exists()
 
 
-def test_a_run_of_another_network_is_not_gone_on_with(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_of_another_network_is_not_gone_on_with(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(UNETS, "demo", UNetConfig(condition_channels=3, **TINY))
     cli.run("train", ["edge2shoes", "data", "out.pt", "--preset", "demo", *FLAGS, "-e", "1"])
-    assert "the run in this folder is of another network, unet" in refused("pixels", "out.pt", "-e", "2")
+    assert "the run in this folder is of another network, unet" in refused(
+        "pixels", "out.pt", "-e", "2"
+    )
 
 
 CARD = """---
@@ -208,14 +280,18 @@ tags: [text-to-image]
 """
 
 
-def test_base_and_licence_go_with_the_weights(world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_base_and_licence_go_with_the_weights(
+    world: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     """Of a repository: through LoRA, another start, distillation, a folder and its card."""
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: "pixels")
     Path("pixels/README.md").write_text(CARD, encoding="utf-8")
     flags = ["--bridge", "brownian", "--max_steps", "1"]
     train("someone/network@v1", "lora.pt", "--lora", "2", *flags)
     train("lora.pt", "again.pt", *flags)
-    cli.run("distill", ["again.pt", "data", "student.pt", "--calls", "1", *FLAGS, "--max_steps", "1"])
+    cli.run(
+        "distill", ["again.pt", "data", "student.pt", "--calls", "1", *FLAGS, "--max_steps", "1"]
+    )
     BridgeSampler.from_checkpoint("student.pt").save_pretrained("folder")
     base = Base("someone/network", "other", "stability", "https://example.com/LICENSE")
     for file in ("lora.run/step_00000001.pt", "again.pt", "student.pt", "folder"):
@@ -223,13 +299,21 @@ def test_base_and_licence_go_with_the_weights(world: Path, monkeypatch: pytest.M
     card = huggingface_hub.metadata_load("folder/README.md")
     assert card is not None
     assert (card["base_model"], card["license"]) == ("someone/network", "other")
-    assert (card["license_name"], card["license_link"]) == ("stability", "https://example.com/LICENSE")
+    assert (card["license_name"], card["license_link"]) == (
+        "stability",
+        "https://example.com/LICENSE",
+    )
     capsys.readouterr()
     cli.run("info", ["folder"])
-    assert "someone/network, license other, stability, https://example.com/LICENSE" in capsys.readouterr().out
+    assert (
+        "someone/network, license other, stability, https://example.com/LICENSE"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("text", ["no head", "---\nlicense: [mit\n---\n", "---\nlicense: [mit, gpl]\n---\n", None])
+@pytest.mark.parametrize(
+    "text", ["no head", "---\nlicense: [mit\n---\n", "---\nlicense: [mit, gpl]\n---\n", None]
+)
 def test_a_licence_that_no_card_says_is_unknown(text: str | None, world: Path) -> None:
     if text is not None:
         Path("pixels/README.md").write_text(text, encoding="utf-8")

@@ -27,7 +27,9 @@ def world(tmp_path_factory: pytest.TempPathFactory, save_picture: SavePicture) -
     save_random_pairs(folder / "data", 4, 2, save_picture)
     save(folder / "pixels", DDPMScheduler())
     start = ["--init_from", f"{folder / 'pixels'}", "-lr", "1e-3", "--warmup_steps", "0"]
-    cli.run("train", ["edge2shoes", f"{folder / 'data'}", f"{folder / 'out.pt'}", *start, *TRAINING])
+    cli.run(
+        "train", ["edge2shoes", f"{folder / 'data'}", f"{folder / 'out.pt'}", *start, *TRAINING]
+    )
     shutil.rmtree(folder / "pixels")
     return folder
 
@@ -49,15 +51,24 @@ def test_its_graphs_make_the_same_pictures(world: Path, sampler: BridgeSampler) 
 
 def test_a_server_makes_the_same_picture(world: Path, sampler: BridgeSampler) -> None:
     replica = Serve(model=world / "out.pt").open("cpu")
-    ((status, result),) = server.translate_together(replica, [(np.asarray(noise(0)), server.Query(steps=3, seed=1))])
+    ((status, result),) = server.translate_together(
+        replica, [(np.asarray(noise(0)), server.Query(steps=3, seed=1))]
+    )
     assert status == 200
     assert same(Image.fromarray(result), sampler(noise(0), 1)[0])
 
 
 def test_its_student_has_two_calls(world: Path) -> None:
     student = world / "student.pt"
-    cli.run("distill", [f"{world / 'out.pt'}", f"{world / 'data'}", f"{student}", "--calls", "2", *TRAINING])
+    cli.run(
+        "distill",
+        [f"{world / 'out.pt'}", f"{world / 'data'}", f"{student}", "--calls", "2", *TRAINING],
+    )
     loaded = load_checkpoint(student)
     teacher = load_checkpoint(world / "out.pt")
-    assert (loaded.unet.kind, loaded.defaults.calls, loaded.bridge) == ("pretrained", 2, teacher.bridge)
+    assert (loaded.unet.kind, loaded.defaults.calls, loaded.bridge) == (
+        "pretrained",
+        2,
+        teacher.bridge,
+    )
     assert np.asarray(BridgeSampler.from_checkpoint(student)(noise(0), seed=1)).std() > 10

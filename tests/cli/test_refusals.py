@@ -17,7 +17,10 @@ REFUSALS = {
         [*TRAIN, "-b", "2", "--crop", "12"],
         "--crop 12 is not a multiple of (8, 8)",
     ),
-    "more pairs in a batch than there are": ([*TRAIN, "-b", "1000"], "--batch_size must be at most the"),
+    "more pairs in a batch than there are": (
+        [*TRAIN, "-b", "1000"],
+        "--batch_size must be at most the",
+    ),
     "a preset of latents": (
         [*TRAIN[:-1], "lbbdm-f4"],
         "--preset lbbdm-f4 is of latents: it needs --vqgan_path",
@@ -27,7 +30,10 @@ REFUSALS = {
         "--cache_latents and --normalize_latents need --vqgan_path",
     ),
     "LoRA beside nothing": ([*TRAIN, "--lora", "4"], "--lora needs --init_from, a folder"),
-    "no steps": ([*TRANSLATE, "--solver", "dpm2m", "--steps", "0"], "--steps must be an integer in [1, 100]"),
+    "no steps": (
+        [*TRANSLATE, "--solver", "dpm2m", "--steps", "0"],
+        "--steps must be an integer in [1, 100]",
+    ),
     "the mean by several calls": (
         [*TRANSLATE, "--solver", "mean", "--steps", "5"],
         "--steps must be 1: solver 'mean' is one network call",
@@ -51,14 +57,26 @@ REFUSALS = {
         "--config is of the network that --init_from names",
     ),
     "no results": ([*TRANSLATE, "--num_samples", "0"], "--num_samples must be at least 1, got 0"),
-    "a sweep of no steps": ([*EVAL, "--sweep", "dpm2m:0"], "--sweep cannot be dpm2m:0: steps must be an integer"),
-    "a sweep of no solver": ([*EVAL, "--sweep", "dpm3"], "--sweep cannot be dpm3: solver must be one of 'dpm2m'"),
+    "a sweep of no steps": (
+        [*EVAL, "--sweep", "dpm2m:0"],
+        "--sweep cannot be dpm2m:0: steps must be an integer",
+    ),
+    "a sweep of no solver": (
+        [*EVAL, "--sweep", "dpm3"],
+        "--sweep cannot be dpm3: solver must be one of 'dpm2m'",
+    ),
     "a sweep beside a solver": (
         [*EVAL, "--sweep", "mean", "--solver", "mean"],
         "--sweep names solvers and steps: leave out --solver, --steps and --fast_sampling",
     ),
-    "pictures without targets": (["eval", "folder", *EVAL[2:]], "no targets: --degrade makes sources of the pictures"),
-    "a folder that is there": (["export", "c.pt", "data"], "data exists: --overwrite replaces an export"),
+    "pictures without targets": (
+        ["eval", "folder", *EVAL[2:]],
+        "no targets: --degrade makes sources of the pictures",
+    ),
+    "a folder that is there": (
+        ["export", "c.pt", "data"],
+        "data exists: --overwrite replaces an export",
+    ),
     "windows that overlap by all": (
         [*TRANSLATE, "--window", "16", "--overlap", "80"],
         "--overlap must be above 0 and at most 0.9, got 80.0",
@@ -90,7 +108,9 @@ def test_paths_values_and_words_are_no_flags() -> None:
     assert Train.as_typed("use another folder (experiment)") == "use another folder (--experiment)"
     kept = "c.json exists already: --overwrite calibrates again, --output gives another file"
     assert Calibrate.as_typed(kept.replace("--", "")) == kept
-    assert Train.as_typed("output_model must not be a folder") == "OUTPUT_MODEL must not be a folder"
+    assert (
+        Train.as_typed("output_model must not be a folder") == "OUTPUT_MODEL must not be a folder"
+    )
 
 
 def test_a_stopped_run_names_flags_too() -> None:

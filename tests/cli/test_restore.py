@@ -45,11 +45,15 @@ def result(name: str = "a.png") -> npt.NDArray[np.int64]:
     return np.asarray(Image.open(Path("out") / name)).astype(int)
 
 
-@pytest.mark.parametrize(("flags", "call"), [((), {"solver": "mean"}), (SAMPLE, {"steps": 2})], ids=["mean", "sample"])
+@pytest.mark.parametrize(
+    ("flags", "call"), [((), {"solver": "mean"}), (SAMPLE, {"steps": 2})], ids=["mean", "sample"]
+)
 def test_it_is_the_call_by_windows(flags: tuple[str, ...], call: dict[str, Any]) -> None:
     """The expected picture, or a sample, whose seed is a function of the name."""
     run("a.bmp", *flags)
-    (expected,) = BridgeSampler.from_checkpoint("c.pt", **call)([picture()], seed=seed_of("a"), window=WINDOW)
+    (expected,) = BridgeSampler.from_checkpoint("c.pt", **call)(
+        [picture()], seed=seed_of("a"), window=WINDOW
+    )
     assert np.abs(result() - expected.astype(int)).max() <= 1
 
 
@@ -69,7 +73,9 @@ def test_samples_have_numbers_and_the_mean_neither_steps_nor_seed() -> None:
     run("a.bmp", *SAMPLE, "--seed", "1", "--overwrite")
     assert np.array_equal(result(), second)
     for flag in ("--steps", "--seed"):
-        with pytest.raises(ValueError, match="--steps and --seed are of random results: give --samples"):
+        with pytest.raises(
+            ValueError, match="--steps and --seed are of random results: give --samples"
+        ):
             run("a.bmp", flag, "2")
 
 
@@ -86,7 +92,9 @@ def test_pictures_keep_their_kind() -> None:
     pictures.write("t.tif", picture().transpose(2, 0, 1))
     np.save("n.npy", picture(channels=1)[None])
     run("a.bmp", "b.png", "g.png", "t.tif", "n.npy", *(f"size{i}.bmp" for i in range(len(sizes))))
-    assert [result(f"size{i}.png").shape for i in range(len(sizes))] == [(*size, 3) for size in sizes]
+    assert [result(f"size{i}.png").shape for i in range(len(sizes))] == [
+        (*size, 3) for size in sizes
+    ]
     assert np.array_equal(result("b.png")[:, :, 3], alpha)
     assert np.array_equal(result("b.png")[:, :, :3], result())
     assert (Image.open("out/g.png").mode, result("g.png").shape) == ("L", (20, 24))
@@ -106,7 +114,9 @@ def test_exif_turns_and_the_profile_stays() -> None:
     assert "icc_profile" not in Image.open("out/c.png").info
 
 
-def test_what_cannot_be_restored_is_named_and_the_others_are_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_restored_is_named_and_the_others_are_done(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Damaged, of a kind that is not read, of other values, or not there; names are paths below folders.
     A run without results leaves no folder."""
     Path("photos/deep").mkdir(parents=True)
@@ -126,7 +136,12 @@ def test_what_cannot_be_restored_is_named_and_the_others_are_done(capsys: pytest
     found = sorted(path.relative_to("out").as_posix() for path in Path("out").rglob("*.*"))
     assert found == ["a.png", "deep/c.png", "results.jsonl", "settings.json"]
     errors = capsys.readouterr().err
-    for part in ("photos/b.png", "photos/a.GIF", "v.npy has 2 axes, 3 channels of uint16", "gone.png"):
+    for part in (
+        "photos/b.png",
+        "photos/a.GIF",
+        "v.npy has 2 axes, 3 channels of uint16",
+        "gone.png",
+    ):
         assert part in errors
     assert "notes" not in errors
 
@@ -139,7 +154,9 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     capsys.readouterr()
     run("a.bmp", "b.bmp")
     assert capsys.readouterr().out == "out/a.png was there: --overwrite makes it again\nout/b.png\n"
-    with pytest.raises(ValueError, match=r"^out holds results of other settings \(.*solver mean, now"):
+    with pytest.raises(
+        ValueError, match=r"^out holds results of other settings \(.*solver mean, now"
+    ):
         run("a.bmp", *SAMPLE)
     assert np.array_equal(result(), first)
     run("a.bmp", *SAMPLE, "--overwrite")

@@ -57,12 +57,37 @@ def test_a_single_batch_shows_its_steps(capsys: Any, monkeypatch: pytest.MonkeyP
 
 def test_flags_of_the_public_code():
     """And of this library, by other names."""
-    words = ["edge2shoes", "data", "c.pt", "--t", "9", "-l", "1.5", "-vq", "v.pt", "-b", "8", "-use_multi_gpus"]
+    words = [
+        "edge2shoes",
+        "data",
+        "c.pt",
+        "--t",
+        "9",
+        "-l",
+        "1.5",
+        "-vq",
+        "v.pt",
+        "-b",
+        "8",
+        "-use_multi_gpus",
+    ]
     for repeat, size in (("-r", "--size"), ("--repeat", "--image_size"), ("--samples", "--size")):
-        config = Translate.parse([*words, repeat, "2", size, "64x128", "--maps", "mean,std", "--fast_sampling"])
-        values = {"time_steps": 9, "c_lambda": 1.5, "vqgan_path": Path("v.pt"), "batch_size": 8, "num_samples": 2}
+        config = Translate.parse(
+            [*words, repeat, "2", size, "64x128", "--maps", "mean,std", "--fast_sampling"]
+        )
+        values = {
+            "time_steps": 9,
+            "c_lambda": 1.5,
+            "vqgan_path": Path("v.pt"),
+            "batch_size": 8,
+            "num_samples": 2,
+        }
         assert values.items() <= vars(config).items()
-        assert (config.image_size, config.maps, config.use_multi_gpus) == ((64, 128), ("mean", "std"), True)
+        assert (config.image_size, config.maps, config.use_multi_gpus) == (
+            (64, 128),
+            ("mean", "std"),
+            True,
+        )
         assert (config.solver, config.folder) == ("fast", Path("out/c"))
 
 
@@ -77,7 +102,9 @@ def test_results_have_names_seeds_and_a_grid(capsys: Any):
     grid = pixels("results/grid.png")[images.NAME_HEIGHT :]
     assert grid.shape == (3 * (SIZE + 2) + 2, 3 * (SIZE + 2) + 2, 3)
     cells = [grid[-SIZE - 2 : -2, 2 + i * (SIZE + 2) :][:, :SIZE] for i in range(3)]
-    for cell, expected in zip(cells, (np.asarray(source), pixels("results/06.png"), target), strict=True):
+    for cell, expected in zip(
+        cells, (np.asarray(source), pixels("results/06.png"), target), strict=True
+    ):
         assert np.abs(cell - expected).max() <= 1
 
 
@@ -90,7 +117,8 @@ def test_a_single_file_has_the_result_that_it_has_in_its_folder() -> None:
     cli.run("translate", ["folder", "data/val", "c.pt", "all", "--image_size", "keep"])
     cli.run("translate", ["folder", "data/val/05.png", "c.pt", "one", "--image_size", "keep"])
     assert sorted(path.name for path in Path("one").glob("*.png")) == ["05.png", "grid.png"]
-    assert abs(pixels("one/05.png") - pixels("all/05.png")).max() <= 1  # batches of 3 and 1 agree to rounding
+    # batches of 3 and 1 agree to rounding
+    assert abs(pixels("one/05.png") - pixels("all/05.png")).max() <= 1
 
 
 def test_results_say_what_made_them_and_plain_files_do_not():
@@ -104,7 +132,10 @@ def test_results_say_what_made_them_and_plain_files_do_not():
     with pytest.raises(ValueError, match=r"other settings \(plain_files None, now True\)"):
         run("--seed", "5", "--plain_files")
     run("--solver", "sde-dpm2m", "--maps", "std", "--samples", "4", output="maps")
-    assert description("maps/04_std.png") == f"made by bbdm: model {model}, seed 0 and 3 more, 3 steps, sde-dpm2m"
+    assert (
+        description("maps/04_std.png")
+        == f"made by bbdm: model {model}, seed 0 and 3 more, 3 steps, sde-dpm2m"
+    )
 
 
 def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyPatch):
@@ -113,7 +144,9 @@ def test_processes_compile_in_the_dtype_of_the_first(monkeypatch: pytest.MonkeyP
     assert translator.sampler("dpm2m", 3).dtype == torch.bfloat16
 
 
-def test_results_are_kept_without_overwrite_and_leftovers_are_deleted(capsys: pytest.CaptureFixture[str]):
+def test_results_are_kept_without_overwrite_and_leftovers_are_deleted(
+    capsys: pytest.CaptureFixture[str],
+):
     """What a killed run was writing, and nothing that has another form of name."""
     run()
     before = pixels("results/05.png")
@@ -135,7 +168,9 @@ def test_results_of_another_solver_are_never_kept(capsys: pytest.CaptureFixture[
     run("--solver", "sde-dpm2m", "-r", "2")
     run("--solver", "ddim", "-r", "2", "--maps", "mean", "--overwrite")
     assert made() == ["04_mean.png", "05_mean.png", "06_mean.png", *RESULTS[3:]]
-    with pytest.raises(ValueError, match=r"results holds results of other settings \(maps \['mean'\], now \[\]\)"):
+    with pytest.raises(
+        ValueError, match=r"results holds results of other settings \(maps \['mean'\], now \[\]\)"
+    ):
         run("--solver", "ddim", "-r", "2")
     capsys.readouterr()
     run("--solver", "ddim", "-r", "2", "--overwrite")
@@ -145,7 +180,9 @@ def test_results_of_another_solver_are_never_kept(capsys: pytest.CaptureFixture[
         assert Path(f"results/{name}.png").read_bytes() == Path(f"alone/{name}.png").read_bytes()
 
 
-def test_a_folder_that_grew_by_a_picture_makes_that_one(count: list[int], capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_grew_by_a_picture_makes_that_one(
+    count: list[int], capsys: pytest.CaptureFixture[str]
+):
     """With seeds by index, those behind it have other seeds, and are made anew."""
     Path("own").mkdir()
     for index, name in enumerate("ac"):
@@ -207,7 +244,9 @@ def test_latents_and_a_pickled_network_with_everything_from_flags():
     save_vqgan("vqgan.pt", tiny_vqgan())
     save_vqgan("other.pt", tiny_vqgan(1))
     network = tiny_unet(model_channels=32, num_groups=32)  # as published ones have
-    save_checkpoint("c.pt", network, ABridge(100, 1.5), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE)
+    save_checkpoint(
+        "c.pt", network, ABridge(100, 1.5), codec=VQGANCodec(tiny_vqgan()), image_size=SIZE
+    )
     torch.save(network, "bare.model")
     run()
     run("-vq", "vqgan.pt", output="same")
@@ -215,7 +254,9 @@ def test_latents_and_a_pickled_network_with_everything_from_flags():
     translate.main([*bare, "-t", "100", "-l", "1.5", "-vq", "vqgan.pt"])
     first, *others = (pixels(f"{folder}/04.png").tolist() for folder in ("results", "same", "bare"))
     assert others == [first, first]
-    with pytest.raises(ValueError, match="another codec was given than the one that the network was trained with"):
+    with pytest.raises(
+        ValueError, match="another codec was given than the one that the network was trained with"
+    ):
         run("-vq", "other.pt")
     with pytest.raises(ValueError, match=r"cannot read bare.model"):
         translate.main(bare)
@@ -226,7 +267,9 @@ def test_out_of_memory_says_what_to_lower(monkeypatch: pytest.MonkeyPatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(BridgeSampler, "__call__", fail)
-    with pytest.raises(ValueError, match="the device is out of memory: lower --batch_size 64 or --image_size 16"):
+    with pytest.raises(
+        ValueError, match="the device is out of memory: lower --batch_size 64 or --image_size 16"
+    ):
         run()
 
 
@@ -236,7 +279,9 @@ def test_no_picture_of_the_user_is_overwritten_and_a_grid_has_16():
         noise(i).save(f"pictures/{'grid' if i == 0 else i}.png")
     before = Path("pictures/grid.png").read_bytes()
     with pytest.raises(ValueError, match=r"\.png would replace another picture"):
-        translate.main(["folder", "pictures", "c.pt", "pictures", "--solver", "mean", "--overwrite"])
+        translate.main(
+            ["folder", "pictures", "c.pt", "pictures", "--solver", "mean", "--overwrite"]
+        )
     assert Path("pictures/grid.png").read_bytes() == before
     translate.main(["folder", "pictures", "c.pt", "results", "--solver", "mean"])
     assert (len(made()), Image.open("results/grid.png").size) == (20, (SIZE, SIZE))
@@ -256,7 +301,10 @@ def test_no_picture_of_the_user_is_overwritten_and_a_grid_has_16():
             "edge2shoes data c.pt out --maps mean",
             "--maps are of several results: --num_samples must be at least 2",
         ),
-        ("edge2shoes data c.pt results --image_size 0", "image_size must be an integer .* at least 1, got 0"),
+        (
+            "edge2shoes data c.pt results --image_size 0",
+            "image_size must be an integer .* at least 1, got 0",
+        ),
         ("edge2shoes data c.pt file", "file is a file, and a folder is needed there"),
         ("edge2shoes data c.pt out --device gpu", "device 'gpu' cannot be used here: "),
     ],
@@ -269,13 +317,17 @@ def test_what_the_command_refuses(words: str, message: str, capsys: pytest.Captu
     assert not Path("results").exists()
 
 
-def test_the_size_of_files_that_do_not_hold_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def test_the_size_of_files_that_do_not_hold_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
     """It is 256; the test takes less."""
     assert specs.DEFAULT_SIZE == 256
     monkeypatch.setattr(specs, "DEFAULT_SIZE", 24)
     save_checkpoint("c.pt", tiny_unet(), ABridge(num_steps=100))
     run()
-    assert "c.pt does not hold the size of its pictures: image_size is 24\n" in capsys.readouterr().out
+    assert (
+        "c.pt does not hold the size of its pictures: image_size is 24\n" in capsys.readouterr().out
+    )
     assert Image.open("results/04.png").size == (24, 24)
 
 
@@ -289,10 +341,24 @@ def own(world: Path, save_picture: SavePicture) -> None:
 def test_training_degrades_and_refuses_another_degradation(own: None, tiny_demo: None) -> None:
     """From cached pictures too; `val` is what there is to train on."""
     Path("own/val").rename("own/train")
-    words = ["folder", "own", "m.pt", "--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1"]
+    words = [
+        "folder",
+        "own",
+        "m.pt",
+        "--preset",
+        "demo",
+        "--image_size",
+        str(SIZE),
+        "-b",
+        "2",
+        "-e",
+        "1",
+    ]
     train.main([*words, "--degrade", "photo", "--cache_images", "cache"])
     assert json.loads(Path("m.run/config.json").read_text())["pairs"]["degradation"] == "photo@0"
-    with pytest.raises(ValueError, match=r"pairs.degradation photo@0, now blur@0,.*: resume with the same"):
+    with pytest.raises(
+        ValueError, match=r"pairs.degradation photo@0, now blur@0,.*: resume with the same"
+    ):
         train.main([*words, "--degrade", "blur", "-e", "2"])
     with pytest.raises(ValueError, match="degrade is for pictures without targets"):
         train.main(["edge2shoes", "data", *words[2:], "--degrade", "sr4"])
@@ -302,7 +368,9 @@ def original(name: str, size: tuple[int, int]) -> Image.Image:
     return Image.open(f"own/val/{name}.png").resize(size, Image.Resampling.BILINEAR)
 
 
-def test_results_are_of_the_degraded_pictures_and_the_grid_and_scores_of_the_originals(own: None) -> None:
+def test_results_are_of_the_degraded_pictures_and_the_grid_and_scores_of_the_originals(
+    own: None,
+) -> None:
     """And results of another degradation are refused."""
     words = ["folder", "own", "c.pt", "results", "--steps", "2"]
     translate.main([*words, "--degrade", "blur"])
@@ -335,7 +403,9 @@ def test_names_that_lead_outside_write_nothing(text: str):
     before = {path: path.read_bytes() for path in Path().rglob("*.*")}
     config = Translate.parse(["folder", "own", "c.pt", "out/deep", "--overwrite"])
     with pytest.raises(ValueError, match="the name of a row must be a relative path"):
-        Translator(config, [{"name": text, "source": Path("source.png")}]).run(None, 2, config.folder)
+        Translator(config, [{"name": text, "source": Path("source.png")}]).run(
+            None, 2, config.folder
+        )
     assert {path: path.read_bytes() for path in Path().rglob("*.*")} == before
 
 
@@ -378,7 +448,9 @@ def test_what_is_done_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyP
     assert calls == [1] * 4
 
 
-@pytest.mark.parametrize("wrong", ["there is no picture b.png", "cannot read the picture b.png: [Errno 13]"])
+@pytest.mark.parametrize(
+    "wrong", ["there is no picture b.png", "cannot read the picture b.png: [Errno 13]"]
+)
 def test_files_that_are_missing_or_may_not_be_read_are_left_out(
     wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -389,7 +461,8 @@ def test_files_that_are_missing_or_may_not_be_read_are_left_out(
         Path("b.png").unlink()
     opened = open
 
-    def refuse(path: Any, *args: Any, **options: Any) -> Any:  # as a system does for who is not its administrator
+    # as a system does for who is not its administrator
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
         if str(path).endswith("b.png"):
             raise PermissionError(13, "Permission denied", str(path))
         return opened(path, *args, **options)

@@ -35,13 +35,20 @@ from tests.serving.conftest import png_of
 DIST = WEB / "dist"
 TABS = ("drawings", "photographs")  # and the folders of their exports
 KEPT = "navigator.serviceWorker.ready.then(arguments[0])"  # waits until all files are kept
-NETWORKS = "caches.open('bbdm-weights').then((c) => c.keys()).then((k) => arguments[0](k.length))"  # that are kept
+# that are kept
+NETWORKS = "caches.open('bbdm-weights').then((c) => c.keys()).then((k) => arguments[0](k.length))"
 AXE = WEB / "node_modules/axe-core/axe.min.js"
-SOFTWARE_WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
+SOFTWARE_WEBGPU = (
+    "--enable-unsafe-webgpu",
+    "--use-webgpu-adapter=swiftshader",
+    "--enable-features=Vulkan",
+)
 
 pytestmark = [
     needs_browser,
-    pytest.mark.skipif(not (DIST / "index.html").exists(), reason="needs npm ci && npm run build in examples/web"),
+    pytest.mark.skipif(
+        not (DIST / "index.html").exists(), reason="needs npm ci && npm run build in examples/web"
+    ),
 ]
 
 
@@ -98,8 +105,12 @@ def test_a_seed_is_the_picture_of_python(page: Page, exported: Path, picture: Pa
 
 
 @pytest.mark.nightly
-def test_classes_have_menus_and_guidance_a_slider(page: Page, site: Site, picture: Path, tmp_path: Path):
-    unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
+def test_classes_have_menus_and_guidance_a_slider(
+    page: Page, site: Site, picture: Path, tmp_path: Path
+):
+    unet = tiny_unet(
+        0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1}
+    )
     for module in unet.modules():
         if isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight)
@@ -111,18 +122,27 @@ def test_classes_have_menus_and_guidance_a_slider(page: Page, site: Site, pictur
     menu.select_by_visible_text("oil")
     page.until("Done").forget().by_id("told-guidance").send_keys(*[Keys.ARROW_RIGHT] * 4)
     guided, plain = (
-        made(site.folder / "told", picture, 7, 1, conditions={"style": "oil"}, guidance=each) for each in (3, None)
+        made(site.folder / "told", picture, 7, 1, conditions={"style": "oil"}, guidance=each)
+        for each in (3, None)
     )
     assert abs(page.until("Done").results - guided).max() <= 1 < abs(guided - plain).max()
 
 
 @pytest.mark.nightly
-def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, exported: Path, tmp_path: Path):
+def test_a_photograph_is_restored_at_its_own_size(
+    page: Page, site: Site, exported: Path, tmp_path: Path
+):
     """The expected picture, and a random one; by windows, with its time, and saved whole."""
     large, canvas = tmp_path / "large.png", "#photographs-compare canvas"
     noise(5, 60, 41).save(large)
     page.open("?seed=3").show("photographs").until("Ready").watch().give(large).until("Done")
-    assert abs(page.pixels(canvas)[1] - made(exported, large, 3, 1, window=SIZE, solver="mean", steps=1)).max() <= 1
+    assert (
+        abs(
+            page.pixels(canvas)[1]
+            - made(exported, large, 3, 1, window=SIZE, solver="mean", steps=1)
+        ).max()
+        <= 1
+    )
     begun = r"large\.png: 60 x 41 pixels in 20 windows, about \d+ s\."
     assert [text for text in page.seen if re.fullmatch(begun, text)]
     own = json.loads((exported / "bridge.json").read_text())["solver"]
@@ -137,7 +157,9 @@ def test_a_photograph_is_restored_at_its_own_size(page: Page, site: Site, export
     assert re.fullmatch(r"Step 4 of 4, window 20 of 20: .* s left\.", last)
     page.by_id("save").click()
     page.wait(lambda: (tmp_path / "large-restored.png").exists())
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "large-restored.png").convert("RGB")), after)
+    np.testing.assert_array_equal(
+        np.asarray(Image.open(tmp_path / "large-restored.png").convert("RGB")), after
+    )
     clip = f"return getComputedStyle(document.querySelectorAll('{canvas}')[1]).clipPath"
     assert "50%" in page.script(clip)
     page.find("#photographs-compare input").send_keys(Keys.HOME)
@@ -165,7 +187,9 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(page: Page,
 
 
 @pytest.mark.nightly
-def test_photographs_are_there_offline_after_a_visit_of_drawings(page: Page, site: Site, tmp_path: Path):
+def test_photographs_are_there_offline_after_a_visit_of_drawings(
+    page: Page, site: Site, tmp_path: Path
+):
     noise(5, 20, 20).save(tmp_path / "photo.png")
     page.open().driver.execute_async_script(KEPT)
     page.wait(lambda: page.driver.execute_async_script(NETWORKS) == 2)
@@ -201,7 +225,9 @@ def test_draw_undo_erase_clear_and_other_colours(page: Page):
 
 
 @pytest.mark.nightly
-def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(page: Page, tmp_path: Path):
+def test_a_drawing_comes_back_after_a_reload_by_its_link_and_from_a_saved_picture(
+    page: Page, tmp_path: Path
+):
     """Strokes and a picture below them, with the same pictures, also of another visitor."""
     noise(3, SIZE, SIZE).save(tmp_path / "below.png")
     page.open("?seed=5").give(tmp_path / "below.png").until("Done").forget().draw().until("Done")
@@ -295,7 +321,10 @@ def test_the_network_is_downloaded_once_and_again_when_it_changed(page: Page, si
 def test_a_model_that_cannot_be_read_gives_a_message_and_is_tried_again(page: Page, site: Site):
     """One that is missing, for which a drawing waits, and one that is damaged."""
     page.driver.get(f"{site.address}?model=other")
-    assert page.until_warned() == f"{site.address}other/bridge.json cannot be read: the server says 404. Try again"
+    assert (
+        page.until_warned()
+        == f"{site.address}other/bridge.json cannot be read: the server says 404. Try again"
+    )
     before = page.ink
     assert page.draw().ink > before + 1000
     shutil.copytree(site.folder / "drawings", site.folder / "other")
@@ -305,7 +334,9 @@ def test_a_model_that_cannot_be_read_gives_a_message_and_is_tried_again(page: Pa
     unet = shutil.copytree(site.folder / "drawings", site.folder / "damaged") / "unet.onnx"
     unet.write_bytes(unet.read_bytes()[:-1] + b"x")
     page.driver.get(f"{site.address}?model=damaged")
-    assert page.until_warned().startswith("unet.onnx is not what bridge.json describes: it is damaged, or of another")
+    assert page.until_warned().startswith(
+        "unet.onnx is not what bridge.json describes: it is damaged, or of another"
+    )
 
 
 @pytest.mark.nightly
@@ -324,8 +355,10 @@ def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
     page.command("Emulation.setDeviceMetricsOverride", size)
     page.open().forget().draw(interaction.POINTER_TOUCH).until("Done")
     assert page.script("return [innerWidth, document.documentElement.scrollWidth]") == [390, 390]
-    *shown, picture = page.script("""return ["#drawings-sheet", "#drawings-other", "#drawings-results figure"].map(
+    *shown, picture = (
+        page.script("""return ["#drawings-sheet", "#drawings-other", "#drawings-results figure"].map(
         (each) => document.querySelector(each).getBoundingClientRect().bottom)""")
+    )
     assert max(shown) < 844 * 0.7
     assert picture < 844  # the first pictures are seen too, and so is what is between
     outside = """return [...document.querySelectorAll("button, select, input, canvas, progress")].filter(
@@ -335,16 +368,24 @@ def test_a_phone_shows_sheet_and_button_at_once_and_nothing_outside(page: Page):
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize(("page", "software"), [((), False), (SOFTWARE_WEBGPU, True)], indirect=["page"])
-def test_the_picture_is_right_whether_there_is_webgpu_or_not(page: Page, software: bool, exported: Path, picture: Path):
+@pytest.mark.parametrize(
+    ("page", "software"), [((), False), (SOFTWARE_WEBGPU, True)], indirect=["page"]
+)
+def test_the_picture_is_right_whether_there_is_webgpu_or_not(
+    page: Page, software: bool, exported: Path, picture: Path
+):
     """And whether it agrees with WASM, which goes on otherwise, with a message."""
     page.open("?device=webgpu&pictures=1&seed=0")
     refused, device = page.text("warning"), page.by_id("advanced-device").get_attribute("value")
     none = "The graphics card is not used: this browser offers no WebGPU. The processor goes on."
-    assert refused == none or (software and (not refused or "one call differs from WASM by" in refused))
+    assert refused == none or (
+        software and (not refused or "one call differs from WASM by" in refused)
+    )
     assert device == ("wasm" if refused else "webgpu")
     page.give(picture).until("Done")
-    assert abs(page.results - made(exported, picture, 0, 1)).max() <= (2 if device == "webgpu" else 1)
+    assert abs(page.results - made(exported, picture, 0, 1)).max() <= (
+        2 if device == "webgpu" else 1
+    )
 
 
 @pytest.mark.nightly
@@ -354,7 +395,8 @@ def test_a_seed_that_is_none_gives_a_message(page: Page):
         said = "The seed must be a whole number from 0 to 9223372036854775804"
         assert page.enter_seed(seed).until_warned() == f"{said}; 4 pictures take it and the next 3."
     assert page.forget().enter_seed("9223372036854775804").until("Done").text("warning") == ""
-    assert page.forget().enter_seed("").until("Done").text("warning") == ""  # an empty field draws one
+    # an empty field draws one
+    assert page.forget().enter_seed("").until("Done").text("warning") == ""
     drawn = int(page.by_id("advanced-seed").get_attribute("value"))
     assert 0 <= drawn < 2**32
     assert f"seed={drawn}&" in page.script("return localStorage['bbdm-drawing']")
@@ -373,7 +415,9 @@ def test_all_is_done_with_the_keyboard_and_axe_finds_no_violations(page: Page, p
         focused = page.driver.switch_to.active_element
         if focused.tag_name == "body":
             break
-        reached.append(focused.get_attribute("id").removeprefix("drawings-") or focused.accessible_name)
+        reached.append(
+            focused.get_attribute("id").removeprefix("drawings-") or focused.accessible_name
+        )
         assert page.script(outlined), reached[-1]
     tools = ["tab", "sheet", "pen", "clear", "other", "compare", "Save this picture as PNG"]
     examples = [f"Colour the {name}" for name in ("pumpkin", "crab", "shirt", "face")]
@@ -385,13 +429,17 @@ def test_all_is_done_with_the_keyboard_and_axe_finds_no_violations(page: Page, p
         for scheme in ("light", "dark"):
             colours = [{"name": "prefers-color-scheme", "value": scheme}]
             page.command("Emulation.setEmulatedMedia", {"features": colours})
-            passed, violated = page.driver.execute_async_script("""axe.run().then(({ passes, violations }) =>
+            passed, violated = (
+                page.driver.execute_async_script("""axe.run().then(({ passes, violations }) =>
                 arguments[0]([passes.length, violations.map(({ id, nodes }) => [id, nodes.map((n) => n.html)])]))""")
+            )
             assert (passed > 10, violated) == (True, []), scheme
 
     check()
     page.by_id("clear").click()
-    page.forget().by_id("sheet").send_keys(" ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3)
+    page.forget().by_id("sheet").send_keys(
+        " ", *[Keys.ARROW_RIGHT] * 3, " ", *[Keys.ARROW_DOWN] * 3
+    )
     assert page.until("Done").ink > 1000
     first = page.results
     page.forget().find("#drawings-examples button").send_keys(Keys.ENTER)

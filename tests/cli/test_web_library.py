@@ -34,7 +34,9 @@ NPM = shutil.which("npm")
 
 def run(command: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **variables}
-    return subprocess.run(command.split(), cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command.split(), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def case(
@@ -49,9 +51,17 @@ def case(
 ) -> dict[str, Any]:
     """Python's results for a random source, for tests/export.test.ts; ``table`` is of solver and steps."""
     sampler, chosen = OnnxBridgeSampler(folder), dict(zip(("solver", "steps"), table, strict=False))
-    source = to_array(Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)))
+    source = to_array(
+        Image.fromarray(
+            np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        )
+    )
     seeds = [0, 2**40 + 5, 2**63 - 1]
-    about: dict[str, Any] = {"window": window, "conditions": classes, "guidance": guidance if classes else None}
+    about: dict[str, Any] = {
+        "window": window,
+        "conditions": classes,
+        "guidance": guidance if classes else None,
+    }
     results = sampler(np.stack([source] * len(seeds)), seed=seeds, **chosen, **about)
     settings = json.loads((folder / "bridge.json").read_text())
     return {
@@ -59,7 +69,12 @@ def case(
         "table": next(tables.tables(settings, [":".join(map(str, table))])) if table else None,
         "window": window,
         "told": classes and {"classes": classes, "guidance": guidance},
-        "source": {"data": source.flatten().tolist(), "channels": 3, "height": height, "width": width},
+        "source": {
+            "data": source.flatten().tolist(),
+            "channels": 3,
+            "height": height,
+            "width": width,
+        },
         "seeds": [str(seed) for seed in seeds],
         "results": [result.flatten().tolist() for result in results],
         "within": within,
@@ -69,7 +84,11 @@ def case(
 def side(size: int, length: int, overlap: float, unit: int) -> dict[str, Any]:
     """Python's windows of a side, for tests/export.test.ts."""
     (made,) = WindowGrid((length,), overlap, 0, (unit,), 1, False).sides((size,))
-    return {"given": [size, length, overlap, unit], "starts": made.starts, "weights": made.gaussians().tolist()}
+    return {
+        "given": [size, length, overlap, unit],
+        "starts": made.starts,
+        "weights": made.gaussians().tolist(),
+    }
 
 
 def kinds() -> Iterator[dict[str, Any]]:
@@ -80,9 +99,12 @@ def kinds() -> Iterator[dict[str, Any]]:
 
     for path in sorted((demo.FOLDER / "val").glob("*.png")):
         pair = Image.open(path).convert("RGB")
-        lines, coloured = (pair.crop((left, 0, left + pair.height, pair.height)) for left in (0, pair.height))
+        lines, coloured = (
+            pair.crop((left, 0, left + pair.height, pair.height)) for left in (0, pair.height)
+        )
         yield kind_of(f"lines of {path.name}", "lines", lines)
-        yield kind_of(path.name, "lines" if path.stem == "1F427" else "filled", coloured)  # the penguin is grey
+        # the penguin is grey
+        yield kind_of(path.name, "lines" if path.stem == "1F427" else "filled", coloured)
         ink = Image.new("RGBA", lines.size)
         ink.putalpha(ImageChops.invert(lines.convert("L")))
         yield kind_of(f"lines of {path.name}, transparent", "lines", ink)
@@ -95,11 +117,19 @@ def kinds() -> Iterator[dict[str, Any]]:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not (NPM and (WEB / "node_modules").exists()), reason="needs npm, and npm ci in examples/web")
-def test_the_library_makes_the_pictures_of_python(exported: Path, bundled_export: Path, tmp_path: Path):
+@pytest.mark.skipif(
+    not (NPM and (WEB / "node_modules").exists()), reason="needs npm, and npm ci in examples/web"
+)
+def test_the_library_makes_the_pictures_of_python(
+    exported: Path, bundled_export: Path, tmp_path: Path
+):
     """float32 within 1e-3, float16 within 2e-2: classes, guidance, padding, noise at the start, a codec."""
-    latent = export(checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3")
-    unet = tiny_unet(0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1})
+    latent = export(
+        checkpoint(tmp_path / "latent.pt", 0, tiny_codec()), tmp_path / "latent", "--steps", "3"
+    )
+    unet = tiny_unet(
+        0, condition_channels=3, classes={"style": ("ink", "oil")}, drop={"style": 0.1}
+    )
     save_checkpoint(tmp_path / "style.pt", unet, BRIDGE)
     style = export(tmp_path / "style.pt", tmp_path / "style", "--steps", "3")
     cases = [
@@ -114,7 +144,12 @@ def test_the_library_makes_the_pictures_of_python(exported: Path, bundled_export
         case(latent, 30, 44, window=(16, 16)),
         case(bundled_export, 72, 16, "dpm2m", 3, within=2e-2, window=(64, 64)),
     ]
-    sides = [side(64, 64, 0.25, 8), side(752, 64, 0.25, 8), side(4000, 96, 0.3, 4), side(51, 17, 0.9, 1)]
+    sides = [
+        side(64, 64, 0.25, 8),
+        side(752, 64, 0.25, 8),
+        side(4000, 96, 0.3, 4),
+        side(51, 17, 0.9, 1),
+    ]
     written = {"cases": cases, "sides": sides, "kinds": [*kinds()]}
     assert {each["kind"] for each in written["kinds"]} == {"lines", "filled", "photograph"}
     (tmp_path / "cases.json").write_text(json.dumps(written))
@@ -127,7 +162,11 @@ def test_the_library_makes_the_pictures_of_python(exported: Path, bundled_export
 @pytest.mark.skipif(NPM is None, reason="needs npm")
 def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
     """With the package and its weights beside it, of which Python exports what the page computes with."""
-    web = Path(shutil.copytree(WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")))
+    web = Path(
+        shutil.copytree(
+            WEB, tmp_path / "examples/web", ignore=shutil.ignore_patterns("node_modules", "dist")
+        )
+    )
     (tmp_path / "bbdm").symlink_to(ROOT / "bbdm")
     assert '"resolved"' not in (web / "package-lock.json").read_text()
     for command in ("npm ci", "npm run build"):
@@ -136,9 +175,16 @@ def test_the_page_is_built_from_its_lock_file(tmp_path: Path):
             pytest.skip("npm reaches no registry")
         assert done.returncode == 0, done.stdout + done.stderr
     for name in exports.WEIGHTS:
-        written, built = (json.loads((web / each / name / "bridge.json").read_text()) for each in ("exports", "dist"))
+        written, built = (
+            json.loads((web / each / name / "bridge.json").read_text())
+            for each in ("exports", "dist")
+        )
         assert built == {**written, "packed": True}
-        assert (built["dtype"], built["solver"], len(built["timesteps"])) == ("fp16", "sde-dpm2m", 5)
+        assert (built["dtype"], built["solver"], len(built["timesteps"])) == (
+            "fp16",
+            "sde-dpm2m",
+            5,
+        )
         unpacked = gzip.decompress((web / f"dist/{name}/unet.onnx.gzip").read_bytes())
         assert hashlib.sha256(unpacked).hexdigest() == built["files"]["unet.onnx"]
     assert "https://" not in (web / "dist/index.html").read_text()

@@ -80,7 +80,9 @@ KINDS = {
         lambda m: (m.encode(IMAGE).latent_dist.mean - 0.25) / 2,
         lambda m, z: m.decode(2 * z + 0.25).sample,
     ),
-    "wrapped": Kind(own_codec, ("wrapped", 5, 2), lambda m: 2 * m.down(IMAGE), lambda m, z: m.up(z)),
+    "wrapped": Kind(
+        own_codec, ("wrapped", 5, 2), lambda m: 2 * m.down(IMAGE), lambda m, z: m.up(z)
+    ),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
@@ -88,7 +90,9 @@ every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def statistics_of(channels: int) -> LatentStatistics:
     """Of each channel another."""
     one = tuple(1 + i / 10 for i in range(channels))
-    return LatentStatistics(one, tuple(2 * v for v in one), tuple(-v for v in one), tuple(3 * v for v in one))
+    return LatentStatistics(
+        one, tuple(2 * v for v in one), tuple(-v for v in one), tuple(3 * v for v in one)
+    )
 
 
 def rows(values: tuple[float, ...]) -> Tensor:
@@ -107,7 +111,12 @@ def test_latents_and_images_are_the_network_s_own(kind: Kind):
     """Also normalised, sources and targets apart."""
     plain = kind.make()
     assert ((plain.kind, plain.channels, plain.stride), plain.image_channels) == (kind.sizes, 3)
-    assert not any([plain.module.training, *(parameter.requires_grad for parameter in plain.module.parameters())])
+    assert not any(
+        [
+            plain.module.training,
+            *(parameter.requires_grad for parameter in plain.module.parameters()),
+        ]
+    )
     latents = plain.latents(IMAGE)
     torch.testing.assert_close(latents, kind.encode(plain.module))
     torch.testing.assert_close(plain.encode(IMAGE, "source"), latents, rtol=0, atol=0)
@@ -151,9 +160,16 @@ def test_placed_in_bfloat16(kind: Kind):
 def test_what_stays_in_float32():
     """Codes, of which rounding would change the nearest, and networks that overflow in float16."""
     module = vqgan().placed(CPU, torch.bfloat16).module
-    assert (module.quantize.embedding.weight.dtype, module.quant_conv.weight.dtype) == (torch.float32, torch.bfloat16)
+    assert (module.quantize.embedding.weight.dtype, module.quant_conv.weight.dtype) == (
+        torch.float32,
+        torch.bfloat16,
+    )
     half, brain = torch.float16, torch.bfloat16
-    for upcast, dtype, expected in ((True, half, torch.float32), (True, brain, brain), (False, half, half)):
+    for upcast, dtype, expected in (
+        (True, half, torch.float32),
+        (True, brain, brain),
+        (False, half, half),
+    ):
         assert DiffusersCodec(tiny_kl(force_upcast=upcast)).placed(CPU, dtype).dtype == expected
 
 
@@ -163,7 +179,9 @@ def test_compiled_is_eager(name: str, backend: str):
     """As one graph."""
     codec = KINDS[name].make()
     traced = partial(torch.compile, fullgraph=True, backend=backend)
-    compiled = codec.compiled(lambda function: Compiled(function, CPU) if backend == "inductor" else traced(function))
+    compiled = codec.compiled(
+        lambda function: Compiled(function, CPU) if backend == "inductor" else traced(function)
+    )
     latents = codec.latents(IMAGE)
     torch.testing.assert_close(compiled.latents(IMAGE), latents, rtol=0, atol=1e-4)
     torch.testing.assert_close(compiled.image(latents), codec.image(latents), rtol=0, atol=1e-4)
@@ -179,12 +197,18 @@ def test_graphs_are_torch_s():
         (graphs.codec_graph(codec, decodes=False), {"image": IMAGE}, latents),
         (graphs.codec_graph(codec, decodes=True), {"latent": latents}, codec.decode(latents)),
     ):
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-        (outputs,) = session.run(None, {name: value.contiguous().numpy() for name, value in inputs.items()})
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), providers=["CPUExecutionProvider"]
+        )
+        (outputs,) = session.run(
+            None, {name: value.contiguous().numpy() for name, value in inputs.items()}
+        )
         assert np.abs(np.asarray(outputs) - expected.numpy()).max() < 1e-4 * expected.abs().max()
 
 
-@pytest.mark.parametrize(("name", "suffix"), [*((name, ".pt") for name in list(KINDS)[:4]), ("kl", ".safetensors")])
+@pytest.mark.parametrize(
+    ("name", "suffix"), [*((name, ".pt") for name in list(KINDS)[:4]), ("kl", ".safetensors")]
+)
 def test_a_checkpoint_holds_all(name: str, suffix: str, tmp_path: Path):
     make = KINDS[name].make
     codec = make()
@@ -193,8 +217,12 @@ def test_a_checkpoint_holds_all(name: str, suffix: str, tmp_path: Path):
     loaded = load_checkpoint(path).build_codec()
     assert loaded is not None
     assert (loaded.config(), loaded.digest()) == (codec.config(), codec.digest())
-    torch.testing.assert_close(loaded.encode(IMAGE, "target"), codec.encode(IMAGE, "target"), rtol=0, atol=0)
-    torch.testing.assert_close(loaded.decode(loaded.latents(IMAGE)), codec.decode(codec.latents(IMAGE)), rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.encode(IMAGE, "target"), codec.encode(IMAGE, "target"), rtol=0, atol=0
+    )
+    torch.testing.assert_close(
+        loaded.decode(loaded.latents(IMAGE)), codec.decode(codec.latents(IMAGE)), rtol=0, atol=0
+    )
     load_checkpoint(path, codec=make())
     for other in (make(seed=1), vqgan(num_codes=41), diffusers(tiny_kl, 2.0)()):
         with pytest.raises(ValueError, match="another codec was given"):
@@ -203,15 +231,23 @@ def test_a_checkpoint_holds_all(name: str, suffix: str, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("name", "suffix", "more"),
-    [("wrapped", ".pt", {}), ("wrapped", ".safetensors", {}), ("vqgan", ".pt", {"training": {"step": 1}})],
+    [
+        ("wrapped", ".pt", {}),
+        ("wrapped", ".safetensors", {}),
+        ("vqgan", ".pt", {"training": {"step": 1}}),
+    ],
 )
-def test_a_file_that_has_a_hash_of_its_codec_needs_the_same(name: str, suffix: str, more: Any, tmp_path: Path):
+def test_a_file_that_has_a_hash_of_its_codec_needs_the_same(
+    name: str, suffix: str, more: Any, tmp_path: Path
+):
     """That of a user's codec, and one with training state."""
     make, path = KINDS[name].make, tmp_path / f"bridge{suffix}"
     codec = make()
     codec = codec.with_statistics(statistics_of(codec.channels))
     saved(path, codec, **more)
-    with pytest.raises(IncompleteFileError, match=rf"only the SHA-256 of its codec, .* '{name}': pass the codec"):
+    with pytest.raises(
+        IncompleteFileError, match=rf"only the SHA-256 of its codec, .* '{name}': pass the codec"
+    ):
         load_checkpoint(path).build_codec()
     sampler = BridgeSampler.from_checkpoint(path, codec=make(), steps=2)
     other = BridgeSampler(sampler.unet, ABridge(), steps=2, codec=codec)
@@ -222,11 +258,31 @@ def test_a_file_that_has_a_hash_of_its_codec_needs_the_same(name: str, suffix: s
 
 
 EDITS: dict[str, tuple[str, Callable[..., object], str]] = {
-    "no statistics": ("vqgan", lambda c, _: c.pop("statistics"), "settings are none of kind 'vqgan': 'statistics'"),
-    "NaN": ("vqgan", lambda c, _: c["statistics"].update(source_std=(1, NAN, 1)), "source_std must be finite"),
-    "short": ("vqgan", lambda c, _: c.update(statistics=dict.fromkeys(c["statistics"], (1,))), "must be of 3 channels"),
-    "vqgan, unknown": ("vqgan", lambda c, _: c["config"].update(speed=1), "none of kind 'vqgan': .*speed"),
-    "fraction": ("vqgan", lambda c, _: c["config"].update(num_codes=1.5), "num_codes must be of integers, got 1.5"),
+    "no statistics": (
+        "vqgan",
+        lambda c, _: c.pop("statistics"),
+        "settings are none of kind 'vqgan': 'statistics'",
+    ),
+    "NaN": (
+        "vqgan",
+        lambda c, _: c["statistics"].update(source_std=(1, NAN, 1)),
+        "source_std must be finite",
+    ),
+    "short": (
+        "vqgan",
+        lambda c, _: c.update(statistics=dict.fromkeys(c["statistics"], (1,))),
+        "must be of 3 channels",
+    ),
+    "vqgan, unknown": (
+        "vqgan",
+        lambda c, _: c["config"].update(speed=1),
+        "none of kind 'vqgan': .*speed",
+    ),
+    "fraction": (
+        "vqgan",
+        lambda c, _: c["config"].update(num_codes=1.5),
+        "num_codes must be of integers, got 1.5",
+    ),
     "vqgan, weights": (
         "vqgan",
         lambda _, s: s["codec"].pop("quant_conv.bias"),
@@ -234,15 +290,25 @@ EDITS: dict[str, tuple[str, Callable[..., object], str]] = {
     ),
     "kl, no config": ("kl", lambda c, _: c.pop("config"), "none of kind 'kl': 'config'"),
     "kl, unknown": ("kl", lambda c, _: c["config"].update(speed=1), "none of kind 'kl': .*'speed'"),
-    "blocks": ("kl", lambda c, _: c["config"].update(layers_per_block=10**9), "2000000000 blocks, for"),
-    "another kind": ("kl", lambda c, _: c.update(kind="tiny"), r"kind must be one of \['kl', 'vqgan'\], got 'tiny'"),
+    "blocks": (
+        "kl",
+        lambda c, _: c["config"].update(layers_per_block=10**9),
+        "2000000000 blocks, for",
+    ),
+    "another kind": (
+        "kl",
+        lambda c, _: c.update(kind="tiny"),
+        r"kind must be one of \['kl', 'vqgan'\], got 'tiny'",
+    ),
     "no hash": ("wrapped", lambda c, _: c.update(sha256=""), "sha256 must be text, got ''"),
     "a number as hash": ("wrapped", lambda c, _: c.update(sha256=3), "sha256 must be text, got 3"),
 }
 
 
 @pytest.mark.parametrize(("name", "edit", "message"), EDITS.values(), ids=EDITS)
-def test_a_damaged_checkpoint_is_refused(name: str, edit: Callable[..., object], message: str, tmp_path: Path):
+def test_a_damaged_checkpoint_is_refused(
+    name: str, edit: Callable[..., object], message: str, tmp_path: Path
+):
     codec = KINDS[name].make()
     path = saved(tmp_path / "a.pt", codec.with_statistics(statistics_of(codec.channels)))
     content = torch.load(path, weights_only=True)
@@ -254,7 +320,9 @@ def test_a_damaged_checkpoint_is_refused(name: str, edit: Callable[..., object],
 
 def wrapped(module: Any = None, **settings: Any) -> Codec:
     module = Own() if module is None else module
-    return wrap_codec(module, lambda _, x: x, lambda _, z: z, **{"channels": 5, "stride": 2, **settings})
+    return wrap_codec(
+        module, lambda _, x: x, lambda _, z: z, **{"channels": 5, "stride": 2, **settings}
+    )
 
 
 def statistics(std: Any = (1.0,), target_mean: Any = (0.0,)) -> LatentStatistics:
@@ -263,14 +331,26 @@ def statistics(std: Any = (1.0,), target_mean: Any = (0.0,)) -> LatentStatistics
 
 ONES = torch.ones(1, 3, 2, 2)
 IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
-    (lambda: DiffusersCodec(nn.Linear(2, 2)), "module must be a diffusers AutoencoderKL, got a Linear"),
-    (lambda: DiffusersCodec(tiny_kl(out_channels=4)), "the autoencoder's out_channels must be 3, got 4"),
+    (
+        lambda: DiffusersCodec(nn.Linear(2, 2)),
+        "module must be a diffusers AutoencoderKL, got a Linear",
+    ),
+    (
+        lambda: DiffusersCodec(tiny_kl(out_channels=4)),
+        "the autoencoder's out_channels must be 3, got 4",
+    ),
     (lambda: wrapped("text"), r"module must be a torch\.nn\.Module with parameters, got a str"),
     (lambda: wrapped(nn.ReLU()), r"Module with parameters, got a ReLU"),
     (lambda: wrapped(channels=0), "channels must be at least 1, got 0"),
     (lambda: wrapped(stride=1.5), r"stride must be of integers, got 1\.5"),
-    (lambda: own_codec(stride=4).latents(IMAGE), r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)"),
-    (lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)), r"must become \(4, 4, 4\) values, got"),
+    (
+        lambda: own_codec(stride=4).latents(IMAGE),
+        r"\(3, 16, 24\) must become \(5, 4, 6\) values, got \(5, 8, 12\)",
+    ),
+    (
+        lambda: own_codec(image_channels=4).image(torch.zeros(1, 5, 2, 2)),
+        r"must become \(4, 4, 4\) values, got",
+    ),
     (lambda: LatentStatistics.of([]), "at least one batch"),
     (lambda: LatentStatistics.of([(ONES, ONES)]), "source_std must be finite and positive"),
     (lambda: statistics(std=(NAN,)), "source_std must be finite"),
@@ -280,9 +360,18 @@ IMPOSSIBLE: list[tuple[Callable[[], object], str]] = [
         lambda: BridgeSampler(tiny_unet(), ABridge(), codec=vqgan(latent_channels=4)),
         "codec must have the network's 3 channels, got 4",
     ),
-    (lambda: own_codec().latents(torch.zeros(1, 3, 9, 8)), "sides that are multiples of 2 x 2, got 9 x 8"),
-    (lambda: own_codec().latents(torch.zeros(1, 1, 8, 8)), r"x must be \(B, 3, H, W\), got shape \(1, 1, 8, 8\)"),
-    (lambda: own_codec().image(torch.zeros(1, 3, 8, 8)), r"x must be \(B, 5, H, W\), got shape \(1, 3, 8, 8\)"),
+    (
+        lambda: own_codec().latents(torch.zeros(1, 3, 9, 8)),
+        "sides that are multiples of 2 x 2, got 9 x 8",
+    ),
+    (
+        lambda: own_codec().latents(torch.zeros(1, 1, 8, 8)),
+        r"x must be \(B, 3, H, W\), got shape \(1, 1, 8, 8\)",
+    ),
+    (
+        lambda: own_codec().image(torch.zeros(1, 3, 8, 8)),
+        r"x must be \(B, 5, H, W\), got shape \(1, 3, 8, 8\)",
+    ),
 ]
 
 
@@ -293,7 +382,13 @@ def test_what_cannot_be(make: Callable[[], object], message: str):
 
 
 def test_images_of_one_channel():
-    kl = tiny_kl(latent_channels=16, in_channels=1, out_channels=1, use_quant_conv=False, use_post_quant_conv=False)
+    kl = tiny_kl(
+        latent_channels=16,
+        in_channels=1,
+        out_channels=1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     codec = DiffusersCodec(kl)
     assert (codec.image_channels, codec.channels) == (1, 16)
     assert codec.image(codec.latents(IMAGE[:, :1])).shape == (2, 1, 16, 24)
@@ -336,7 +431,8 @@ def test_without_diffusers(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "diffusers", None)
     for load in (lambda: load_codec(folder), lambda: load_checkpoint(path)):
         with pytest.raises(
-            ModuleNotFoundError, match=r"kind 'kl' needs diffusers, .*: pip install 'bbdm\[diffusers\]'"
+            ModuleNotFoundError,
+            match=r"kind 'kl' needs diffusers, .*: pip install 'bbdm\[diffusers\]'",
         ):
             load()
 
@@ -347,7 +443,9 @@ def test_our_own_vqgan(suffix: str, tmp_path: Path):
     save_vqgan(path, vqgan)
     loaded = load_vqgan(path)
     assert (loaded.config, loaded.training) == (vqgan.config, False)
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in vqgan.state_dict().items())
+    assert all(
+        torch.equal(value, loaded.state_dict()[key]) for key, value in vqgan.state_dict().items()
+    )
     assert load_codec(path).description() == VQGANCodec(vqgan).description()
     bridge = tmp_path / f"bridge{suffix}"
     save_checkpoint(bridge, tiny_unet(), ABridge())

@@ -36,7 +36,12 @@ WAITS = {  # operators whose result the host must see
     aten.allclose.default: "allclose",
     aten.bincount.default: "bincount",  # for the largest number
 }
-INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+INDEXED = (
+    aten.index.Tensor,
+    aten.index_put.default,
+    aten.index_put_.default,
+    aten._index_put_impl_.default,
+)
 HOST = (aten.lift_fresh.default, aten.lift_fresh_copy.default)  # of torch.tensor
 
 
@@ -46,7 +51,9 @@ class CaptureError(AssertionError):
 
 def wait_of(func: Any, args: Any) -> str | None:
     """Why the host waits for an operator, if it does."""
-    if func in INDEXED and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+    if func in INDEXED and any(
+        i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]
+    ):
         return "boolean index"
     return WAITS.get(func)
 
@@ -80,7 +87,9 @@ def storage_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _found(reference: StorageWeakRef, dtype: torch.dtype, size: Any, stride: Any, offset: int) -> Tensor:
+def _found(
+    reference: StorageWeakRef, dtype: torch.dtype, size: Any, stride: Any, offset: int
+) -> Tensor:
     storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)  # pyright: ignore[reportAttributeAccessIssue]
     if storage is None:
         raise CaptureError("a graph is replayed on memory that was freed: keep what it reads")
@@ -120,10 +129,14 @@ class Graph:
 
     def record(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator, and keep how to run it again."""
-        known = {storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        known = {
+            storage_of(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)
+        }
         again = tree_map_only(Tensor, self._kept, (args, kwargs))
         made = func(*args, **kwargs)
-        fresh = [t for t in tree_leaves(made) if isinstance(t, Tensor) and storage_of(t) not in known]
+        fresh = [
+            t for t in tree_leaves(made) if isinstance(t, Tensor) and storage_of(t) not in known
+        ]
         self.own |= {storage_of(each): each for each in fresh}
         if fresh or func._schema.is_mutable:
             self.kernels.append((func, *again, fresh))
@@ -149,7 +162,9 @@ class Graph:
         for func, args, kwargs, outputs in self.kernels:
             args, kwargs = tree_map_only(FunctionType, lambda find: find(), (args, kwargs))
             made = [each for each in tree_leaves(func(*args, **kwargs)) if isinstance(each, Tensor)]
-            for output, tensor in zip(outputs, made[-len(outputs) :] if outputs else (), strict=True):
+            for output, tensor in zip(
+                outputs, made[-len(outputs) :] if outputs else (), strict=True
+            ):
                 output.copy_(tensor)
 
 

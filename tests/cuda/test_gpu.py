@@ -41,14 +41,22 @@ def whole_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_gpu_pictures_are_the_cpus(case: str, compile: bool):
     settings, source, calls = CASES[case]
-    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
+    built: dict[str, Any] = {
+        name: value() if callable(value) else value for name, value in settings.items()
+    }
     network, solver = built.pop("network", None) or short_unet(), built.pop("solver", "sde-dpm2m")
     here = BridgeSampler(network, ABridge(), solver, STEPS, **built)
-    there = BridgeSampler(network, ABridge(), solver, STEPS, device=CUDA, compile=compile, dtype="fp32", **built)
+    there = BridgeSampler(
+        network, ABridge(), solver, STEPS, device=CUDA, compile=compile, dtype="fp32", **built
+    )
     for seed, options in enumerate(calls):
-        on_card = {name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+        on_card = {
+            name: v.cuda() if isinstance(v, torch.Tensor) else v for name, v in options.items()
+        }
         wanted = here(source, seed=seed, **options)
-        torch.testing.assert_close(there(source, seed=seed, **options), wanted, rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(
+            there(source, seed=seed, **options), wanted, rtol=0, atol=TOLERANCE
+        )
         found = there(source.cuda(), seed=seed, **on_card)
         assert found.is_cuda
         torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=TOLERANCE)
@@ -68,15 +76,21 @@ def waits(call: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("case", TASKS)
-def test_gpu_losses_are_the_cpus_and_a_step_does_not_wait(case: str, monkeypatch: pytest.MonkeyPatch):
+def test_gpu_losses_are_the_cpus_and_a_step_does_not_wait(
+    case: str, monkeypatch: pytest.MonkeyPatch
+):
     """But for its loss where the rate depends on it."""
     for module in ("callbacks", "optimization"):
         monkeypatch.setattr(f"bbdm.training.{module}.SHOWN_EVERY", 1)
     settings = TASKS[case]
-    (mine, batch), (theirs, own) = (bridge_step(**settings, device=device) for device in (CUDA, CPU))
+    (mine, batch), (theirs, own) = (
+        bridge_step(**settings, device=device) for device in (CUDA, CPU)
+    )
     wanted = [float(theirs.step(own, index)) for index in range(STEPS)]
     losses: list[torch.Tensor] = []
-    seen = [waits(lambda index=index: losses.append(mine.step(batch, index))) for index in range(STEPS)]
+    seen = [
+        waits(lambda index=index: losses.append(mine.step(batch, index))) for index in range(STEPS)
+    ]
     tolerance = 1e-2 if "precision" in settings else TOLERANCE
     assert [float(loss) for loss in losses] == pytest.approx(wanted, abs=tolerance)
     plateau = settings.get("lr_schedule") == "plateau"
@@ -88,7 +102,9 @@ def test_gpu_a_run_is_the_cpus(make_trainer: MakeTrainer, pairs: Pairs):
 
     def run(device: str) -> list[dict[str, Any]]:
         unet = tiny_unet(condition_channels=3).to(device)
-        trainer = make_trainer(device, unet, validation=pairs, preview_every=1, save_every=1, workers=0)
+        trainer = make_trainer(
+            device, unet, validation=pairs, preview_every=1, save_every=1, workers=0
+        )
         trainer.fit()
         return metrics_of(trainer)
 
@@ -105,22 +121,30 @@ def test_gpu_batches_come_without_waiting(pairs: Pairs):
         assert batch.source.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("make", [lambda: VQGANCodec(tiny_vqgan()), lambda: DiffusersCodec(tiny_kl())])
+@pytest.mark.parametrize(
+    "make", [lambda: VQGANCodec(tiny_vqgan()), lambda: DiffusersCodec(tiny_kl())]
+)
 def test_gpu_codecs_are_the_cpus(make: Any):
     picture = torch.rand(2, 3, 32, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
     here, there = make(), make().placed(CUDA, torch.float32)
     latents = here.latents(picture)
     torch.testing.assert_close(there.latents(picture).cpu(), latents, rtol=0, atol=TOLERANCE)
-    torch.testing.assert_close(there.image(latents.cuda()).cpu(), here.image(latents), rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(
+        there.image(latents.cuda()).cpu(), here.image(latents), rtol=0, atol=TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("captured", [True, False])
 @torch.inference_mode()
-def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(captured: bool, monkeypatch: pytest.MonkeyPatch):
+def test_gpu_steps_do_not_make_the_host_wait_and_allocate_nothing(
+    captured: bool, monkeypatch: pytest.MonkeyPatch
+):
     """Of a loop without a graph, the network apart, which is torch's."""
     sampler = new_sampler(device="cuda", compile=captured)
     if not captured:
-        prediction = torch.randn(PICTURES.shape, device="cuda").contiguous(memory_format=torch.channels_last)
+        prediction = torch.randn(PICTURES.shape, device="cuda").contiguous(
+            memory_format=torch.channels_last
+        )
         monkeypatch.setattr(sampler.backend, "body", lambda *_: prediction)
     batch = Batch(sampler.plan(), [*range(5)], PICTURES, [*range(5)])
     inputs = sampler.loop.inputs(batch)
@@ -150,14 +174,19 @@ def test_gpu_one_graph_serves_every_solver_and_number_of_steps(monkeypatch: pyte
     monkeypatch.setattr(torch.cuda, "graph", None)  # no capture any more
     for steps in range(1, 51):
         solver = ("ddim", "dpm2m", "sde-dpm2m", "posterior")[steps % 4]
-        expected = [step.x for step in sampler.stream(PICTURES, seed=steps, solver=solver, steps=steps)][-1]
+        expected = [
+            step.x for step in sampler.stream(PICTURES, seed=steps, solver=solver, steps=steps)
+        ][-1]
         result = sampler(PICTURES, seed=steps, solver=solver, steps=steps)
         assert torch.equal(result, expected.clip(-1, 1).to(result.device))
 
 
 def test_gpu_two_samplers_never_capture_at_once(monkeypatch: pytest.MonkeyPatch):
     samplers = [new_sampler(compile=True, device="cuda") for _ in range(2)]
-    calls = [partial(each, PICTURES[:count], seed=0) for each, count in zip(samplers, (1, 2), strict=True)]
+    calls = [
+        partial(each, PICTURES[:count], seed=0)
+        for each, count in zip(samplers, (1, 2), strict=True)
+    ]
     assert captures_at_once(monkeypatch, calls) == (2, 1)
 
 

@@ -28,7 +28,8 @@ from tests.networks.test_vqgan import tiny_vqgan
 from tests.sampling.test_volumes import unet as volume_unet
 
 __all__ = ["card"]  # a fixture
-SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1  # off the stride
+# off the stride
+SOURCE = torch.rand(3, 3, 7, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
 LARGE = torch.rand(2, 3, 14, 11, generator=torch.Generator().manual_seed(1)) * 2 - 1
 STEPS, ROUNDING = 3, 1e-5
 bridge_step: Any = torch.ops.bbdm.bridge_step.default
@@ -40,11 +41,15 @@ def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
         return lambda *arguments: self.function(*arguments)
 
     monkeypatch.setattr(Compiled, "_compile", uncompiled)
-    monkeypatch.setattr("bbdm.sampling.torch_backend.bridge_step", torch.ops.bbdm.bridge_step)  # as on a card
+    # as on a card
+    monkeypatch.setattr("bbdm.sampling.torch_backend.bridge_step", torch.ops.bbdm.bridge_step)
 
 
 def sampler(
-    network: Network | None = None, solver: str = "sde-dpm2m", captures: bool = True, **settings: Any
+    network: Network | None = None,
+    solver: str = "sde-dpm2m",
+    captures: bool = True,
+    **settings: Any,
 ) -> BridgeSampler:
     """A sampler of 3 steps that captures its step, or does not."""
     network = network or short_unet(Short)
@@ -57,11 +62,17 @@ def sampler(
 def codec() -> Codec:
     made = VQGANCodec(tiny_vqgan())
     count = made.channels
-    return made.with_statistics(LatentStatistics((0.1,) * count, (2.0,) * count, (0.2,) * count, (1.5,) * count))
+    return made.with_statistics(
+        LatentStatistics((0.1,) * count, (2.0,) * count, (0.2,) * count, (1.5,) * count)
+    )
 
 
 def seen() -> Network:
-    described: dict[str, Any] = {"images": {"sar": 1}, "classes": {"style": 3}, "tokens": {"text": 4}}
+    described: dict[str, Any] = {
+        "images": {"sar": 1},
+        "classes": {"style": 3},
+        "tokens": {"text": 4},
+    }
     return tiny_unet(**described, drop={"style": 0.1, "text": 0.1}, condition_channels=3).eval()
 
 
@@ -73,18 +84,27 @@ MASK = torch.ones(3, 1, 7, 5)
 MASK[..., 2:] = 0
 GUIDED = {"guidance": {"style": 2.0, "text": 3.0}}
 WINDOWS = {"window": 8, "batch_size": 3}
-CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a sampler, a source, options of two calls
+# a sampler, a source, options of two calls
+CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {
     "stochastic": ({}, SOURCE, [{}, {}]),
     "multistep": ({"solver": "dpm2m"}, SOURCE, [{}, {}]),
     "posterior": ({"solver": "posterior"}, SOURCE, [{}, {}]),
     "unet": ({"network": lambda: tiny_unet(condition_channels=3).eval()}, SOURCE, [{}, {}]),
     "transformer": ({"network": lambda: tiny_dit(condition_channels=3)}, SOURCE, [{}, {}]),
-    "no source": ({"network": lambda: tiny_unet(attention_resolutions=()).eval()}, SOURCE, [{}, {}]),
+    "no source": (
+        {"network": lambda: tiny_unet(attention_resolutions=()).eval()},
+        SOURCE,
+        [{}, {}],
+    ),
     "codec": ({"codec": codec}, LARGE, [{}, {}]),
     "windows": ({}, LARGE, [WINDOWS, WINDOWS]),
     "conditions": ({"network": seen}, SOURCE, [ONE, OTHER]),
     "guided": ({"network": seen}, SOURCE, [{**each, **GUIDED} for each in (ONE, OTHER)]),
-    "guided windows": ({"network": seen}, LARGE, [{**each, **GUIDED, **WINDOWS} for each in (ONE, OTHER)]),
+    "guided windows": (
+        {"network": seen},
+        LARGE,
+        [{**each, **GUIDED, **WINDOWS} for each in (ONE, OTHER)],
+    ),
     "noise": ({}, SOURCE, [{"noise": NOISE}, {"noise": NOISE.flip(0)}]),
     "mask": ({}, SOURCE, [{"mask": MASK}, {"mask": 1 - MASK}]),
 }
@@ -94,7 +114,9 @@ CASES: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {  # a s
 def test_replays_are_the_eager_loop(case: str, card: Card):
     """Two sources, with other seeds and conditions, through one graph."""
     settings, source, calls = CASES[case]
-    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
+    built: dict[str, Any] = {
+        name: value() if callable(value) else value for name, value in settings.items()
+    }
     made, eager = sampler(**built), sampler(captures=False, **built)
     for number, (x, options) in enumerate(zip((source, -source), calls, strict=True)):
         seed = None if "noise" in options else number
@@ -117,7 +139,9 @@ def test_each_shape_has_a_graph(card: Card, monkeypatch: pytest.MonkeyPatch):
         (SOURCE, {**ONE, **GUIDED}, 5),
     ]
     for source, call, captures in calls:
-        torch.testing.assert_close(made(source, seed=0, **call), eager(source, seed=0, **call), rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(
+            made(source, seed=0, **call), eager(source, seed=0, **call), rtol=0, atol=ROUNDING
+        )
         assert len(card.graphs) == captures
 
 
@@ -132,9 +156,13 @@ def test_one_graph_serves_every_solver_number_of_steps_stream_and_callback(card:
         torch.testing.assert_close(made(SOURCE, **call), expected, rtol=0, atol=ROUNDING)
         assert len(shown) == (steps if callback else 0)
     expected = [step.x for step in eager.stream(SOURCE, 1)]
-    torch.testing.assert_close([step.x for step in made.stream(SOURCE, 1)], expected, rtol=0, atol=ROUNDING)
+    torch.testing.assert_close(
+        [step.x for step in made.stream(SOURCE, 1)], expected, rtol=0, atol=ROUNDING
+    )
     target = SOURCE.flip(0)
-    torch.testing.assert_close(made.encode(target, SOURCE, 4), eager.encode(target, SOURCE, 4), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        made.encode(target, SOURCE, 4), eager.encode(target, SOURCE, 4), rtol=1e-4, atol=1e-3
+    )
     assert len(card.graphs) == 2  # the other takes noise
 
 
@@ -142,7 +170,9 @@ def test_runs_that_take_turns_have_states_of_their_own(card: Card):
     """Two streams, and calls in a callback and between steps: all through the buffers of one graph."""
     made, eager = sampler(), sampler(captures=False)
     within: list[Tensor] = []
-    result = made(SOURCE, seed=0, callback=lambda step: within.append(made(-SOURCE, seed=step.index)))
+    result = made(
+        SOURCE, seed=0, callback=lambda step: within.append(made(-SOURCE, seed=step.index))
+    )
     torch.testing.assert_close(result, eager(SOURCE, seed=0), rtol=0, atol=ROUNDING)
     for seed, found in enumerate(within):
         torch.testing.assert_close(found, eager(-SOURCE, seed=seed), rtol=0, atol=ROUNDING)
@@ -161,7 +191,9 @@ def test_a_table_that_is_longer_than_the_buffers(card: Card, monkeypatch: pytest
     made, eager = sampler(), sampler(captures=False)
     for steps, captures in ((4, 1), (5, 2), (8, 2), (2, 2), (9, 3)):
         expected = eager(SOURCE, seed=0, steps=steps)
-        torch.testing.assert_close(made(SOURCE, seed=0, steps=steps), expected, rtol=0, atol=ROUNDING)
+        torch.testing.assert_close(
+            made(SOURCE, seed=0, steps=steps), expected, rtol=0, atol=ROUNDING
+        )
         assert len(card.graphs) == captures
 
 
@@ -184,8 +216,15 @@ def test_order(card: Card):
     with torch.cuda.stream(other):
         made(SOURCE, seed=0)
     made(SOURCE, seed=0)
-    replays = [f"stream {other.number} waits for stream 0", *[f"stream {other.number} replays"] * STEPS]
-    assert card.log == [*replays, f"stream 0 waits for stream {other.number}", *["stream 0 replays"] * STEPS]
+    replays = [
+        f"stream {other.number} waits for stream 0",
+        *[f"stream {other.number} replays"] * STEPS,
+    ]
+    assert card.log == [
+        *replays,
+        f"stream 0 waits for stream {other.number}",
+        *["stream 0 replays"] * STEPS,
+    ]
 
 
 def test_a_capture_is_one_step_of_the_kernel(card: Card):
@@ -229,7 +268,9 @@ def test_the_host_does_not_wait_for_a_run(card: Card):
     with made.backend.turn():
         inputs = [loop.inputs(batch) for batch in batches * 2]
     with Waits("kernels.bridge_step._reference") as waits, made.backend.turn():
-        runs = [made.backend.begin(batch, each) for batch, each in zip(batches * 2, inputs, strict=True)]
+        runs = [
+            made.backend.begin(batch, each) for batch, each in zip(batches * 2, inputs, strict=True)
+        ]
         for index in range(STEPS):
             for run in runs:
                 made.backend.step(run, index)
@@ -237,7 +278,9 @@ def test_the_host_does_not_wait_for_a_run(card: Card):
     assert len(card.graphs) == 1
 
 
-def captures_at_once(patch: pytest.MonkeyPatch, calls: list[Callable[[], Tensor]]) -> tuple[int, int]:
+def captures_at_once(
+    patch: pytest.MonkeyPatch, calls: list[Callable[[], Tensor]]
+) -> tuple[int, int]:
     """How many captures there are while calls run in threads of their own, and how many at once at most."""
     capture: Any = torch.cuda.graph
     running: list[int] = []
@@ -279,19 +322,32 @@ class OneDevice(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-GREY: dict[str, Any] = {"in_channels": 1, "out_channels": 1, "condition_channels": 3, "attention_resolutions": ()}
+GREY: dict[str, Any] = {
+    "in_channels": 1,
+    "out_channels": 1,
+    "condition_channels": 3,
+    "attention_resolutions": (),
+}
 MORE: dict[str, tuple[dict[str, Any], Tensor, list[dict[str, Any]]]] = {
     "mean": ({"network": lambda: tiny_unet(**GREY)}, SOURCE, [{}]),
-    "volume": ({"network": volume_unet}, SOURCE[:, None, :1].expand(3, 1, 2, 7, 5), [{}, {"window": (2, 4, 4)}]),
+    "volume": (
+        {"network": volume_unet},
+        SOURCE[:, None, :1].expand(3, 1, 2, 7, 5),
+        [{}, {"window": (2, 4, 4)}],
+    ),
 }
 
 
-@pytest.mark.parametrize("case", sweep([*CASES, *MORE], ["multistep", "codec", "guided windows", *MORE]))
+@pytest.mark.parametrize(
+    "case", sweep([*CASES, *MORE], ["multistep", "codec", "guided windows", *MORE])
+)
 @torch.inference_mode()
 def test_a_loop_stays_on_its_device(case: str):
     """Of a call, twice; the second time all that it needs is there."""
     settings, source, calls = {**CASES, **MORE}[case]
-    built: dict[str, Any] = {name: value() if callable(value) else value for name, value in settings.items()}
+    built: dict[str, Any] = {
+        name: value() if callable(value) else value for name, value in settings.items()
+    }
     built.setdefault("network", tiny_unet(condition_channels=3, attention_resolutions=()).eval())
     network, solver = built.pop("network"), built.pop("solver", "sde-dpm2m")
     sampler = BridgeSampler(network, ABridge(), solver, 3, dtype="bf16", device="meta", **built)

@@ -49,7 +49,9 @@ def bridge_step(
     device: torch.device = CPU,
     **settings: Any,
 ) -> tuple[Optimization, Example]:
-    config = (DistillConfig if kind is StudentTask else TrainConfig)(batch_size=4, epochs=1, **settings)
+    config = (DistillConfig if kind is StudentTask else TrainConfig)(
+        batch_size=4, epochs=1, **settings
+    )
     own = codec().placed(device, torch.float32) if latents else None
     unet = short_unet().train().to(device)
     task = kind(unet, bridge or ABridge(50), config, None, Processes(device), own)
@@ -63,7 +65,11 @@ CASES: dict[str, dict[str, Any]] = {
     "bfloat16": {"precision": "bf16"},
     "all settings": {"lr_schedule": "plateau", **SETTINGS},
     "latents": {"latents": True, "flip": True},
-    "distillation": {"kind": StudentTask, "bridge": BrownianBridge(50, objective="pinned"), "calls": 2},
+    "distillation": {
+        "kind": StudentTask,
+        "bridge": BrownianBridge(50, objective="pinned"),
+        "calls": 2,
+    },
     "wide density": {"bridge": BrownianBridge(50, density="wide")},
     "table of times": {"bridge": I2SB(50)},
 }
@@ -111,12 +117,25 @@ class Edges(nn.Module):
     ids=["codes", "kl"],
 )
 def test_an_autoencoders_step_does_not_wait(
-    codes: Any, restarts: int, expected: Any, make_pairs: MakePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    codes: Any,
+    restarts: int,
+    expected: Any,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """But for codes that are not in use, at the start of two epochs."""
     monkeypatch.setattr("bbdm.evaluation.perceptual.lpips_network", lambda *_: Edges())
     pairs = Pairs(make_pairs(tmp_path / "pairs", 4).rows, Spec(size=24))
-    settings: dict[str, Any] = {"precision": "bf16", "flip": True, "shift": 0.1, "grad_clip": 1.0, "restarts": restarts}
-    config = AutoencoderConfig(2, batch_size=2, adversarial_start=1, discriminator_width=4, **settings)
+    settings: dict[str, Any] = {
+        "precision": "bf16",
+        "flip": True,
+        "shift": 0.1,
+        "grad_clip": 1.0,
+        "restarts": restarts,
+    }
+    config = AutoencoderConfig(
+        2, batch_size=2, adversarial_start=1, discriminator_width=4, **settings
+    )
     optimization = Optimization(AutoencoderTask(tiny_vqgan(**codes), None, config, pairs), total=4)
     assert waits(optimization.step, batch_of(pairs, 2)) == expected

@@ -15,7 +15,8 @@ from bbdm.pictures.values import Values
 
 Array = npt.NDArray[Any]
 SIZE = 8
-SOURCE, TARGET = Values(0, 4000, dtype="int16"), Values(1, 4001, "u", "int16")  # of :func:`located`, and 1 more
+# of :func:`located`, and 1 more
+SOURCE, TARGET = Values(0, 4000, dtype="int16"), Values(1, 4001, "u", "int16")
 
 
 def pixels(number: int, height: int = SIZE, width: int = SIZE, channels: int = 3) -> Array:
@@ -49,9 +50,16 @@ def save(path: Path, array: Array, **options: Any) -> Path:
     elif "nodata" in options:
         import rasterio
 
-        shape = {"height": array.shape[0], "width": array.shape[1], "count": 1, "dtype": array.dtype.name}
+        shape = {
+            "height": array.shape[0],
+            "width": array.shape[1],
+            "count": 1,
+            "dtype": array.dtype.name,
+        }
         place = rasterio.transform.from_origin(options.pop("west", 5), 9, 1, 1)  # pyright: ignore
-        with rasterio.open(path, "w", "GTiff", **shape, transform=place, crs="EPSG:32632", **options) as file:
+        with rasterio.open(
+            path, "w", "GTiff", **shape, transform=place, crs="EPSG:32632", **options
+        ) as file:
             file.write(array, 1)
     elif path.suffix == ".npy":
         np.save(path, array)
@@ -60,7 +68,9 @@ def save(path: Path, array: Array, **options: Any) -> Path:
     return path
 
 
-def folders(root: Path, suffix: str = ".npy", count: int = 3, size: tuple[int, ...] = (20, 24)) -> str:
+def folders(
+    root: Path, suffix: str = ".npy", count: int = 3, size: tuple[int, ...] = (20, 24)
+) -> str:
     """A and B of :func:`located`, as SOURCES,TARGETS: a target is 1 more than its source."""
     for number in range(count):
         array = located(number, size)
@@ -81,8 +91,12 @@ def pictures(root: Path, count: int = 5, height: int = SIZE + 3) -> str:
 
 def load(data_dir: str | Path, dataset: str = "paired", **settings: Any) -> Pairs:
     """The pairs of a layout; settings of :class:`Pairs` by their names, all others are the spec's."""
-    how = {name: settings.pop(name) for name in ("cache", "prepare", "skip_bad") if name in settings}
-    return Pairs(read_rows(dataset, str(data_dir), settings.pop("split", "train")), Spec(**settings), **how)
+    how = {
+        name: settings.pop(name) for name in ("cache", "prepare", "skip_bad") if name in settings
+    }
+    return Pairs(
+        read_rows(dataset, str(data_dir), settings.pop("split", "train")), Spec(**settings), **how
+    )
 
 
 def valued(data_dir: str | Path, **settings: Any) -> Pairs:

@@ -81,7 +81,10 @@ def test_scenes_have_targets_in_a_folder_of_their_file(folder: Path) -> None:
 def test_cells_of_a_table(folder: Path) -> None:
     """Channels of one file may be source and target; a cell with a comma stands in quotes."""
     table = folder / "a.csv"
-    lines = ['"two.czi#scene=1,channel=0","two.czi#scene=1,channel=1"', '"two.czi#scene=0,channel=0",one.czi']
+    lines = [
+        '"two.czi#scene=1,channel=0","two.czi#scene=1,channel=1"',
+        '"two.czi#scene=0,channel=0",one.czi',
+    ]
     table.write_text("\n".join(["source,target", *lines]))
     rows = read_rows("table", str(table))
     assert [row["name"] for row in rows] == ["two/scene1/channel0", "two/scene0/channel0"]
@@ -125,7 +128,9 @@ def test_a_name_that_two_rows_have(folder: Path) -> None:
         read_rows("folder", str(folder))
 
 
-def test_files_of_one_picture_are_not_opened_when_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_of_one_picture_are_not_opened_when_they_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     Picture(np.zeros((1, 4, 4), np.uint8)).save(tmp_path / "a.tif")
     Picture(np.zeros((1, 4, 4), np.uint8)).save(tmp_path / "b.png")
 

@@ -67,7 +67,9 @@ def test_photographs_are_decoded_once(
     known = [load(data_dir, **{**how, "cache": None}).read(index) for index in range(COUNT)]
     for index, example in enumerate(known):
         same(load(data_dir, **how).read(index), example)
-    assert {tuple(load_file(path)["picture"].shape) for path in how["cache"].glob("*.safetensors")} == stored
+    assert {
+        tuple(load_file(path)["picture"].shape) for path in how["cache"].glob("*.safetensors")
+    } == stored
     monkeypatch.setattr(images, "open_image", lambda *_, **__: pytest.fail("decoded again"))
     pairs = pickle.loads(pickle.dumps(load(data_dir, **how)))
     for index in (*range(COUNT), 0):
@@ -78,7 +80,12 @@ def test_photographs_are_decoded_once(
 def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     """And one folder serves several kinds of examples."""
     data_dir = pictures(tmp_path, 1)
-    kinds: list[Any] = [{"size": 4}, {"size": 6}, {"size": 6, "resize": "fit"}, {"size": 4, "channels": 1}]
+    kinds: list[Any] = [
+        {"size": 4},
+        {"size": 6},
+        {"size": 6, "resize": "fit"},
+        {"size": 4, "channels": 1},
+    ]
     for how in kinds:
         before = load(data_dir, **how).read(0).source
         assert torch.equal(load(data_dir, cache=tmp_path / "cache", **how).read(0).source, before)
@@ -87,7 +94,9 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     assert torch.equal(load(data_dir, size=4, cache=tmp_path / "cache").read(0).source, changed)
     for path in (tmp_path / "cache").glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"):
+    with pytest.raises(
+        ValueError, match=r"cache/\w+\.safetensors has changed since it was written: delete it"
+    ):
         load(data_dir, size=4, cache=tmp_path / "cache").read(0)
 
 
@@ -106,10 +115,18 @@ def test_a_slice_of_a_series_that_changes_is_decoded_again(tmp_path: Path) -> No
     for side in "AB":
         (tmp_path / side).mkdir()
         write_dicom(tmp_path / side / "p", located(0, (2, 4, 4)), [0, 1])
-    known = valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache").read(0).source
+    known = (
+        valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache")
+        .read(0)
+        .source
+    )
     for side in "AB":
         write_dicom(tmp_path / side / "p", located(1, (2, 4, 4)), [0, 1])
-    changed = valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache").read(0).source
+    changed = (
+        valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial", cache=tmp_path / "cache")
+        .read(0)
+        .source
+    )
     assert not torch.equal(changed, known)
     assert torch.equal(changed, valued(f"{tmp_path}/A,{tmp_path}/B", slices="axial").read(0).source)
 
@@ -130,7 +147,9 @@ class Read(Pairs):
     seen: list[int]
     interrupted: int | None = None
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
+    def read(
+        self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False
+    ) -> Example:
         self.seen.append(index)
         if index == self.interrupted:
             raise KeyboardInterrupt
@@ -147,22 +166,33 @@ def pairs(tmp_path: Path) -> Read:
 def codec_of(seed: int = 0) -> Codec:
     """4 channels of a half of the size, by one convolution."""
     torch.manual_seed(seed)
-    return wrap_codec(nn.Conv2d(3, 4, 2, 2), lambda m, image: m(image), lambda _, latents: latents, 4, 2)
+    return wrap_codec(
+        nn.Conv2d(3, 4, 2, 2), lambda m, image: m(image), lambda _, latents: latents, 4, 2
+    )
 
 
 def encoded(codec: Codec, sides: list[Any], flip: bool) -> torch.Tensor:
     """(B, 4, H / 2, W / 2) float64 of uint8, by hand; with ``flip``, each is followed by its mirrored one."""
     weight, bias = (v.detach().double() for v in codec.module.parameters())  # pyright: ignore[reportAttributeAccessIssue]
-    both = torch.stack([each for picture in sides for each in ([picture, picture.flip(-1)] if flip else [picture])])
+    both = torch.stack(
+        [each for picture in sides for each in ([picture, picture.flip(-1)] if flip else [picture])]
+    )
     cells = (both.double() / 127.5 - 1).unfold(2, 2, 2).unfold(3, 2, 2)  # B, 3, H', W', 2, 2
     return torch.einsum("bchwij,ocij->bohw", cells, weight) + bias[:, None, None]
 
 
 class TestLatents:
     @pytest.mark.parametrize("flip", [False, True])
-    def test_and_their_statistics_are_those_of_the_pictures(self, flip: bool, pairs: Read, tmp_path: Path) -> None:
+    def test_and_their_statistics_are_those_of_the_pictures(
+        self, flip: bool, pairs: Read, tmp_path: Path
+    ) -> None:
         made = LatentDataset(pairs, codec := codec_of(), tmp_path / "cache", flip)
-        assert (len(made), made.image_size, made.flip, made.codec) == (COUNT, SIZE, flip, codec.description())
+        assert (len(made), made.image_size, made.flip, made.codec) == (
+            COUNT,
+            SIZE,
+            flip,
+            codec.description(),
+        )
         assert (made.digest(), made.names_digest()) == (pairs.digest(), pairs.names_digest())
         assert made.order(3)(0, 5) == pairs.order(3)(0, 5)
         statistics = asdict(measure(made, codec)), asdict(measure(pairs, codec, flip))
@@ -170,10 +200,14 @@ class TestLatents:
             wanted = encoded(codec, [pairs.read(index)[place] for index in range(COUNT)], flip)
             sides: list[Any] = [made.read(index)[place] for index in range(COUNT)]
             found = torch.stack(sides)
-            torch.testing.assert_close(found.double().reshape(wanted.shape), wanted, rtol=0, atol=1e-5)
+            torch.testing.assert_close(
+                found.double().reshape(wanted.shape), wanted, rtol=0, atol=1e-5
+            )
             for each in statistics:
                 np.testing.assert_allclose(each[f"{name}_mean"], wanted.mean((0, 2, 3)), atol=1e-5)
-                np.testing.assert_allclose(each[f"{name}_std"], wanted.std((0, 2, 3), correction=0), rtol=1e-4)
+                np.testing.assert_allclose(
+                    each[f"{name}_std"], wanted.std((0, 2, 3), correction=0), rtol=1e-4
+                )
 
     def test_of_mirrored_pairs_have_mirrored_images(self, tmp_path: Path) -> None:
         """Masks, classes and tokens stay."""
@@ -182,7 +216,9 @@ class TestLatents:
         for number in range(3):
             save(tmp_path / f"sar/{number}.png", pixels(50 + number, channels=1))
             save(tmp_path / f"text/{number}.npy", np.ones((1 + number, 2), np.float32))
-        data_dir += f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
+        data_dir += (
+            f",mask={tmp_path}/sar,sar={tmp_path}/sar,text={tmp_path}/text,style={tmp_path}/c.csv"
+        )
         pairs = load(data_dir, conditions=read_kinds("sar=image,text=tokens,style=class"))
         made = LatentDataset(pairs, codec_of(), tmp_path / "cache", True)
         assert made.read(0).conditions["text"].tolist() == [[1, 1]]
@@ -192,12 +228,15 @@ class TestLatents:
         assert int(found.conditions["style"]) == 1
         assert (found.mask.numpy() == (sar != 0)).all()
 
-    def test_are_made_once_and_an_interrupted_cache_is_completed(self, pairs: Read, tmp_path: Path) -> None:
+    def test_are_made_once_and_an_interrupted_cache_is_completed(
+        self, pairs: Read, tmp_path: Path
+    ) -> None:
         folder, codec, pairs.interrupted = tmp_path / "cache", codec_of(), 3
         with pytest.raises(KeyboardInterrupt):
             LatentDataset(pairs, codec, folder)
         assert sorted(path.name for path in folder.glob("[!.]*")) == [ENTRIES[0], "manifest.json"]
-        (leftover := folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()  # of a process that was killed days ago
+        # of a process that was killed days ago
+        (leftover := folder / f".{ENTRIES[1]}.0123abcd.tmp").touch()
         os.utime(leftover, (0, 0))
         pairs.interrupted, pairs.seen = None, []
         first = LatentDataset(pairs, codec, folder)
@@ -233,7 +272,9 @@ class TestLatents:
             save(tmp_path / "A/0.png", pixels(77, SIZE + 3))
         refused = rf"manifest\.json is of other latents \({message}\): give another folder"
         with pytest.raises(ValueError, match=refused):
-            LatentDataset(load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change}), codec, folder, flip)
+            LatentDataset(
+                load(f"{tmp_path}/A,{tmp_path}/B", **{"size": SIZE, **change}), codec, folder, flip
+            )
 
     def test_of_changed_files_and_of_crops_are_refused(self, pairs: Read, tmp_path: Path) -> None:
         folder = tmp_path / "cache"
@@ -256,4 +297,8 @@ class TestLatents:
         refused(r"safetensors is of no cache of latents, without .*manifest\.json")
         assert (folder / ENTRIES[0]).exists()
         for dataset, how in (("paired", {"crop": 4}), ("unpaired", {"size": SIZE})):
-            refused("are others in each epoch", load(f"{tmp_path}/A,{tmp_path}/B", dataset, **how), tmp_path / "other")
+            refused(
+                "are others in each epoch",
+                load(f"{tmp_path}/A,{tmp_path}/B", dataset, **how),
+                tmp_path / "other",
+            )

@@ -22,7 +22,10 @@ COUNT, WIDTH = 4, 3
 ALL = "sar=image,style=class,text=tokens"
 DATA = "A,B,sar=sar,style=labels.csv,text=text"
 NETWORK = ConditionsConfig(
-    images={"sar": 1}, classes={"style": ("10", "oil", "ink")}, tokens={"text": WIDTH}, drop={"text": 0.1}
+    images={"sar": 1},
+    classes={"style": ("10", "oil", "ink")},
+    tokens={"text": WIDTH},
+    drop={"text": 0.1},
 )
 
 
@@ -61,18 +64,27 @@ class TestOfFiles:
         save(Path("sar/1.png"), pixels(1))
         seen = {"sar": replace(read_kinds("sar=image")["sar"], size=1)}
         example = load("A,B,sar=sar", conditions=seen).read(1)
-        assert (example.conditions["sar"].numpy() == np.asarray(Image.open("sar/1.png").convert("L"))).all()
+        assert (
+            example.conditions["sar"].numpy() == np.asarray(Image.open("sar/1.png").convert("L"))
+        ).all()
 
     def test_sizes_and_classes_are_found(self) -> None:
         """Classes that are numbers come first, by their value; tokens end where only zeros follow."""
         pairs = pairs_of()
         classes = {"style": ("10", "ink", "oil")}
-        assert pairs.further == ConditionsConfig(images={"sar": 1}, classes=classes, tokens={"text": WIDTH})
+        assert pairs.further == ConditionsConfig(
+            images={"sar": 1}, classes=classes, tokens={"text": WIDTH}
+        )
         (batch,) = Batches(pickle.loads(pickle.dumps(pairs)), COUNT, torch.device("cpu")).stored()
         for i, text in enumerate(batch.conditions["text"].numpy()):
             assert (text == np.pad(tokens(i), [(0, COUNT - 1 - i), (0, 0)])).all()
-        assert (batch.conditions["sar"].numpy() == np.stack([grey(i)[None] for i in range(COUNT)])).all()
-        assert (batch.conditions["style"].dtype, batch.conditions["style"].tolist()) == (torch.int64, [1, 2, 1, 0])
+        assert (
+            batch.conditions["sar"].numpy() == np.stack([grey(i)[None] for i in range(COUNT)])
+        ).all()
+        assert (batch.conditions["style"].dtype, batch.conditions["style"].tolist()) == (
+            torch.int64,
+            [1, 2, 1, 0],
+        )
         with pytest.raises(ValueError, match="rows have no column 'depth': add ',depth=WHERE'"):
             pairs_of("depth=image")
         write_labels("10", "9", "b", "Ä")
@@ -83,7 +95,10 @@ class TestOfFiles:
     @pytest.mark.parametrize("direction", ["AtoB", "BtoA"])
     def test_images_are_resized_and_cropped_as_sources_are(self, direction: Any) -> None:
         found = pairs_of(size=5, direction=direction).read(1).conditions["sar"].numpy()
-        assert (found[0] == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))).all()
+        assert (
+            found[0]
+            == np.asarray(Image.fromarray(grey(1)).resize((5, 5), Image.Resampling.BILINEAR))
+        ).all()
         for i in range(COUNT):
             save(Path(f"sar/{i}.png"), pixels(i)[..., 0])
         for seed in range(3):
@@ -91,7 +106,9 @@ class TestOfFiles:
             assert torch.equal(example.conditions["sar"], example.source[:1])
 
     def test_images_have_values_of_their_own(self) -> None:
-        decibels = np.linspace(-25, 0, SIZE * SIZE, dtype=np.float32).reshape(1, SIZE, SIZE).repeat(2, 0)
+        decibels = (
+            np.linspace(-25, 0, SIZE * SIZE, dtype=np.float32).reshape(1, SIZE, SIZE).repeat(2, 0)
+        )
         for i in range(COUNT):
             save(Path(f"db/{i}.npy"), decibels)
             save(Path(f"unit/{i}.npy"), decibels / 25)
@@ -100,8 +117,13 @@ class TestOfFiles:
         for values, wanted in (("-25:0", unit), ("-25:0;-100:100", bands), ("p0:100", unit)):
             found = pairs_of(f"sar=image@{values}", "A,B,sar=db").read(0).conditions["sar"]
             np.testing.assert_allclose(found.numpy(), wanted, atol=1e-6)
-        assert (pairs_of("sar=image", "A,B,sar=unit").read(0).conditions["sar"].numpy() == decibels / 25).all()
-        with pytest.raises(ValueError, match=r"sar of A/0\.png has values from -25 to 0 in float32: give their range"):
+        assert (
+            pairs_of("sar=image", "A,B,sar=unit").read(0).conditions["sar"].numpy() == decibels / 25
+        ).all()
+        with pytest.raises(
+            ValueError,
+            match=r"sar of A/0\.png has values from -25 to 0 in float32: give their range",
+        ):
             pairs_of("sar=image", "A,B,sar=db").read(0)
 
     @pytest.mark.parametrize("how", [{"slices": "axial"}, {"axes": 3}], ids=str)
@@ -117,10 +139,22 @@ class TestOfFiles:
 
 
 WRONG: list[tuple[str, Any, str]] = [  # a file, its content or array, message
-    ("text/2.npy", np.ones((2, 4), np.float32), r"text of A/2\.png: tokens must be \(L, 3\) .* \(2, 4\) of float32"),
-    ("text/2.npy", np.ones((2, 3), np.int32), r"text of A/2\.png: tokens must be \(L, 3\) .* got \(2, 3\) of int32"),
+    (
+        "text/2.npy",
+        np.ones((2, 4), np.float32),
+        r"text of A/2\.png: tokens must be \(L, 3\) .* \(2, 4\) of float32",
+    ),
+    (
+        "text/2.npy",
+        np.ones((2, 3), np.int32),
+        r"text of A/2\.png: tokens must be \(L, 3\) .* got \(2, 3\) of int32",
+    ),
     ("text/2.npy", np.full((2, 3), np.nan, np.float32), r"text of A/2\.png: tokens must .* finite"),
-    ("sar/2.png", np.zeros((8, 5), np.uint8), r"sar/2\.png and .*B/2\.png lie on different grids, 8 x 5 and 8 x 8"),
+    (
+        "sar/2.png",
+        np.zeros((8, 5), np.uint8),
+        r"sar/2\.png and .*B/2\.png lie on different grids, 8 x 5 and 8 x 8",
+    ),
     ("sar/2.png", "no picture", r"sar/2\.png"),
     ("labels.csv", "0,a\n1,b\n2, \n3,c", r"line 3 of labels\.csv must be NAME,CLASS"),
 ]
@@ -164,9 +198,15 @@ class TestOfANetwork:
             (DATA, {}, r"A/0\.png: 'ink' is no class of 'style', which are oil, wax"),
             (DATA, {"style": "comik"}, "the network takes 'sar' .*oil, wax.*, got style=comik"),
             (DATA, {"stile": "oil"}, "the network takes .*, got stile=oil"),
-            ("A,B,style=labels.csv", {}, r"this network takes .*: give a column 'sar', such as ',sar=WHERE'"),
+            (
+                "A,B,style=labels.csv",
+                {},
+                r"this network takes .*: give a column 'sar', such as ',sar=WHERE'",
+            ),
         ],
     )
     def test_what_it_does_not_know_is_named(self, data_dir: str, labels: Any, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            self.known(data_dir, replace(NETWORK, classes={"style": ("oil", "wax")}), **labels).read(0)
+            self.known(
+                data_dir, replace(NETWORK, classes={"style": ("oil", "wax")}), **labels
+            ).read(0)

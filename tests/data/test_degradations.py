@@ -62,6 +62,8 @@ def test_any_takes_each_kind_by_the_pictures_name(monkeypatch: pytest.MonkeyPatc
     for count in (*taken.values(), small):
         assert abs(count - 120) < 4.5 * (600 * 0.2 * 0.8) ** 0.5
     monkeypatch.undo()
-    one, again, other = (Degradation("any", seed).picture(picture, "x").tobytes() for seed in (0, 0, 3))
+    one, again, other = (
+        Degradation("any", seed).picture(picture, "x").tobytes() for seed in (0, 0, 3)
+    )
     assert one == again
     assert one != other

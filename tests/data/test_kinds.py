@@ -79,7 +79,9 @@ def test_a_module_adds_a_layout_and_a_kind_of_conditions_to_commands(module: Non
     assert [pairs.conditions(row)["age"].tolist() for row in rows] == [[[41.0]], [[67.5]]]
     del vars(DATASETS)["_things"]["scans"]
     del vars(CONDITION_KINDS)["_things"]["number"]
-    with pytest.raises(ValueError, match=r"the condition 'age' is of the kind 'number', and known are .*--import"):
+    with pytest.raises(
+        ValueError, match=r"the condition 'age' is of the kind 'number', and known are .*--import"
+    ):
         Pairs(rows, checkpoint.pictures)
     with pytest.raises(ValueError, match=r"dataset must be one of .*, got 'scans'"):
         read_rows("scans", "data")
@@ -89,22 +91,32 @@ def test_a_condition_that_a_kind_cannot_read_is_of_its_row(module: None) -> None
     scans("train", "val")
     cli.main(["--import", "scanner", *LINES[0].split()])
     Path("ages.csv").write_text("p0,41\np1,abc\n")
-    with pytest.raises(SystemExit, match=r"^error: data/val/p1/in\.png: could not convert string to float: 'abc'$"):
+    with pytest.raises(
+        SystemExit, match=r"^error: data/val/p1/in\.png: could not convert string to float: 'abc'$"
+    ):
         cli.run("translate", LINES[1].split()[1:])
 
 
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"name": "a", "target": Path("a.png")}], "row 0 has no source: a row needs a name and a source"),
-        ([{"source": Path("a.png")}], "row 0 has no name: a row needs a name and a source, and has source"),
+        (
+            [{"name": "a", "target": Path("a.png")}],
+            "row 0 has no source: a row needs a name and a source",
+        ),
+        (
+            [{"source": Path("a.png")}],
+            "row 0 has no name: a row needs a name and a source, and has source",
+        ),
         (
             [{"name": "a", "source": Path("a.png")}, {"name": "a", "source": Path("b.png")}],
             r"a\.png \(row 0\) and b\.png \(row 1\) have the same name, 'a'",
         ),
     ],
 )
-def test_rows_of_a_layout_that_lack_what_rows_need_are_named(own_names: None, rows: Any, message: str) -> None:
+def test_rows_of_a_layout_that_lack_what_rows_need_are_named(
+    own_names: None, rows: Any, message: str
+) -> None:
     register_layout("mine", lambda data_dir, split, columns: rows)
     register_layout("with columns", lambda data_dir, split, columns: with_columns(rows, columns))
     for layout in ("mine", "with columns"):
@@ -114,7 +126,10 @@ def test_rows_of_a_layout_that_lack_what_rows_need_are_named(own_names: None, ro
 
 def test_a_text_is_a_label_and_no_picture(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", pixels(0))
-    with pytest.raises(ValueError, match=r"the picture .*a\.png must be a pathlib\.Path, got a text, which is a label"):
+    with pytest.raises(
+        ValueError,
+        match=r"the picture .*a\.png must be a pathlib\.Path, got a text, which is a label",
+    ):
         Pairs([{"name": "a", "source": str(path), "target": path}])
     with pytest.raises(ValueError, match=r"there is no picture .*b\.png"):
         Pairs([{"name": "a", "source": str(tmp_path / "b.png"), "target": path}])
@@ -128,5 +143,7 @@ def test_names_are_taken_once() -> None:
         register_condition("image", ClassKind)
     with pytest.raises(ValueError, match="the layout 'paired' is taken by"):
         register_layout("paired", lambda data_dir, split, columns: [])
-    with pytest.raises(ValueError, match="KIND being one of image, class, tokens, or image@LOW:HIGH, with commas"):
+    with pytest.raises(
+        ValueError, match="KIND being one of image, class, tokens, or image@LOW:HIGH, with commas"
+    ):
         read_kinds("age=number")

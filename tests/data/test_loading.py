@@ -39,19 +39,24 @@ def test_batches_are_the_examples_in_the_order(workers: int, pairs: Pairs) -> No
     for order in ([4, 0, 3, 1], [2], None, [1, 1, 2]):
         wanted = [pairs[i] for i in (range(COUNT) if order is None else order)]
         found = list(batches(order))
-        assert [len(batch.source) for batch in found] == [2] * (len(wanted) // 2) + [1] * (len(wanted) % 2)
+        assert [len(batch.source) for batch in found] == [2] * (len(wanted) // 2) + [1] * (
+            len(wanted) % 2
+        )
         for side in (0, 1):
             parts: list[Any] = [batch[side] for batch in found]
             assert torch.equal(torch.cat(parts), torch.stack([pair[side] for pair in wanted]))
             assert all(v.is_contiguous(memory_format=torch.channels_last) for v in parts)
-        assert {batch.source.dtype for batch in batches.stored(order)} == {torch.uint8}  # what is copied
+        # what is copied
+        assert {batch.source.dtype for batch in batches.stored(order)} == {torch.uint8}
     batches.close()
 
 
 class ProcessIds(Pairs):
     """A stand-in for the pictures is the worker's process id."""
 
-    def read(self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False) -> Example:
+    def read(
+        self, index: int, seed: int = 0, row: Row | None = None, stored: bool = False
+    ) -> Example:
         return Example(torch.tensor(os.getpid()), torch.tensor(index))
 
 
@@ -105,15 +110,20 @@ if __name__ == "__main__":
 @pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="states of processes are read from /proc")
 @pytest.mark.parametrize("start", ["fork", "forkserver", "spawn"])
-def test_workers_end_with_a_process_that_is_killed(start: str, pairs: Pairs, tmp_path: Path) -> None:
+def test_workers_end_with_a_process_that_is_killed(
+    start: str, pairs: Pairs, tmp_path: Path
+) -> None:
     def alive(pid: str) -> bool:
         with suppress(OSError):
-            return ") Z " not in Path(f"/proc/{pid}/stat").read_text()  # nor waits for its parent to look
+            # nor waits for its parent to look
+            return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
         return False
 
     (tmp_path / "script.py").write_text(READ_AND_DIE)
     command = [sys.executable, str(tmp_path / "script.py"), start, f"{tmp_path}/A,{tmp_path}/B"]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    )
     first, second = done.stdout.split()
     wait_until(lambda: not alive(first) and not alive(second), "workers end")
 
@@ -129,12 +139,18 @@ class TestCheck:
         save(tmp_path / "B/3.png", pixels(0, 5, 5))
         save(tmp_path / "A/4.png", pixels(0, SIZE + 3, channels=1))
         found = check_rows(pairs, workers)
-        reasons = ["A/1.png", "B/2.png", "different grids, 11 x 8 and 5 x 5", "A/4.png: its source has 1 channels, and"]
+        reasons = [
+            "A/1.png",
+            "B/2.png",
+            "different grids, 11 x 8 and 5 x 5",
+            "A/4.png: its source has 1 channels, and",
+        ]
         assert list(found) == [1, 2, 3, 4]
         assert all(part in reason for part, reason in zip(reasons, found.values(), strict=True))
         assert not any("\n" in reason for reason in found.values())
         assert check_rows(pairs.without(found)) == {}
-        assert list(check_rows(load(f"{tmp_path}/A,{tmp_path}/A", channels=3))) == [1]  # grey becomes colours
+        # grey becomes colours
+        assert list(check_rows(load(f"{tmp_path}/A,{tmp_path}/A", channels=3))) == [1]
 
     def test_values_conditions_and_whole_volumes_are_read_too(self, tmp_path: Path) -> None:
         data_dir = f"{folders(tmp_path)},style={tmp_path}/c.csv"
@@ -158,14 +174,22 @@ class TestCheck:
 def test_first_rows_say_what_is_clipped_and_flat(tmp_path: Path) -> None:
     """Of 480 values, 48 are above the source's range, and of the next 480 none is."""
     assert first_look(load(pictures(tmp_path / "pictures"))) == []
-    assert first_look(valued(folders(tmp_path / "volumes", ".nii", size=(3, 4, 5)), slices="axial")) == []
+    assert (
+        first_look(valued(folders(tmp_path / "volumes", ".nii", size=(3, 4, 5)), slices="axial"))
+        == []
+    )
     for number, most in enumerate((480, 100)):
         save(tmp_path / f"C/{number}.npy", located(0, (1, 20, 24)) % most)
-    values: dict[str, Any] = {"source": Values(0, 431, dtype="int16"), "target": Values(0, 480, "m", "int16")}
+    values: dict[str, Any] = {
+        "source": Values(0, 431, dtype="int16"),
+        "target": Values(0, 480, "m", "int16"),
+    }
     line = "5 % of the values of the first 2 sources are outside of their range, 0:431, and clipped to it"
     assert first_look(load(f"{tmp_path}/C,{tmp_path}/C", **values)) == [line]
     data_dir = folders(tmp_path, count=2)
-    save(tmp_path / "A/1.npy", np.full((1, 20, 24), 7, np.int16) + np.arange(24, dtype=np.int16) % 3)
+    save(
+        tmp_path / "A/1.npy", np.full((1, 20, 24), 7, np.int16) + np.arange(24, dtype=np.int16) % 3
+    )
     (line,) = first_look(valued(data_dir))
     assert "A/1.npy is nearly constant within 0:4000: give the range" in line
     assert first_look(valued(data_dir, source=Percentiles())) == []

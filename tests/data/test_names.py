@@ -20,7 +20,13 @@ def test_a_name_that_leads_outside_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [("sub/p1.nii.gz", "sub/p1"), ("a.b.PNG", "a.b"), ("p.01", "p.01"), ("./a.tif", "a"), ("a", "a")],
+    [
+        ("sub/p1.nii.gz", "sub/p1"),
+        ("a.b.PNG", "a.b"),
+        ("p.01", "p.01"),
+        ("./a.tif", "a"),
+        ("a", "a"),
+    ],
 )
 def test_a_file_is_named_without_the_suffix_of_its_format(path: str, name: str) -> None:
     assert RowName.of(path) == name

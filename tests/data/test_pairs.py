@@ -47,26 +47,38 @@ def test_examples_are_what_pillow_reads(suffix: str, tmp_path: Path) -> None:
         assert tensor.dtype == torch.uint8
         assert (tensor.numpy() == wanted).all()
         np.testing.assert_allclose(floats.numpy(), wanted / 127.5 - 1, atol=1e-6)
-    assert (pairs.image_size, pairs.channels, pairs.source_channels, pairs.spec.eight_bit) == ((6, 5), 3, 3, True)
+    assert (pairs.image_size, pairs.channels, pairs.source_channels, pairs.spec.eight_bit) == (
+        (6, 5),
+        3,
+        3,
+        True,
+    )
     swapped = load(f"{tmp_path}/A,{tmp_path}/B", direction="BtoA").read(0)
     assert torch.equal(swapped.source, example.target)
     assert torch.equal(swapped.target, example.source)
 
 
-@pytest.mark.parametrize(("stored", "channels"), [(3, 1), (1, 3), (4, 3), (4, 1), (3, None), (1, None)])
-def test_grey_and_colours_become_one_another(stored: int, channels: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("stored", "channels"), [(3, 1), (1, 3), (4, 3), (4, 1), (3, None), (1, None)]
+)
+def test_grey_and_colours_become_one_another(
+    stored: int, channels: int | None, tmp_path: Path
+) -> None:
     """Luminance is that of ITU-R BT.601, with rounding; what is transparent is on white."""
     array = pixels(0, channels=stored)
     path = save(tmp_path / "7.png", array)
     found = alone(path, channels=channels).read(0).source.numpy()
-    colours = array[..., :3].astype(float) if stored > 1 else np.stack([array] * 3, -1).astype(float)
+    colours = (
+        array[..., :3].astype(float) if stored > 1 else np.stack([array] * 3, -1).astype(float)
+    )
     if stored == 4:
         share = array[..., 3:] / 255
         colours = share * colours + (1 - share) * 255
     wanted = colours @ [0.299, 0.587, 0.114] if (channels or stored) == 1 else colours
     assert abs(found - chw(wanted)).max() <= 1
     assert len(found) == (channels or min(stored, 3))
-    sized = alone(path, channels=channels, size=SIZE).read(0).source  # which is made while it is decoded
+    # which is made while it is decoded
+    sized = alone(path, channels=channels, size=SIZE).read(0).source
     assert (sized.numpy() == found).all()
 
 
@@ -75,7 +87,11 @@ def test_resizing_is_pillows_bilinear_filter(channels: int, tmp_path: Path) -> N
     """Height comes before width in sizes, and after it in Pillow. Other values are resized by channel."""
     image = Image.fromarray(pixels(0, 16, 12, channels))
     path = save(tmp_path / "7.png", np.asarray(image))
-    sizes: list[Any] = [(SIZE, "stretch", (8, 8)), ((4, 6), "stretch", (6, 4)), (SIZE, "fit", (6, 8))]
+    sizes: list[Any] = [
+        (SIZE, "stretch", (8, 8)),
+        ((4, 6), "stretch", (6, 4)),
+        (SIZE, "fit", (6, 8)),
+    ]
     for size, resize, wanted in [*sizes, ((4, 24), "fit", (3, 4))]:
         found = alone(path, size=size, resize=resize).read(0).source.numpy()
         assert (found == chw(image.resize(wanted, Image.Resampling.BILINEAR))).all()
@@ -86,14 +102,18 @@ def test_resizing_is_pillows_bilinear_filter(channels: int, tmp_path: Path) -> N
 
 
 @given(seed=st.integers(0, 2**32), crops=st.integers(1, 3), cut=st.integers(0, 15))
-def test_an_order_is_a_permutation_of_which_any_part_can_be_asked_for(seed: int, crops: int, cut: int) -> None:
+def test_an_order_is_a_permutation_of_which_any_part_can_be_asked_for(
+    seed: int, crops: int, cut: int
+) -> None:
     row = {"source": np.zeros((3, 4, 4), np.uint8), "target": np.zeros((3, 4, 4), np.uint8)}
     pairs = Pairs([{"name": str(i), **row} for i in range(5)], Spec(crop=2, crops=crops))
     whole = pairs.order(seed)(0, len(pairs))
     assert sorted(whole) == list(range(5 * crops))
     assert whole == pairs.order(seed)(0, cut) + pairs.order(seed)(cut, len(pairs))
-    assert all(whole[i] // crops == whole[i - i % crops] // crops for i in range(len(whole)))  # of one picture
-    assert len({tuple(pairs.order(seed + i)(0, len(pairs))) for i in range(60)}) > 30  # of 120 permutations
+    # of one picture
+    assert all(whole[i] // crops == whole[i - i % crops] // crops for i in range(len(whole)))
+    # of 120 permutations
+    assert len({tuple(pairs.order(seed + i)(0, len(pairs))) for i in range(60)}) > 30
 
 
 class TestBad:
@@ -109,10 +129,14 @@ class TestBad:
             pairs.read(0)
         pairs = valued(folders(tmp_path / "values", count=2))
         save(tmp_path / "values/A/1.npy", np.zeros((1, 20, 24), np.uint8))
-        with pytest.raises(BadPicturesError, match=r"A/1\.npy: its source has values of uint8, and .* other bits"):
+        with pytest.raises(
+            BadPicturesError, match=r"A/1\.npy: its source has values of uint8, and .* other bits"
+        ):
             pairs.read(1)
 
-    def test_the_next_pair_takes_the_place(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_next_pair_takes_the_place(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
         data_dir = pictures(tmp_path)
         whole = load(data_dir)
         for name in ("A/1", "B/2", "A/4"):
@@ -123,9 +147,14 @@ class TestBad:
         assert len(list(iter(pairs))) == 5
         assert torch.equal(pairs[-1][0], pairs[0][0])
         assert torch.equal(pairs.read(1).source, whole.read(3).source)
-        assert [str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")] == [True, True, False]
+        assert [
+            str(tmp_path / name) in pairs.read(1).left_out for name in ("A/1", "B/2", "A/4")
+        ] == [True, True, False]
         lines = [record.getMessage() for record in caplog.records]
-        assert [line.rpartition(" (")[2] for line in lines] == [f"{count} so far)" for count in (1, 2, 3)]  # each once
+        # each once
+        assert [line.rpartition(" (")[2] for line in lines] == [
+            f"{count} so far)" for count in (1, 2, 3)
+        ]
         assert pairs.names_digest() == whole.names_digest()
         with pytest.raises(IndexError):
             pairs[5]
@@ -139,7 +168,9 @@ class TestBad:
         pairs = load(data_dir, skip_bad=True)
         assert pairs.read(0).name == "1"
         damage(tmp_path / "A/1.png")
-        with pytest.raises(BadPicturesError, match=r"none of 2 pairs can be read; the first: .*A/1\.png"):
+        with pytest.raises(
+            BadPicturesError, match=r"none of 2 pairs can be read; the first: .*A/1\.png"
+        ):
             pairs.read(1)
         with pytest.raises(ValueError, match="there are no rows"):
             Pairs([])
@@ -149,23 +180,34 @@ class TestBad:
         for skip_bad in (False, True):
             with pytest.raises(BadPicturesError, match=r"7\.png has no target"):
                 load(tmp_path, "folder", skip_bad=skip_bad).read(0)
-        with pytest.raises(ValueError, match=r"7\.png: direction 'BtoA' needs one source and one target"):
+        with pytest.raises(
+            ValueError, match=r"7\.png: direction 'BtoA' needs one source and one target"
+        ):
             load(tmp_path, "folder", direction="BtoA")
 
 
 def test_two_sets_may_lie_anywhere_in_other_processes_too(tmp_path: Path) -> None:
     for side, west in (("A", 5), ("B", 500)):
         save(tmp_path / side / "0.tif", np.ones((4, 4), np.int16), nodata=-1, west=west)
-    values: dict[str, Any] = {"source": Values(0, 9, dtype="int16"), "target": Values(0, 9, dtype="int16")}
+    values: dict[str, Any] = {
+        "source": Values(0, 9, dtype="int16"),
+        "target": Values(0, 9, dtype="int16"),
+    }
     for crop in (None, 2):
-        pairs = pickle.loads(pickle.dumps(load(f"{tmp_path}/A,{tmp_path}/B", "unpaired", crop=crop, **values)))
+        pairs = pickle.loads(
+            pickle.dumps(load(f"{tmp_path}/A,{tmp_path}/B", "unpaired", crop=crop, **values))
+        )
         assert pairs.read(0).source.shape == (1, crop or 4, crop or 4)
-    with pytest.raises(ValueError, match=r"A/0\.tif and .*B/0\.tif lie on different grids, .*, or gdalwarp"):
+    with pytest.raises(
+        ValueError, match=r"A/0\.tif and .*B/0\.tif lie on different grids, .*, or gdalwarp"
+    ):
         load(f"{tmp_path}/A,{tmp_path}/B", **values).read(0)
 
 
 @pytest.mark.parametrize(("empty", "resized_empty"), [(0, 0), (2, 2)], ids=["no hole", "a hole"])
-def test_a_resized_value_does_not_become_nodata(empty: int, resized_empty: int, tmp_path: Path) -> None:
+def test_a_resized_value_does_not_become_nodata(
+    empty: int, resized_empty: int, tmp_path: Path
+) -> None:
     """The mean of 4 and 6 is 5, which stands for none; a resized row is of four."""
     array = np.tile(np.array([4, 6], np.uint8), (8, 4))
     array[:empty] = 5
@@ -186,7 +228,9 @@ def test_pairs_of_two_reference_systems_are_refused(crop: int | None, tmp_path: 
         (tmp_path / side).mkdir()
         place = Geometry(affine, "geotiff", {"crs": system})
         Picture(np.ones((1, 4, 4), np.uint8), place).save(tmp_path / side / "0.tif")
-    with pytest.raises(ValueError, match=r"different coordinate reference systems, .* 32N and .* 33N"):
+    with pytest.raises(
+        ValueError, match=r"different coordinate reference systems, .* 32N and .* 33N"
+    ):
         load(f"{tmp_path}/A,{tmp_path}/B", crop=crop).read(0)
 
 
@@ -230,7 +274,11 @@ def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> No
     resized = Image.fromarray(example.mask[0].numpy()).resize((4, 2), Image.Resampling.BILINEAR)
     small = load(f"{tmp_path}/A,{tmp_path}/B", size=(2, 4)).read(0)
     assert small.source.unique().tolist() == [9]  # of the pixels with a value alone
-    assert small.mask[0].tolist() == (np.asarray(resized) == 1).tolist() == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    assert (
+        small.mask[0].tolist()
+        == (np.asarray(resized) == 1).tolist()
+        == [[0, 0, 0, 0], [1, 1, 1, 1]]
+    )
     volume = np.ones((1, 3, 4, 5), np.int16)
     volume[0, 1, 2, 3] = -1
     Picture(volume, Geometry(nodata=-1)).save(tmp_path / "0.tif")
@@ -242,7 +290,9 @@ def test_pixels_without_a_value_are_least_and_do_not_count(tmp_path: Path) -> No
 
 
 def degraded(text: str, array: Array, name: str = "a") -> Array:
-    return np.asarray(Degradation.read(text).picture(Image.fromarray(array), name), dtype=np.float64)
+    return np.asarray(
+        Degradation.read(text).picture(Image.fromarray(array), name), dtype=np.float64
+    )
 
 
 @pytest.mark.parametrize("text", DEGRADATIONS)
@@ -291,13 +341,19 @@ def test_an_example_is_degraded_and_original(tmp_path: Path) -> None:
     """Of a crop it is of the crop, and anew in each epoch."""
     original = Image.fromarray(pixels(0, 16, 20))
     save(tmp_path / "deep/a.png", np.asarray(original))
-    ways: list[tuple[Any, str, int]] = [({"size": 8}, "", 0), ({"crop": 16}, " 0 0", 0), ({"crop": 16}, " 0 1", 1)]
+    ways: list[tuple[Any, str, int]] = [
+        ({"size": 8}, "", 0),
+        ({"crop": 16}, " 0 0", 0),
+        ({"crop": 16}, " 0 1", 1),
+    ]
     for how, key, seed in ways:
         pairs = load(tmp_path, "folder", prepare=Degradation.read("photo"), **how)
         source, target = (side.numpy().transpose(1, 2, 0) for side in pairs.read(0, seed)[:2])
         assert (source == degraded("photo", target, f"deep/a{key}")).all()
         assert (source != target).any()
-        assert key or (target == np.asarray(original.resize((8, 8), Image.Resampling.BILINEAR))).all()
+        assert (
+            key or (target == np.asarray(original.resize((8, 8), Image.Resampling.BILINEAR))).all()
+        )
     digests = [load(tmp_path, "folder").digest()]
     for text in ("photo", "photo@1", "jpeg", "jpeg@0"):
         digests.append(load(tmp_path, "folder", prepare=Degradation.read(text)).digest())
@@ -308,9 +364,13 @@ def test_what_cannot_be_degraded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"A/0\.png.*without targets \(the data set 'folder'\)"):
         load(pictures(tmp_path / "pairs"), prepare=Degradation.read("sr4")).read(0)
     save(tmp_path / "values/0.npy", np.zeros((1, 8, 8), np.float32))
-    with pytest.raises(ValueError, match=r"0\.npy: degrade is for grey and colour of 8 bits, got \(1, 8, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"0\.npy: degrade is for grey and colour of 8 bits, got \(1, 8, 8\)"
+    ):
         load(tmp_path / "values", "folder", prepare=Degradation.read("sr4")).read(0)
     assert [str(Degradation.read(text)) for text in ("jpeg@2", "sr4")] == ["jpeg@2", "sr4@0"]
     for text in ("fog", "", "sr4@x", "sr4@", "jpeg:5"):
-        with pytest.raises(ValueError, match=f"must be one of sr4, .*, and maybe @SEED; got '{text}'"):
+        with pytest.raises(
+            ValueError, match=f"must be one of sr4, .*, and maybe @SEED; got '{text}'"
+        ):
             Degradation.read(text)

@@ -32,7 +32,10 @@ def save(folder: Path, names: list[str], first: int) -> None:
 def rows_of(folder: Path, names: list[str]) -> list[Row]:
     sources = folder / "A"
     targets = folder / "B"
-    return [{"name": name, "source": sources / f"{name}.png", "target": targets / f"{name}.png"} for name in names]
+    return [
+        {"name": name, "source": sources / f"{name}.png", "target": targets / f"{name}.png"}
+        for name in names
+    ]
 
 
 def test_a_file_is_known_by_its_bytes_also_in_a_tar(tmp_path: Path) -> None:
@@ -57,7 +60,9 @@ def test_a_file_is_known_by_its_bytes_also_in_a_tar(tmp_path: Path) -> None:
 def test_pictures_in_memory_and_sets_without_pairs(tmp_path: Path) -> None:
     save(tmp_path, ["a", "b"], 0)
     pixels = np.asarray(Image.open(tmp_path / "A/a.png")).transpose(2, 0, 1)
-    one, same, other = ({"name": "x", "source": each} for each in (pixels, pixels.copy(), pixels.astype(np.float32)))
+    one, same, other = (
+        {"name": "x", "source": each} for each in (pixels, pixels.copy(), pixels.astype(np.float32))
+    )
     digests = [contents([row]).digests["x"] for row in (one, same, other)]
     assert digests[0] == digests[1] != digests[2]
     sets = read_rows("unpaired", f"{tmp_path}/A,{tmp_path}/B")
@@ -77,21 +82,29 @@ def test_groups_on_both_sides_are_refused_by_name(tmp_path: Path) -> None:
     train, val = (read_rows("paired", data, split) for split in ("train", "val"))
     assert groups(val) == [("a", "film 3"), ("d", "film 2")]
     with pytest.raises(
-        ValueError, match=r"^1 group is on both sides of the split: 'film 2' \(c, and d for validation\)"
+        ValueError,
+        match=r"^1 group is on both sides of the split: 'film 2' \(c, and d for validation\)",
     ):
         check_groups(train, val)
     check_groups(train, val[:1])
     trained = Trained.of(train, "the training")
-    with pytest.raises(ValueError, match=r"^1 group is in training too, by the training: 'film 2' \(of d\); calibrate"):
+    with pytest.raises(
+        ValueError,
+        match=r"^1 group is in training too, by the training: 'film 2' \(of d\); calibrate",
+    ):
         check_unseen(Pairs(val), trained)
     check_unseen(Pairs(val[:1]), trained)
     (tmp_path / "table.csv").write_text("source,target,group\nval/A/a.png,val/B/a.png,film 3\n")
-    assert [group for _, group in groups(read_rows("table", str(tmp_path / "table.csv")))] == ["film 3"]
+    assert [group for _, group in groups(read_rows("table", str(tmp_path / "table.csv")))] == [
+        "film 3"
+    ]
     with pytest.raises(ValueError, match="group must be a CSV of lines NAME,GROUP, got masks"):
         read_rows("paired", f"{tmp_path}/train/A,{tmp_path}/train/B,group=masks")
 
 
-def test_a_training_that_goes_on_reads_only_what_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_that_goes_on_reads_only_what_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of large data sets, to read all again at each start would take minutes."""
     names = ["a", "b", "c"]
     save(tmp_path, names, 0)
@@ -116,7 +129,10 @@ def test_a_value_in_memory_that_changes_beside_a_file_is_read_again(tmp_path: Pa
     """Its row has no stamp, since nothing but the value itself says that it is another."""
     save(tmp_path, ["a"], 0)
     zeros = np.zeros((3, 8, 8), np.uint8)
-    rows = [{"name": "a", "source": tmp_path / "A/a.png", "target": target} for target in (zeros, zeros + 1)]
+    rows = [
+        {"name": "a", "source": tmp_path / "A/a.png", "target": target}
+        for target in (zeros, zeros + 1)
+    ]
     first, second = (Pairs([row]) for row in rows)
     before = first.provenance()
     assert before.stamps == {}
@@ -129,11 +145,16 @@ def test_a_table_is_the_same_whatever_part_it_is_read_as(tmp_path: Path) -> None
 
     save(tmp_path, ["a", "b"], 0)
     for file, names in (("all", "ab"), ("one", "a")):
-        pictures = {role: [str(tmp_path / side / f"{name}.png") for name in names] for role, side in SIDES.items()}
+        pictures = {
+            role: [str(tmp_path / side / f"{name}.png") for name in names]
+            for role, side in SIDES.items()
+        }
         table = datasets.Dataset.from_dict(pictures)
         for role in pictures:
             table = table.cast_column(role, datasets.Image())
         table.to_parquet(tmp_path / f"{file}.parquet")
-    train, val = (read_rows("hub", str(tmp_path / "all.parquet"), split) for split in ("train", "val"))
+    train, val = (
+        read_rows("hub", str(tmp_path / "all.parquet"), split) for split in ("train", "val")
+    )
     assert same_rows(train, val)
     assert not same_rows(train, read_rows("hub", str(tmp_path / "one.parquet"), "val"))

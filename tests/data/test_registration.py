@@ -13,7 +13,6 @@ from bbdm.cli import train
 from bbdm.data.registration import SHIFTED, shift
 from tests.data.making import load
 
-pytest.importorskip("skimage")
 SIDE = 64
 SHIFTS = [(3, 0), (0, 3), (-3, 0), (0, -3), (2, -2), (3, 3)]
 
@@ -73,7 +72,19 @@ def folders(place: Path, down: int) -> str:
 
 def check(place: Path, data_dir: str) -> None:
     """One epoch of four pairs, after a check."""
-    flags = ["--preset", "demo", "--check", "--device", "cpu", "-e", "1", "-b", "4", "--image_size", str(SIDE)]
+    flags = [
+        "--preset",
+        "demo",
+        "--check",
+        "--device",
+        "cpu",
+        "-e",
+        "1",
+        "-b",
+        "4",
+        "--image_size",
+        str(SIDE),
+    ]
     train.main(["paired", data_dir, str(place / "model.pt"), *flags])
 
 
@@ -90,7 +101,9 @@ def test_the_check_before_training_says_how_far_targets_lie_off(
 
 
 @pytest.mark.usefixtures("tiny_demo")
-def test_without_the_extra_the_check_says_what_to_install(tmp_path: Path, monkeypatch: Any, capsys: Any):
+def test_without_the_extra_the_check_says_what_to_install(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+):
     package = optional.package
 
     def missing(name: str, needed_by: str) -> Any:

@@ -11,7 +11,15 @@ from bbdm.data.cells import HalfCell
 from bbdm.data.kinds import Condition
 from bbdm.data.loading import check_rows
 from bbdm.data.names import RowName
-from bbdm.data.rows import DATASETS, BadPicturesError, UnpairedRows, files_of, read_layout, read_rows, shown
+from bbdm.data.rows import (
+    DATASETS,
+    BadPicturesError,
+    UnpairedRows,
+    files_of,
+    read_layout,
+    read_rows,
+    shown,
+)
 from tests.data.making import load, located, pictures, pixels, save
 from tests.pictures.formats import write_dicom
 
@@ -35,7 +43,10 @@ def texts(rows: Any) -> list[str]:
         value = f"{value.path}|{value.side}" if isinstance(value, HalfCell) else value
         return "+".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
-    return [" ".join([row["name"], *(text(value) for key, value in row.items() if key != "name")]) for row in rows]
+    return [
+        " ".join([row["name"], *(text(value) for key, value in row.items() if key != "name")])
+        for row in rows
+    ]
 
 
 LABELS, PHOTOS = "gtFine/train/u/1_gtFine_color.png", "leftImg8bit/train/u/1_leftImg8bit.png"
@@ -43,12 +54,32 @@ MR = "train/p/7/mr.mha train/p/7/ct.nii.gz"
 LAYOUTS = [  # dataset, data_dir, files, rows of train
     ("edge2shoes", ".", "train/7.jpg val/8.jpg train/notes.txt", ["7 train/7.jpg|0 train/7.jpg|1"]),
     ("edge2handbags", ".", "train/7.jpg test/8.jpg", ["7 train/7.jpg|0 train/7.jpg|1"]),
-    ("celeba", ".", "train/A/7.png train/B/7.jpg val/A/8.png val/B/8.png", ["7 train/A/7.png train/B/7.jpg"]),
+    (
+        "celeba",
+        ".",
+        "train/A/7.png train/B/7.jpg val/A/8.png val/B/8.png",
+        ["7 train/A/7.png train/B/7.jpg"],
+    ),
     ("face2comics", ".", "train/A/7.png train/B/7.jpg", ["7 train/A/7.png train/B/7.jpg"]),
-    ("cityscapes", ".", f"{LABELS} {PHOTOS} gtFine/train/u/1_gtFine_labelIds.png", [f"u/1 {LABELS} {PHOTOS}"]),
-    ("paired", "x/{split},{split}/y", "x/train/7.png train/y/7.png x/val/8.png", ["7 x/train/7.png train/y/7.png"]),
+    (
+        "cityscapes",
+        ".",
+        f"{LABELS} {PHOTOS} gtFine/train/u/1_gtFine_labelIds.png",
+        [f"u/1 {LABELS} {PHOTOS}"],
+    ),
+    (
+        "paired",
+        "x/{split},{split}/y",
+        "x/train/7.png train/y/7.png x/val/8.png",
+        ["7 x/train/7.png train/y/7.png"],
+    ),
     ("paired", "x,z;y", "x/7.png z/7.tif y/7.nii.gz", ["7 x/7.png+z/7.tif y/7.nii.gz"]),
-    ("paired", "x,y", "x/3.png x/10.webp y/3.jpg y/10.PNG y/.no.png", ["10 x/10.webp y/10.PNG", "3 x/3.png y/3.jpg"]),
+    (
+        "paired",
+        "x,y",
+        "x/3.png x/10.webp y/3.jpg y/10.PNG y/.no.png",
+        ["10 x/10.webp y/10.PNG", "3 x/3.png y/3.jpg"],
+    ),
     ("paired", "x,y", "x/deep/3.PNG y/deep/3.bmp", ["deep/3 x/deep/3.PNG y/deep/3.bmp"]),
     ("paired", "{split}/*/mr,{split}/*/ct", f"{MR} train/p/7/mask.mha", [f"p/7 {MR}"]),
     ("folder", "x/*/mr", "x/7/mr.mha x/7/ct.mha", ["7 x/7/mr.mha"]),
@@ -65,9 +96,17 @@ def test_rows_of_a_layout(dataset: str, data_dir: str, files: str, wanted: list[
 
 
 def test_layouts_that_are_tested_are_all() -> None:
-    assert {each[0] for each in LAYOUTS} | {"table", "hub", "stream", "unpaired", "frames"} == DATASETS.keys()
+    assert {each[0] for each in LAYOUTS} | {
+        "table",
+        "hub",
+        "stream",
+        "unpaired",
+        "frames",
+    } == DATASETS.keys()
     assert read_layout("paired") == "paired"
-    with pytest.raises(ValueError, match=r"one of celeba, .*, got '\.': .* 'folder', as in folder \."):
+    with pytest.raises(
+        ValueError, match=r"one of celeba, .*, got '\.': .* 'folder', as in folder \."
+    ):
         read_layout(".")
 
 
@@ -85,8 +124,20 @@ def test_the_halves_of_a_picture_are_source_and_target(root: Path) -> None:
 PAIR = "train/A/3.png train/B/3.png"
 X_Y = "x/a.png x/b.png y/a.png y/b.png sar/a.png"
 REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
-    ("celeba", ".", f"{PAIR} train/A/5.png", "", r"A/5\.png has no target in .*B: files are matched by name"),
-    ("celeba", ".", f"{PAIR} train/B/5.png", "", r"B/5\.png has no source in .*A: files are matched by name"),
+    (
+        "celeba",
+        ".",
+        f"{PAIR} train/A/5.png",
+        "",
+        r"A/5\.png has no target in .*B: files are matched by name",
+    ),
+    (
+        "celeba",
+        ".",
+        f"{PAIR} train/B/5.png",
+        "",
+        r"B/5\.png has no source in .*A: files are matched by name",
+    ),
     ("celeba", ".", f"{PAIR} train/A/3.jpg", "", r"A/3\.jpg and .*A/3\.png have the same name"),
     ("paired", "train/A,x;train/B", f"{PAIR} x/4.png", "", r"A/3\.png has no source in x"),
     ("edge2shoes", ".", PAIR, "", "train has the folders A and B, .* layout of 'celeba'"),
@@ -94,7 +145,10 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("paired", "x", "", "", "two folders, SOURCES,TARGETS; got 'x'"),
     ("paired", "x,y,z", "", "", "got 'x,y,z'; of several sources, FIRST,SECOND;TARGETS"),
     ("edges", ".", "", "", r"dataset must be one of .*edge2shoes.*, got 'edges'"),
-    *((name, "gone", "", "", "there is no folder gone") for name in ("edge2shoes", "celeba", "cityscapes")),
+    *(
+        (name, "gone", "", "", "there is no folder gone")
+        for name in ("edge2shoes", "celeba", "cityscapes")
+    ),
     ("folder", "t.csv", "", "a,b", "t.csv is neither a folder of pictures nor a picture"),
     ("table", "gone.csv", "", "", "there is no file gone.csv"),
     ("hub", "gone.tar", "", "", "there is no file gone.tar"),
@@ -103,12 +157,42 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
     ("paired", "x,y,style=no.csv", X_Y, "", "style: there is no file no.csv"),
     ("paired", "x,y,target=sar", X_Y, "", "rows have a target already: sar would be another"),
     ("paired", "x,y,style=t.csv", X_Y, "a,ink", r"x/b\.png has no style in t\.csv"),
-    ("paired", "x,y,style=t.csv", X_Y, "a,ink\na,oil", r"line 2 of t\.csv: 'a' is of the class 'ink' above"),
-    ("table", "t.csv", "", "", r"t\.csv must begin with a line of column names, each once, source among them; got"),
+    (
+        "paired",
+        "x,y,style=t.csv",
+        X_Y,
+        "a,ink\na,oil",
+        r"line 2 of t\.csv: 'a' is of the class 'ink' above",
+    ),
+    (
+        "table",
+        "t.csv",
+        "",
+        "",
+        r"t\.csv must begin with a line of column names, each once, source among them; got",
+    ),
     ("table", "t.csv", "", "source,x,x\na,b,c", "each once"),
-    ("table", "t.csv", "", "source,target\na", r"line 2 of t\.csv must have a cell of each of .*target.*, got \['a'\]"),
-    ("table", "t.csv", "", "source,target\na,", r"line 2 of t\.csv must have .*target.*, got \['a', ''\]"),
-    ("table", "t.csv", "", "name,source\na,b\na,c", r"line 3 of t\.csv: the name 'a' is there twice"),
+    (
+        "table",
+        "t.csv",
+        "",
+        "source,target\na",
+        r"line 2 of t\.csv must have a cell of each of .*target.*, got \['a'\]",
+    ),
+    (
+        "table",
+        "t.csv",
+        "",
+        "source,target\na,",
+        r"line 2 of t\.csv must have .*target.*, got \['a', ''\]",
+    ),
+    (
+        "table",
+        "t.csv",
+        "",
+        "name,source\na,b\na,c",
+        r"line 3 of t\.csv: the name 'a' is there twice",
+    ),
     ("table", "t.csv", "", "source,target", r"there are no rows in t\.csv"),
     ("table", "t.csv", "", "source\n" + "a" * 2**18, r"t\.csv is no CSV of UTF-8: field larger"),
     ("table", "t.csv", "", "source\n\udcff", r"t\.csv is no CSV of UTF-8: .*can't decode"),
@@ -116,10 +200,14 @@ REFUSED = [  # dataset, data_dir, files, lines of t.csv, message
 
 
 @pytest.mark.parametrize(("dataset", "data_dir", "files", "lines", "message"), REFUSED)
-def test_what_makes_no_rows_is_named(dataset: str, data_dir: str, files: str, lines: str, message: str) -> None:
+def test_what_makes_no_rows_is_named(
+    dataset: str, data_dir: str, files: str, lines: str, message: str
+) -> None:
     touch(files)
     Path("t.csv").write_text(lines, errors="surrogateescape")
-    with pytest.raises(FileNotFoundError if data_dir.startswith("gone") else ValueError, match=message):
+    with pytest.raises(
+        FileNotFoundError if data_dir.startswith("gone") else ValueError, match=message
+    ):
         read_rows(dataset, data_dir)
 
 
@@ -127,7 +215,10 @@ def test_further_columns_are_of_folders_and_labels() -> None:
     touch("x/a.png x/b.png y/a.png y/b.png sar/train/a.tif sar/train/b.npy")
     Path("labels_train.csv").write_text("\ufeffname,class\na, ink\n\nb,10\nothers,wax\n")
     rows = read_rows("paired", "x,y,sar=sar/{split},style=labels_{split}.csv")
-    assert texts(rows) == ["a x/a.png y/a.png sar/train/a.tif ink", "b x/b.png y/b.png sar/train/b.npy 10"]
+    assert texts(rows) == [
+        "a x/a.png y/a.png sar/train/a.tif ink",
+        "b x/b.png y/b.png sar/train/b.npy 10",
+    ]
     assert [str(path) for path in files_of(rows[0])] == ["x/a.png", "y/a.png", "sar/train/a.tif"]
     assert (files_of(rows[0], ["sar"]), shown(rows[0])) == ((Path("sar/train/a.tif"),), "x/a.png")
 
@@ -135,7 +226,10 @@ def test_further_columns_are_of_folders_and_labels() -> None:
 def test_paths_of_a_table_are_relative_to_its_file() -> None:
     """But words that are no files are words; names are those of sources without suffix."""
     touch("data/depth/1.png")
-    lines = "source,target,mask,depth,season", "s/1.tif ; s/2.tif,t/1.tif,m/1.png,depth/1.png,summer.v2"
+    lines = (
+        "source,target,mask,depth,season",
+        "s/1.tif ; s/2.tif,t/1.tif,m/1.png,depth/1.png,summer.v2",
+    )
     Path("data/train.csv").write_text("\n".join(lines))
     paths = "data/s/1.tif+data/s/2.tif data/t/1.tif data/m/1.png data/depth/1.png summer.v2"
     assert texts(read_rows("table", "data/{split}.csv")) == [f"s/1 {paths}"]
@@ -146,11 +240,17 @@ def test_paths_of_a_table_are_relative_to_its_file() -> None:
 def test_any_of_two_sets_meets_any() -> None:
     rows = UnpairedRows({str(a): a for a in range(4)}, {str(b): b for b in range(4)})
     drawn = [[rows.drawn(index, seed) for index in range(4)] for seed in range(60)]
-    assert all(sorted(row[side] for row in epoch) == [0, 1, 2, 3] for epoch in drawn for side in ("source", "target"))
+    assert all(
+        sorted(row[side] for row in epoch) == [0, 1, 2, 3]
+        for epoch in drawn
+        for side in ("source", "target")
+    )
     assert len({(row["source"], row["target"]) for epoch in drawn for row in epoch}) == 16
 
 
-def test_names_of_a_table_lead_to_no_folder_outside_and_lose_the_suffixes_of_formats(root: Path) -> None:
+def test_names_of_a_table_lead_to_no_folder_outside_and_lose_the_suffixes_of_formats(
+    root: Path,
+) -> None:
     """Of paths that do, the name is what is left without the root and ``..`` at the start."""
     lines = ["source", "../in/b.jpg", f"{root}/x/c.nii.gz", "p.01/d.tar.png", "e.v2"]
     Path("t.csv").write_text("\n".join(lines))
@@ -169,7 +269,9 @@ def test_names_of_a_table_lead_to_no_folder_outside_and_lose_the_suffixes_of_for
             read_rows("table", "t.csv")
 
 
-def test_folders_of_dicom_in_a_table_have_their_whole_names_and_are_pictures_in_all_columns() -> None:
+def test_folders_of_dicom_in_a_table_have_their_whole_names_and_are_pictures_in_all_columns() -> (
+    None
+):
     for folder in ("p.01", "p.02"):
         write_dicom(Path(folder), located(0, (2, 4, 4)), [0, 1])
     Path("t.csv").write_text("source,depth,word\np.01,p.02,winter\np.02,p.01,summer")
@@ -201,11 +303,15 @@ def test_a_link_that_leads_nowhere_is_named(root: Path) -> None:
     (root / "B/9.png").symlink_to(root / "gone.png")
     assert "there is no picture" in check_rows(load(f"{root}/A,{root}/B"))[2]
     Path("t.csv").write_text("source,target,sar\nA/0.png,B/0.png,B/9.png\n")
-    with pytest.raises(BadPicturesError, match=r"B/9\.png: it is a link to .*gone\.png, .*git annex get"):
+    with pytest.raises(
+        BadPicturesError, match=r"B/9\.png: it is a link to .*gone\.png, .*git annex get"
+    ):
         load("t.csv", "table", conditions={"sar": Condition("image", size=3)})
     (root / "C").mkdir()
     (root / "C/9.png").symlink_to("gone.png")
-    with pytest.raises(FileNotFoundError, match=r"C/9\.png: it is a link to gone\.png, .*git annex get"):
+    with pytest.raises(
+        FileNotFoundError, match=r"C/9\.png: it is a link to gone\.png, .*git annex get"
+    ):
         HalfCell(root / "C/9.png", 0).read()
 
 

@@ -61,7 +61,9 @@ def test_pairs_are_matched_by_sequence_and_frame(tmp_path: Path):
     pairs = Pairs(read_rows("frames", folders), Spec())
     assert len(pairs) == 3
     (tmp_path / "B/walk/2.png").unlink()
-    with pytest.raises(ValueError, match=r"walk/2 has no counterpart in .*/B: frames are matched by name"):
+    with pytest.raises(
+        ValueError, match=r"walk/2 has no counterpart in .*/B: frames are matched by name"
+    ):
         read_rows("frames", folders)
     save_frames(tmp_path / "B/run", 1)
     with pytest.raises(ValueError, match=r"the sequence run has no counterpart in .*/A"):
@@ -104,7 +106,8 @@ def test_a_network_sees_the_frames_around_one(tmp_path: Path):
 def test_neighbours_of_single_pictures_are_refused(tmp_path: Path):
     rows = read_rows("folder", str(save_frames(tmp_path / "walk", 2)))
     with pytest.raises(
-        ValueError, match="is no frame of a sequence, and neighbours are those of the data set 'frames'"
+        ValueError,
+        match="is no frame of a sequence, and neighbours are those of the data set 'frames'",
     ):
         Pairs(rows, Spec(neighbours=1))
 
@@ -117,7 +120,9 @@ def test_no_sequence_is_on_both_sides_of_a_split(tmp_path: Path):
         check_groups(rows[:2], rows[2:])
 
 
-def test_whole_sequences_are_volumes_of_which_windows_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_whole_sequences_are_volumes_of_which_windows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     save_frames(tmp_path / "D/walk", 6)
     (row,) = read_rows("frames", str(tmp_path / "D"), axes=3)
     volume = row["source"]
@@ -126,12 +131,16 @@ def test_whole_sequences_are_volumes_of_which_windows_are_read(tmp_path: Path, m
     opened: list[str] = []
     cells = type(volume.frames[0])
     read = cells.read
-    monkeypatch.setattr(cells, "read", lambda cell, window=(): opened.append(cell.path.name) or read(cell, window))
+    monkeypatch.setattr(
+        cells, "read", lambda cell, window=(): opened.append(cell.path.name) or read(cell, window)
+    )
     window = volume.read((slice(2, 4), slice(1, 5), slice(None)))
     assert opened == ["2.png", "3.png"]
     assert (np.moveaxis(np.asarray(window), 0, -1) == FRAMES[2:4, 1:5]).all()
     Image.fromarray(FRAMES[0, :8]).save(tmp_path / "D/walk/3.png")
-    with pytest.raises(ValueError, match=r"3\.png is \(3, 8, 16\) of uint8, and .*0\.png \(3, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"3\.png is \(3, 8, 16\) of uint8, and .*0\.png \(3, 16, 16\)"
+    ):
         volume.read()
 
 

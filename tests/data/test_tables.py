@@ -49,11 +49,16 @@ def png(array: Array) -> bytes:
 
 def table_of(rows: Any, **more: Any) -> Any:
     """Columns source, target and season, and more as (values, feature)."""
-    columns: dict[str, Any] = {"season": ([SEASONS[row] for row in rows], datasets.Value("string")), **more}
+    columns: dict[str, Any] = {
+        "season": ([SEASONS[row] for row in rows], datasets.Value("string")),
+        **more,
+    }
     for name, first in (("source", 0), ("target", 100)):
         columns[name] = [{"bytes": png(pixels(first + row))} for row in rows], datasets.Image()
     kinds = datasets.Features({name: kind for name, (_, kind) in columns.items()})
-    return datasets.Dataset.from_dict({name: values for name, (values, _) in columns.items()}, features=kinds)
+    return datasets.Dataset.from_dict(
+        {name: values for name, (values, _) in columns.items()}, features=kinds
+    )
 
 
 def write_tar(path: Path, rows: Mapping[int, Mapping[str, bytes]]) -> Path:
@@ -82,7 +87,9 @@ def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Pa
             write_tar(tmp_path / f"train{number}.tar", {row: sample(row) for row in rows})
         else:
             table_of(rows).to_parquet(tmp_path / f"train-{number:05d}-of-00002.parquet")
-    where = {"parquet": f"{tmp_path}/*.parquet", "tars": f"{tmp_path}/{{split}}*.tar"}.get(kind, str(tmp_path))
+    where = {"parquet": f"{tmp_path}/*.parquet", "tars": f"{tmp_path}/{{split}}*.tar"}.get(
+        kind, str(tmp_path)
+    )
     if kind == "folder":
         table_of([3]).to_parquet(tmp_path / "validation-00000-of-00001.parquet")
         assert len(load(where, "hub", split="val")) == 1
@@ -92,9 +99,15 @@ def test_mapped_and_streamed_rows_are_those_of_the_files(kind: str, tmp_path: Pa
         pairs = load(where, layout, conditions=conditions)
         assert (len(pairs), pairs.further.classes) == (COUNT, {"season": classes})
         (batch,) = Batches(pairs, COUNT, CPU).stored()
-        assert batch.name == [f"{row:03d}" if kind == "tars" else f"{row:08d}" for row in range(COUNT)]
-        assert (batch.source.numpy() == [pixels(row).transpose(2, 0, 1) for row in range(COUNT)]).all()
-        assert (batch.target.numpy() == [pixels(100 + row).transpose(2, 0, 1) for row in range(COUNT)]).all()
+        assert batch.name == [
+            f"{row:03d}" if kind == "tars" else f"{row:08d}" for row in range(COUNT)
+        ]
+        assert (
+            batch.source.numpy() == [pixels(row).transpose(2, 0, 1) for row in range(COUNT)]
+        ).all()
+        assert (
+            batch.target.numpy() == [pixels(100 + row).transpose(2, 0, 1) for row in range(COUNT)]
+        ).all()
         assert [classes[season] for season in batch.conditions["season"]] == SEASONS
         again = pickle.loads(pickle.dumps(load(where, layout, conditions=conditions)))
         assert torch.equal(again.read(5).source, batch.source[5])
@@ -120,7 +133,9 @@ def test_columns_of_all_kinds(tmp_path: Path) -> None:
     conditions = read_kinds("style=class,number=class,sar=image,bands=image,text=tokens")
     for layout in LAYOUTS:
         pairs = load(tmp_path / "t.parquet", layout, conditions=conditions)
-        assert pairs.further == ConditionsConfig(images={"sar": 1, "bands": 2}, classes=classes, tokens={"text": 3})
+        assert pairs.further == ConditionsConfig(
+            images={"sar": 1, "bands": 2}, classes=classes, tokens={"text": 3}
+        )
         example = pairs.read(3)
         assert (example.conditions["sar"].numpy() == pixels(53, channels=1)).all()
         assert (example.conditions["text"].numpy() == text[3]).all()
@@ -138,7 +153,9 @@ def test_source_and_target_are_named_or_the_two_of_pictures(tmp_path: Path) -> N
     for columns, row in (("", 1), (",source=b,target=a", 1), (",source=a,target=b", 101)):
         found = load(f"{where}{columns}", "hub").read(1).source
         assert (found.numpy() == pixels(row).transpose(2, 0, 1)).all()
-    assert load(f"{where},word=season", "hub", conditions=read_kinds("word=class")).further.classes["word"]
+    assert load(f"{where},word=season", "hub", conditions=read_kinds("word=class")).further.classes[
+        "word"
+    ]
     with pytest.raises(ValueError, match="00000000 has no target"):
         load(f"{where},source=a", "stream").read(0)
     for columns, message in {
@@ -156,8 +173,19 @@ def test_results_of_a_stream_whose_files_were_written_anew_are_made_anew(
     """The tar has the same names and as many rows; and a run resumes where its tar was only written anew."""
     where = write_tar(tmp_path / "val.tar", {0: sample(0), 1: sample(1)})
     before = load(where, "stream")
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=8)
-    command = ["stream", str(where), f"{tmp_path}/c.pt", f"{tmp_path}/out", "--steps", "2", "--device", "cpu"]
+    save_checkpoint(
+        tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=8
+    )
+    command = [
+        "stream",
+        str(where),
+        f"{tmp_path}/c.pt",
+        f"{tmp_path}/out",
+        "--steps",
+        "2",
+        "--device",
+        "cpu",
+    ]
     translate.main(command)
     first = (tmp_path / "out" / "000.png").read_bytes()
     translate.main(command)
@@ -176,25 +204,35 @@ class TestStream:
         """4 tars of 6 rows; 5 are mixed at a time."""
         monkeypatch.setattr(tables, "MIXED", 5)
         for number in range(4):
-            write_tar(tmp_path / f"{number}.tar", {row: sample(row) for row in range(6 * number, 6 * number + 6)})
+            write_tar(
+                tmp_path / f"{number}.tar",
+                {row: sample(row) for row in range(6 * number, 6 * number + 6)},
+            )
         return str(tmp_path / "*.tar")
 
     @staticmethod
     def names(pairs: Pairs, seed: int, *parts: tuple[int, int]) -> list[str]:
         """Of the examples at positions of an epoch, as a trainer asks for them."""
         order = [index for start, end in parts for index in pairs.order(seed)(start, end)]
-        return [f"{row['name']} {index % pairs.spec.crops}" for index, _, row in pairs.places(order, seed)]
+        return [
+            f"{row['name']} {index % pairs.spec.crops}"
+            for index, _, row in pairs.places(order, seed)
+        ]
 
     def test_rows_are_read_once_in_turn(self, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """As for the classes of all rows."""
         rows, read = read_rows("stream", where), list[Any]()
         whole = tables.StreamedRows.rows
-        monkeypatch.setattr(tables.StreamedRows, "rows", lambda *how: read.append(how) or whole(*how))
+        monkeypatch.setattr(
+            tables.StreamedRows, "rows", lambda *how: read.append(how) or whole(*how)
+        )
         assert [row["name"] for row in rows] == [f"{row:03d}" for row in range(24)]
         assert len(read) == 1
 
     @pytest.mark.parametrize("crops", [1, 3])
-    def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(self, where: str, crops: int) -> None:
+    def test_an_epoch_is_a_permutation_by_its_seed_from_any_position(
+        self, where: str, crops: int
+    ) -> None:
         pairs = load(where, "stream", crop=4, crops=crops)
         whole = self.names(pairs, 5, (0, 24 * crops))
         assert sorted(whole) == [f"{row:03d} {crop}" for row in range(24) for crop in range(crops)]
@@ -226,7 +264,8 @@ class TestStream:
         names = [name for batch in found for name in batch.name]
         assert [f"{name} 0" for name in names] == self.names(pairs, 2, (3, 20))
         for name, source in zip(names, torch.cat([batch.source for batch in found]), strict=True):
-            assert torch.equal(source, mapped.read(int(name), 2).source)  # the crop of the seed and the name
+            # the crop of the seed and the name
+            assert torch.equal(source, mapped.read(int(name), 2).source)
         batches.close()
 
     def test_others_of_a_batch_take_the_places_of_bad_ones(self, tmp_path: Path) -> None:
@@ -256,14 +295,20 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("name", ["source.png", "season.txt", "x.pkl", "x.pyd", "x.pickle", "x.pth", "x.npy"])
+@pytest.mark.parametrize(
+    "name", ["source.png", "season.txt", "x.pkl", "x.pyd", "x.pickle", "x.pth", "x.npy"]
+)
 def test_a_pickle_inside_a_tar_runs_nothing(name: str, tmp_path: Path) -> None:
     trap, file = Trap(tmp_path / "sprung"), io.BytesIO()
     np.save(file, np.array([trap], object)) if name == "x.npy" else pickle.dump(trap, file)
     where = write_tar(tmp_path / "0.tar", {0: {**sample(0), name: file.getvalue()}})
     for layout in LAYOUTS:
         with suppress(Exception):  # of whatever library, or none where nobody looks at the file
-            load(where, layout, conditions=read_kinds("x=tokens" if name[0] == "x" else "season=class")).read(0)
+            load(
+                where,
+                layout,
+                conditions=read_kinds("x=tokens" if name[0] == "x" else "season=class"),
+            ).read(0)
     assert not trap.path.exists()
     pickle.loads(pickle.dumps(trap))
     assert trap.path.exists()  # it is one
@@ -272,9 +317,13 @@ def test_a_pickle_inside_a_tar_runs_nothing(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", ["npy", "npz", "pth"])
 def test_a_damaged_array_in_a_tar_is_named(suffix: str, tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {0: sample(0)})
-    where = write_tar(tmp_path / "1.tar", {1: sample(1), 2: {**sample(2), f"x.{suffix}": b"nothing"}})
+    where = write_tar(
+        tmp_path / "1.tar", {1: sample(1), 2: {**sample(2), f"x.{suffix}": b"nothing"}}
+    )
     for layout in LAYOUTS:
-        with pytest.raises(ValueError, match=rf"^cannot read 002\.x\.{suffix} of .*1\.tar: [^\n]+$"):
+        with pytest.raises(
+            ValueError, match=rf"^cannot read 002\.x\.{suffix} of .*1\.tar: [^\n]+$"
+        ):
             load(where, layout).read(1)
 
 
@@ -290,7 +339,9 @@ def test_what_is_no_whole_tar_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_a_picture_in_a_tar_is_named(tmp_path: Path) -> None:
     where = write_tar(tmp_path / "0.tar", {0: {**sample(0), "target.png": b"no picture"}})
-    with pytest.raises(ValueError, match=r"cannot read the picture 000\.target\.png of .*0\.tar: it is not PNG"):
+    with pytest.raises(
+        ValueError, match=r"cannot read the picture 000\.target\.png of .*0\.tar: it is not PNG"
+    ):
         load(where, "hub").read(0)
 
 
@@ -300,7 +351,10 @@ def test_a_tar_without_rows_says_what_a_row_is(names: tuple[str, ...], tmp_path:
         for name in names:
             tar.addfile(tarfile.TarInfo(name))
     for layout in LAYOUTS:
-        with pytest.raises(ValueError, match=r"0\.tar: it has no rows; a row is the files KEY\.source\.png and KEY\.t"):
+        with pytest.raises(
+            ValueError,
+            match=r"0\.tar: it has no rows; a row is the files KEY\.source\.png and KEY\.t",
+        ):
             load(tmp_path / "0.tar", layout)
 
 
@@ -313,7 +367,9 @@ def test_names_in_a_tar_lead_to_no_folder_outside(tmp_path: Path) -> None:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     for layout in LAYOUTS:
-        with pytest.raises(ValueError, match=r"row 0 of .*0\.tar: the name of a row must be .*got '\.\./\.\./evil'"):
+        with pytest.raises(
+            ValueError, match=r"row 0 of .*0\.tar: the name of a row must be .*got '\.\./\.\./evil'"
+        ):
             load(where, layout).read(0)
     with pytest.raises(ValueError, match="the name of a row must be"):
         as_pairs([{**BOTH, "name": "/evil"}])
@@ -339,18 +395,39 @@ def test_items_are_tuples_of_arrays_and_tensors() -> None:
     for kind in ("uint8", "float16", "float64"):
         stored = np.array([0, 1, 1, 0]).reshape(1, 2, 2).astype(kind)
         example = MappedDataset([stored], lambda array: (array, torch.from_numpy(array))).read(0)
-        assert example.source.dtype == example.target.dtype == (torch.uint8 if kind == "uint8" else torch.float32)
-        assert example.source.flatten().tolist() == example.target.flatten().tolist() == [0, 1, 1, 0]
+        assert (
+            example.source.dtype
+            == example.target.dtype
+            == (torch.uint8 if kind == "uint8" else torch.float32)
+        )
+        assert (
+            example.source.flatten().tolist() == example.target.flatten().tolist() == [0, 1, 1, 0]
+        )
 
 
 def test_items_are_mappings_with_more() -> None:
     array, mask = pixels(0), torch.ones(1, 8, 8)
     mask[0, 2, 3] = 0
-    seen = {"style": 2, "number": np.int64(1), "text": np.ones((3, 5)), "sar": mask, "rgb": Image.fromarray(array)}
-    item = {"source": Image.fromarray(array), "target": mask, "conditions": seen, "mask": mask, "name": "a"}
+    seen = {
+        "style": 2,
+        "number": np.int64(1),
+        "text": np.ones((3, 5)),
+        "sar": mask,
+        "rgb": Image.fromarray(array),
+    }
+    item = {
+        "source": Image.fromarray(array),
+        "target": mask,
+        "conditions": seen,
+        "mask": mask,
+        "name": "a",
+    }
     example = MappedDataset([item, {**item, "mask": None, "name": None}]).read(0)
     assert (example.source.numpy() == array.transpose(2, 0, 1)).all()
-    assert (example.name, sorted(example.conditions)) == ("a", ["number", "rgb", "sar", "style", "text"])
+    assert (example.name, sorted(example.conditions)) == (
+        "a",
+        ["number", "rgb", "sar", "style", "text"],
+    )
     assert (int(example.conditions["style"]), int(example.conditions["number"])) == (2, 1)
     assert torch.equal(example.mask, mask)
     assert torch.equal(example.conditions["sar"], mask)
@@ -361,23 +438,37 @@ def test_digests_are_of_conditions_or_a_data_sets_own() -> None:
     def of(*classes: int) -> Any:
         tokens = [np.ones((1 + i, 3)) for i in range(len(classes))]
         pairs = zip(classes, tokens, strict=True)
-        return MappedDataset([{**BOTH, "conditions": {"style": style, "text": text}} for style, text in pairs])
+        return MappedDataset(
+            [{**BOTH, "conditions": {"style": style, "text": text}} for style, text in pairs]
+        )
 
     assert of(0, 1, 2).digest() == of(0, 1, 2).digest() != of(0, 1, 0).digest()
-    one, same, other = (type("Named", (list,), {"digest": lambda _, name=name: name})(OWN) for name in "aab")
-    assert MappedDataset(one).digest() == MappedDataset(same).digest() != MappedDataset(other).digest()
+    one, same, other = (
+        type("Named", (list,), {"digest": lambda _, name=name: name})(OWN) for name in "aab"
+    )
+    assert (
+        MappedDataset(one).digest() == MappedDataset(same).digest() != MappedDataset(other).digest()
+    )
 
 
 def test_values_make_the_unit_range_and_volumes_have_three_axes() -> None:
     stored = np.array([-1000, 0, 500, 9999], np.int16).reshape(1, 2, 2)
-    example = MappedDataset([(stored, stored)], None, Spec(source=Percentiles(0, 100), target=HU)).read(0)
+    example = MappedDataset(
+        [(stored, stored)], None, Spec(source=Percentiles(0, 100), target=HU)
+    ).read(0)
     assert example.target.flatten().tolist() == [-1, 0, 0.5, 1]
     assert (example.source.min(), example.source.max()) == (-1, 1)
     stored = np.arange(-4, 4).reshape(1, 2, 2, 2) / 4
     pairs = MappedDataset([(stored, stored)])
     assert (pairs.spec.axes, pairs.image_size) == (3, (2, 2, 2))
-    valued = MappedDataset([(1000 * stored, 1000 * stored)], None, Spec(source=HU, target=HU, axes=3))
-    assert pairs[0][1].flatten().tolist() == valued[0][1].flatten().tolist() == (np.arange(-4, 4) / 4).tolist()
+    valued = MappedDataset(
+        [(1000 * stored, 1000 * stored)], None, Spec(source=HU, target=HU, axes=3)
+    )
+    assert (
+        pairs[0][1].flatten().tolist()
+        == valued[0][1].flatten().tolist()
+        == (np.arange(-4, 4) / 4).tolist()
+    )
 
 
 BOTH: dict[str, Any] = {"source": GOOD, "target": GOOD}
@@ -406,9 +497,16 @@ def test_later_items_must_be_like_the_first() -> None:
     wide = np.zeros((1, 4, 5), np.float32)
     items = [{**BOTH, "conditions": {"text": np.ones((1, width))}} for width in (3, 5, 3)]
     pairs = MappedDataset([*items[:2], {**items[2], "source": wide, "target": wide}])
-    with pytest.raises(ValueError, match=r"text of item 1 .*\(L, 3\) of finite floats, got \(1, 5\)"):
+    with pytest.raises(
+        ValueError, match=r"text of item 1 .*\(L, 3\) of finite floats, got \(1, 5\)"
+    ):
         pairs.read(1)
-    with pytest.raises(ValueError, match=r"source of item 2 .*\(1, 4, 5\), and that of item 0 .*\(1, 4, 4\).*--crop"):
+    with pytest.raises(
+        ValueError,
+        match=r"source of item 2 .*\(1, 4, 5\), and that of item 0 .*\(1, 4, 4\).*--crop",
+    ):
         next(Batches(pairs, 2, CPU).stored([0, 2]))
-    with pytest.raises(ValueError, match="needs __len__ and __getitem__, and a generator has not both"):
+    with pytest.raises(
+        ValueError, match="needs __len__ and __getitem__, and a generator has not both"
+    ):
         MappedDataset(i for i in ())  # pyright: ignore[reportArgumentType]

@@ -30,7 +30,9 @@ def copied(folder: Path, names: list[str], chance: random.Random) -> list[Row]:
     for letter in SIDES.values():
         (folder / "copies" / letter).mkdir(parents=True)
         for name in names:
-            shutil.copyfile(folder / letter / f"{name}.png", folder / "copies" / letter / f"{name}.png")
+            shutil.copyfile(
+                folder / letter / f"{name}.png", folder / "copies" / letter / f"{name}.png"
+            )
     return rows_of(folder / "copies", names)
 
 
@@ -47,7 +49,12 @@ def other_way(folder: Path, names: list[str], chance: random.Random) -> list[Row
     return [{"name": row["name"], "source": row["target"], "target": row["source"]} for row in rows]
 
 
-CHANGES: dict[str, Change] = {"same": same_files, "copied": copied, "renamed": renamed, "other way": other_way}
+CHANGES: dict[str, Change] = {
+    "same": same_files,
+    "copied": copied,
+    "renamed": renamed,
+    "other way": other_way,
+}
 
 
 def write(folder: Path, record: Record) -> Origin:
@@ -103,13 +110,21 @@ def test_a_target_or_a_source_of_a_training_pair_is_refused_by_name(tmp_path: Pa
     trained = Trained.of(rows_of(tmp_path / "one", names), "here")
     shutil.copyfile(tmp_path / "one/B/3.png", tmp_path / "two/B/1.png")
     rows = rows_of(tmp_path / "two", names)
-    refused(Pairs(rows), trained, r"the target of 1 of 3 pairs was in training, by here: 1 \(as 3\)")
+    refused(
+        Pairs(rows), trained, r"the target of 1 of 3 pairs was in training, by here: 1 \(as 3\)"
+    )
     shutil.copyfile(tmp_path / "one/A/2.png", tmp_path / "two/A/2.png")
     shutil.copyfile(tmp_path / "one/A/1.png", tmp_path / "two/A/3.png")
-    refused(Pairs(rows[1:]), trained, r"the sources of 2 of 2 pairs were in training, by here: 2, 3 \(as 1\)")
+    refused(
+        Pairs(rows[1:]),
+        trained,
+        r"the sources of 2 of 2 pairs were in training, by here: 2, 3 \(as 1\)",
+    )
     shutil.copyfile(tmp_path / "one/B/2.png", tmp_path / "two/B/2.png")
     message = r"1 of 3 pairs were in training, by here: 2; the target of 1 of 3 pairs was in training: 1 \(as 3\); "
-    refused(Pairs(rows), trained, message + r"the source of 1 of 3 pairs was in training: 3 \(as 1\)")
+    refused(
+        Pairs(rows), trained, message + r"the source of 1 of 3 pairs was in training: 3 \(as 1\)"
+    )
     overlap = trained.overlap(Pairs(rows))
     assert (overlap.pairs, overlap.targets, overlap.sources) == ({"2": "2"}, {"1": "3"}, {"3": "1"})
 
@@ -195,14 +210,20 @@ def test_constant_pictures_are_no_overlap(tmp_path: Path) -> None:
     refused(Pairs(rows), Trained.of(rows, "here"), "1 of 1 pair was in training, by here: a")
 
 
-def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_record_is_of_the_weights_whose_files_name_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In the run's folder as the file names it, moved beside the file, or that of the file's name."""
     records = {name: Record({name: ["0"]}, {}, [], [], []) for name in ("w.run", "elsewhere")}
     for folder, record in records.items():
         (tmp_path / folder).mkdir()
         write(tmp_path / folder, record)
     path = tmp_path / "w.pt"
-    places = [(None, "w.run"), (tmp_path / "w.run", "elsewhere"), (Path("/gone/elsewhere"), "elsewhere")]
+    places = [
+        (None, "w.run"),
+        (tmp_path / "w.run", "elsewhere"),
+        (Path("/gone/elsewhere"), "elsewhere"),
+    ]
     for run, name in places:
         identity = records[name].identity
         trained = Trained.of_origin(Origin(path, run, identity), tmp_path / "elsewhere")
@@ -211,7 +232,9 @@ def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: 
     later = Record({"new": ["1"]}, {}, []).after(records["w.run"])
     write(tmp_path / "w.run", later)  # which earlier weights have not seen
     for record in (later, records["w.run"]):
-        assert Trained.of_origin(Origin(path, None, record.identity)) == Trained(f"{tmp_path}/w.run", record)
+        assert Trained.of_origin(Origin(path, None, record.identity)) == Trained(
+            f"{tmp_path}/w.run", record
+        )
     assert caplog.messages == []
     unknown = [
         Origin(path, None, "../w.run/records/a"),
@@ -225,7 +248,9 @@ def test_a_record_is_of_the_weights_whose_files_name_it(tmp_path: Path, caplog: 
     assert f"{tmp_path}/other/w.pt: they" in caplog.messages[2]
 
 
-def test_what_no_record_says_of_an_earlier_training_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_no_record_says_of_an_earlier_training_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     record = Record({"a": ["1"]}, {}, [], unknown=["start.pt"])
     later = Record({"b": ["2"]}, {}, []).after(record)
     assert len({Record({"a": ["1"]}, {}, []).identity, record.identity, later.identity}) == 3
@@ -242,13 +267,18 @@ def test_items_of_other_libraries_are_known_as_a_whole() -> None:
         return [tuple(each) for each in pixels]
 
     trained = Trained.of(as_pairs(items(0)).rows, "here")
-    with pytest.raises(ValueError, match=r"^4 of 4 pairs were in training, by here: 0, 1, 2 and 1 more: calibrate on"):
+    with pytest.raises(
+        ValueError,
+        match=r"^4 of 4 pairs were in training, by here: 0, 1, 2 and 1 more: calibrate on",
+    ):
         check_unseen(as_pairs(items(0)), trained)
     check_unseen(as_pairs(items(1)), trained)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pairs": 3}', '{"contents": []}', "\udcff"])
-def test_a_file_of_another_program_beside_weights_says_nothing(content: str, tmp_path: Path) -> None:
+def test_a_file_of_another_program_beside_weights_says_nothing(
+    content: str, tmp_path: Path
+) -> None:
     (tmp_path / "records").mkdir()
     (tmp_path / "records/0123456789abcdef.json").write_text(content, errors="surrogateescape")
     assert Trained.of_origin(Origin(tmp_path / "w.pt", None, "0123456789abcdef")) is None

@@ -42,7 +42,9 @@ def p_value(mean: float, count: int, expectation: float) -> float:
 
 def bound_of(mean: float, count: int) -> float:
     """The expectation that a mean of losses exceeds with a probability of at most DELTA."""
-    return root(lambda expectation: p_value(mean, count, expectation) - DELTA, mean + 1e-12, 1 - 1e-12)
+    return root(
+        lambda expectation: p_value(mean, count, expectation) - DELTA, mean + 1e-12, 1 - 1e-12
+    )
 
 
 @pytest.mark.parametrize("count", [22, 100, 1000])
@@ -51,7 +53,9 @@ def test_the_probability_is_that_of_the_formula(mean: float, count: int):
     """Above the mean, where it decides, and below it, where it is 1."""
     for expectation in (0.005, 0.1, 0.35, 0.9):
         expected = p_value(mean, count, expectation)
-        assert calibration.p_value(mean, count, expectation) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+        assert calibration.p_value(mean, count, expectation) == pytest.approx(
+            expected, rel=1e-9, abs=1e-300
+        )
 
 
 @pytest.mark.parametrize("losses", [0, 1, 10, 60, 99])
@@ -63,7 +67,11 @@ def test_the_bound_is_between_the_exact_one_of_losses_0_and_1_and_hoeffdings(los
     found = bound_of(losses / 100, 100)
     if losses == 0:
         assert found == pytest.approx(1 - DELTA ** (1 / 100), rel=1e-9)
-    assert beta.ppf(1 - DELTA, losses + 1, 100 - losses) <= found <= losses / 100 + np.sqrt(np.log(1 / DELTA) / 200)
+    assert (
+        beta.ppf(1 - DELTA, losses + 1, 100 - losses)
+        <= found
+        <= losses / 100 + np.sqrt(np.log(1 / DELTA) / 200)
+    )
 
 
 @pytest.mark.parametrize("count", [22, 1000])
@@ -79,14 +87,22 @@ def test_the_least_lambda():
     """Equal values leave together, and as many are outside as the risk allows; rounded up to 1e-6."""
     losses = Losses.of([np.array([0.5, 0.1, 0.3, 0.3, 0.0]), np.zeros(0)])
     assert (losses.valued, losses.masked) == (1, 1)
-    for allowed, wanted, outside in ((0, 0.5, 0), (0.19, 0.5, 0), (0.2, 0.3, 0.2), (0.6, 0.1, 0.6), (1, 0, 0.8)):
+    for allowed, wanted, outside in (
+        (0, 0.5, 0),
+        (0.19, 0.5, 0),
+        (0.2, 0.3, 0.2),
+        (0.6, 0.1, 0.6),
+        (1, 0, 0.8),
+    ):
         assert losses.least_lambda(allowed) == pytest.approx(wanted, abs=1.1e-6)
         assert losses.mean(losses.least_lambda(allowed)) == pytest.approx(outside)
 
 
 def test_no_lambda_is_large_enough():
     losses = Losses.of([np.array([np.inf, 0.0, 1.0])])
-    with pytest.raises(ValueError, match=r"all samples of 33.3 % of the values are equal.*take by='quantiles'"):
+    with pytest.raises(
+        ValueError, match=r"all samples of 33.3 % of the values are equal.*take by='quantiles'"
+    ):
         losses.least_lambda(0.05)
     assert losses.least_lambda(0.4) == pytest.approx(1.0)
 
@@ -106,7 +122,11 @@ def calibrations(
         excess = (abs(rng.standard_normal((pairs, values))) * spread - BASE).clip(0)
         losses = Losses.of([each[: 0 if i < masked else values] for i, each in enumerate(excess)])
         try:
-            allowed = ALPHA if bound is None else calibration.allowed(ALPHA, DELTA, bound, losses.valued, losses.masked)
+            allowed = (
+                ALPHA
+                if bound is None
+                else calibration.allowed(ALPHA, DELTA, bound, losses.valued, losses.masked)
+            )
             halves.append(BASE + losses.least_lambda(allowed))
         except ValueError:
             halves.append(np.inf)
@@ -124,7 +144,9 @@ def test_the_guarantee_holds_in_1000_calibrations_and_intervals_are_short():
     halves = calibrations("hoeffding-bentkus", values=15)
     assert (halves < best).mean() <= DELTA
     assert halves.max() <= 2 * best
-    assert (calibrations(None, values=15) < best).mean() > DELTA + 3 * np.sqrt(DELTA * (1 - DELTA) / REPEATS)
+    assert (calibrations(None, values=15) < best).mean() > DELTA + 3 * np.sqrt(
+        DELTA * (1 - DELTA) / REPEATS
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,14 +188,21 @@ def items(seed: int) -> list[tuple[torch.Tensor, ...]]:
     return [tuple(torch.rand(2, 3, 8, 8, generator=generator) * 2 - 1) for _ in range(4)]
 
 
-def test_map_style_pairs_of_the_run_are_refused_and_others_are_not(make_trainer: MakeTrainer, tmp_path: Path):
+def test_map_style_pairs_of_the_run_are_refused_and_others_are_not(
+    make_trainer: MakeTrainer, tmp_path: Path
+):
     """By the bytes of items, wherever the weights of the run lie; others say nothing."""
     trainer = make_trainer("w.run", train=items(0), epochs=1)
     trainer.fit()
     for file in ("w.pt", "w.run/last.pt", "alone/w.pt"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         trainer.save(tmp_path / file)
-    for file in (newest(trainer), tmp_path / "w.pt", tmp_path / "w.run/last.pt", tmp_path / "alone/w.pt"):
+    for file in (
+        newest(trainer),
+        tmp_path / "w.pt",
+        tmp_path / "w.run/last.pt",
+        tmp_path / "alone/w.pt",
+    ):
         check(file, items(0), "0, 1, 2 and 1 more")
         check(file, items(1))
     save_checkpoint(tmp_path / "alone/other.pt", trainer.average, trainer.bridge)
@@ -190,7 +219,9 @@ def test_files_of_the_run_are_known_whatever_is_made_of_them(
     folders = f"{tmp_path}/c/A,{tmp_path}/c/B,style={tmp_path}/labels.csv"
     labels = {"style": Condition("class")}
     trained = load_pairs("paired", folders, crop=SIZE, crops=2, conditions=labels)
-    trainer = make_trainer("w.run", unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1)
+    trainer = make_trainer(
+        "w.run", unet=tiny_unet(classes={"style": ("a", "b")}), train=trained, epochs=1
+    )
     trainer.fit()
     trainer.save(tmp_path / "w.pt")
     others = make_pairs(tmp_path / "others", 4)  # of the same names
@@ -200,7 +231,11 @@ def test_files_of_the_run_are_known_whatever_is_made_of_them(
         check(newest(trainer), pairs.without([0, 2]), "1, 3")
     renamed = [{**row, "name": f"x{row['name']}"} for row in pairs.rows]
     new = {**others.rows[0], "name": "new"}
-    check(tmp_path / "w.pt", Pairs([*renamed, new], pairs.spec), r"x0 \(as 0\), x1 \(as 1\), x2 \(as 2\) and 1 more")
+    check(
+        tmp_path / "w.pt",
+        Pairs([*renamed, new], pairs.spec),
+        r"x0 \(as 0\), x1 \(as 1\), x2 \(as 2\) and 1 more",
+    )
     check(tmp_path / "w.pt", others)
 
 
@@ -213,5 +248,7 @@ def test_intervals_are_not_calibrated_on_training_pairs(
     trainer.save(tmp_path / "w.pt")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "w.pt")
     pairs = make_pairs(tmp_path / "pairs", 4)
-    with pytest.raises(ValueError, match=r"^3 of 3 pairs were in training, by .*w\.run: 1, 2, 3: calibrate"):
+    with pytest.raises(
+        ValueError, match=r"^3 of 3 pairs were in training, by .*w\.run: 1, 2, 3: calibrate"
+    ):
         Intervals.calibrate(sampler, pairs.without([0]), 0.3, samples=2, bound="conformal")

@@ -29,7 +29,8 @@ ALPHA = DELTA = 0.1
 FALSE_ALARM = 1e-4  # the share of seeds for which a test fails although the guarantee holds
 PICTURES, SIDE, SAMPLES, PAIRS = 120, 8, 16, 40
 PADDING = -3024
-SHIFT = 0.1  # spread of what whole pictures differ from their samples by, of the range: so losses vary most
+# spread of what whole pictures differ from their samples by, of the range: so losses vary most
+SHIFT = 0.1
 HU = Values(-1024, 3071, "HU", "int16")
 NUMBER = Values(0, 1000, dtype="uint16")  # a source is the number of its picture
 Array = np.ndarray[Any, Any]
@@ -50,7 +51,9 @@ class World:
         items: list[dict[str, Any]] = []
         for number in numbers:
             source = np.full((1, SIDE, SIDE), number, np.uint16)
-            items.append({"source": source, "target": self.targets[number], "mask": self.masks[number]})
+            items.append(
+                {"source": source, "target": self.targets[number], "mask": self.masks[number]}
+            )
         return MappedDataset(items, spec=Spec(source=NUMBER, target=self.values))
 
     def distribution(self, numbers: Array, **_: Any) -> Any:
@@ -67,7 +70,9 @@ class World:
     def restored(self, images: Array, down: bool = False) -> Array:
         """Images as a sampler returns them of pictures, all of which have values."""
         spec = Spec(target=self.values)
-        return np.stack([spec.result(image, Geometry(nodata=self.nodata), down=down) for image in images])
+        return np.stack(
+            [spec.result(image, Geometry(nodata=self.nodata), down=down) for image in images]
+        )
 
     @property
     def sampler(self) -> Any:
@@ -79,7 +84,9 @@ class World:
 
         shapes = SimpleNamespace(conditions=SimpleNamespace(each={}))
         pictures = Spec(target=self.values)
-        return SimpleNamespace(origin=None, direction=None, pictures=pictures, shapes=shapes, distribution=distribution)
+        return SimpleNamespace(
+            origin=None, direction=None, pictures=pictures, shapes=shapes, distribution=distribution
+        )
 
     def risk(self, found: Intervals, everything: Any) -> float:
         """The share of stored values outside of what is returned, the mean over pictures that have values."""
@@ -98,7 +105,9 @@ def drawn(values: Values, means: Array, rng: np.random.Generator) -> World:
     width = high - low
     shifts = SHIFT * width * rng.standard_normal((PICTURES, 1, 1, 1))
     targets = means + shifts + 0.02 * width * rng.standard_normal(means.shape)
-    samples = means[:, None] + 0.02 * width * rng.standard_normal((PICTURES, SAMPLES, *means.shape[1:]))
+    samples = means[:, None] + 0.02 * width * rng.standard_normal(
+        (PICTURES, SAMPLES, *means.shape[1:])
+    )
     scaled = (2 * (samples - low) / width - 1).clip(-1, 1).astype(np.float32)
     return World(values, targets, scaled, np.ones(means.shape, np.uint8))
 
@@ -190,10 +199,14 @@ def test_the_guarantee_holds_in_2000_calibrations(make: Any, by: Any):
     assert failures(make, by, 2000) <= DELTA * 2000
 
 
-def calibrated(world: World, by: Any = "quantiles", alpha: float = ALPHA) -> tuple[Intervals, Array, Array]:
+def calibrated(
+    world: World, by: Any = "quantiles", alpha: float = ALPHA
+) -> tuple[Intervals, Array, Array]:
     """Intervals of all pictures of a world, and their ends, as they are returned."""
     numbers = np.arange(PICTURES)
-    found = Intervals.calibrate(world.sampler, world.items(numbers), alpha, samples=SAMPLES, by=by, bound="conformal")
+    found = Intervals.calibrate(
+        world.sampler, world.items(numbers), alpha, samples=SAMPLES, by=by, bound="conformal"
+    )
     return found, *found.of(world.distribution(numbers))
 
 
@@ -205,7 +218,9 @@ def test_padding_beyond_the_range_is_inside_and_length_is_that_of_what_is_return
     padded = world.targets == PADDING
     assert padded.mean() > 0.2
     assert (low[padded] == HU.low).all()
-    inside = [intervals.inside_intervals(*each, HU) for each in zip(world.targets, low, high, strict=True)]
+    inside = [
+        intervals.inside_intervals(*each, HU) for each in zip(world.targets, low, high, strict=True)
+    ]
     assert np.stack(inside)[padded].all()
     assert 1 - np.mean(inside) == pytest.approx(found.loss, abs=1e-3)
     lengths = (high.astype(float) - low) / 4095
@@ -218,14 +233,20 @@ def test_ends_at_nodata_are_open_too():
     low = Picture(np.array([[[1, 1, 2]]], np.uint8), zero)
     high = Picture(np.array([[[1, 254, 255]]], np.uint8), zero)
     target = np.array([[[-5, 256, 999]]])
-    assert intervals.inside_intervals(target, low, high, EIGHT_BIT).tolist() == [[[True, False, True]]]
+    assert intervals.inside_intervals(target, low, high, EIGHT_BIT).tolist() == [
+        [[True, False, True]]
+    ]
 
 
 @pytest.mark.parametrize(("nodata", "low", "high"), [(100, 99, 101), (0, 1, 1), (255, 254, 254)])
 def test_ends_that_meet_a_nodata_move_apart(nodata: int, low: int, high: int):
     """A flat target has the value by which the source says none: a low end above it would miss all of it."""
     bridge = ABridge(num_steps=100)
-    network = Ideal(bridge, lambda y: torch.full_like(y, scaled_level(nodata)), lambda y: torch.full_like(y, 1e-9))
+    network = Ideal(
+        bridge,
+        lambda y: torch.full_like(y, scaled_level(nodata)),
+        lambda y: torch.full_like(y, 1e-9),
+    )
     sampler = BridgeSampler(wrap(network, 1, 1), bridge, "sde-dpm2m", 2)
     source = np.full((1, SIDE, SIDE), 50, np.uint8)
     target = np.full((1, SIDE, SIDE), nodata, np.uint8)

@@ -60,7 +60,11 @@ def test_a_file_and_what_it_refuses(tmp_path: Path):
     again = Intervals.load(tmp_path / "a.intervals.json", sampler)
     assert vars(again) == vars(found)
     usual = {"window": "auto", "overlap": 0.25, "margin": 0, "guidance": None}
-    assert Intervals.load(tmp_path / "a.intervals.json", None).fixed == {"solver": "sde-dpm2m", "steps": 4, **usual}
+    assert Intervals.load(tmp_path / "a.intervals.json", None).fixed == {
+        "solver": "sde-dpm2m",
+        "steps": 4,
+        **usual,
+    }
     source = make_pairs(2, seed=3)[0][0][None]
     for one, other in zip(again(source, seed=1), found(source, seed=1), strict=True):
         assert torch.equal(one, other)
@@ -73,12 +77,20 @@ def test_a_file_and_what_it_refuses(tmp_path: Path):
             Intervals.load(tmp_path / "a.intervals.json", other)
     sampler.pictures = Spec(target=Values(0, 4095, dtype="uint16"))
     with pytest.raises(
-        ValueError, match=r"target_values.high 255.0, now 4095.0, target_values.dtype uint8, now uint16"
+        ValueError,
+        match=r"target_values.high 255.0, now 4095.0, target_values.dtype uint8, now uint16",
     ):
         Intervals.load(tmp_path / "a.intervals.json", sampler)
     sampler.pictures = Spec()
-    for given in ({"solver": "dpm2m", "steps": 2}, {"window": None}, {"guidance": 2.0}, {"mask": source}):
-        with pytest.raises(ValueError, match=f"as it was calibrated: {', '.join(given)} cannot be given"):
+    for given in (
+        {"solver": "dpm2m", "steps": 2},
+        {"window": None},
+        {"guidance": 2.0},
+        {"mask": source},
+    ):
+        with pytest.raises(
+            ValueError, match=f"as it was calibrated: {', '.join(given)} cannot be given"
+        ):
             found(source, **given)
     with pytest.raises(ValueError, match="the intervals are of 4 samples, got 5"):
         found.of(sampler.distribution(source, 5))
@@ -88,7 +100,14 @@ def test_damaged_files(tmp_path: Path):
     path = tmp_path / "a.json"
     Intervals.calibrate(make_sampler(), make_pairs(9), samples=2, bound="conformal").save(path)
     content = json.loads(path.read_text())
-    damage = {"format": "x", "version": 2, "lambda_": float("nan"), "alpha": "x", "k": 1, "options": {}}
+    damage = {
+        "format": "x",
+        "version": 2,
+        "lambda_": float("nan"),
+        "alpha": "x",
+        "k": 1,
+        "options": {},
+    }
     damage["sampled"] = {**content["sampled"], "timesteps": 5}
     for name, value in damage.items():
         path.write_text(json.dumps({**content, name: value}))
@@ -105,9 +124,18 @@ def test_damaged_files(tmp_path: Path):
         ({"by": "mean"}, r"by must be one of \('quantiles', 'std'\), got 'mean'"),
         ({"windows": 8}, "calibrate takes guidance, .*, overlap, window, got windows"),
         ({"overlap": 2}, "overlap must be above 0 and at most 0.9, got 2"),
-        ({}, "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus', got 12"),
-        ({"alpha": 0.05, "delta": 0.01}, "alpha 0.05 and delta 0.01 need at least 90 pairs by the bound"),
-        ({"bound": "conformal", "alpha": 0.05}, "alpha 0.05 needs at least 19 pairs by the bound 'conformal', got 12"),
+        (
+            {},
+            "alpha 0.1 and delta 0.1 need at least 22 pairs by the bound 'hoeffding-bentkus', got 12",
+        ),
+        (
+            {"alpha": 0.05, "delta": 0.01},
+            "alpha 0.05 and delta 0.01 need at least 90 pairs by the bound",
+        ),
+        (
+            {"bound": "conformal", "alpha": 0.05},
+            "alpha 0.05 needs at least 19 pairs by the bound 'conformal', got 12",
+        ),
     ],
 )
 def test_what_is_refused(arguments: dict[str, Any], message: str):
@@ -118,13 +146,19 @@ def test_what_is_refused(arguments: dict[str, Any], message: str):
 
 
 def masked_pairs(count: int) -> list[dict[str, torch.Tensor]]:
-    return [{"source": y, "target": x.clone(), "mask": torch.ones(1, SIDE, SIDE)} for y, x in make_pairs(count)]
+    return [
+        {"source": y, "target": x.clone(), "mask": torch.ones(1, SIDE, SIDE)}
+        for y, x in make_pairs(count)
+    ]
 
 
 @pytest.mark.parametrize(
     ("masked", "message"),
     [
-        (21, "need at least 22 pairs by the bound .*, got 1 that have values, and 21 that are wholly masked"),
+        (
+            21,
+            "need at least 22 pairs by the bound .*, got 1 that have values, and 21 that are wholly masked",
+        ),
         (22, "all 22 pairs are wholly masked: they have no value that counts"),
     ],
 )
@@ -143,7 +177,9 @@ def test_masked_values_do_not_count():
     plain = Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_
     for pair in pairs:
         pair["target"][..., 4:], pair["mask"][..., 4:] = 0.9, 0
-    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ == pytest.approx(plain, rel=0.2)
+    assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ == pytest.approx(
+        plain, rel=0.2
+    )
     for pair in pairs:
         pair["mask"][:] = 1
     assert Intervals.calibrate(make_sampler(), pairs, samples=4).lambda_ > 3 * plain
@@ -155,9 +191,12 @@ def test_pictures_get_pictures(tmp_path: Path):
     sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", solver="sde-dpm2m", steps=2)
     rng = np.random.default_rng(0)
     pairs = [tuple(rng.integers(0, 256, (2, 3, 8, 8), dtype=np.uint8)) for _ in range(12)]
-    found = Intervals.calibrate(sampler, MappedDataset(pairs), samples=3, bound="conformal", alpha=0.2)
+    found = Intervals.calibrate(
+        sampler, MappedDataset(pairs), samples=3, bound="conformal", alpha=0.2
+    )
     sides: list[list[Any]] = [
-        [Image.fromarray(side.transpose(1, 2, 0)) for side in each] for each in zip(*pairs, strict=True)
+        [Image.fromarray(side.transpose(1, 2, 0)) for side in each]
+        for each in zip(*pairs, strict=True)
     ]
     seeds = [[i + 12 * j for j in range(3)] for i in range(12)]
     ends = [np.stack([np.asarray(each) for each in end]) for end in found(sides[0], seed=seeds)]
@@ -188,5 +227,7 @@ def test_intervals_of_two_directions_are_of_the_samplers() -> None:
         back(torch.zeros(1, 1, SIDE, SIDE), direction="AtoB")
     assert Intervals.calibrate(sampler, pairs, samples=2).lambda_ == pytest.approx(0.5, abs=1e-3)
     both = MappedDataset(pairs, spec=Spec(direction="both"))
-    with pytest.raises(ValueError, match="pair 0 is of direction AtoB, and must be of the sampler's, BtoA"):
+    with pytest.raises(
+        ValueError, match="pair 0 is of direction AtoB, and must be of the sampler's, BtoA"
+    ):
         Intervals.calibrate(sampler.towards("BtoA"), both, samples=2)

@@ -28,7 +28,9 @@ class Features(nn.Module):
     def __init__(self, size: int = 24) -> None:
         super().__init__()
         torch.manual_seed(1)
-        self.layers = nn.Sequential(nn.Conv2d(3, size, 5, stride=3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, size, 5, stride=3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return 100 * self.layers(images.float() / 255)
@@ -48,7 +50,9 @@ def pictures(*shape: int, seed: int = 0, low: int = 0, high: int = 256) -> torch
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
     """The definition (Heusel et al. 2017, eq. 6) in float64."""
-    means, covariances = zip(*((v.mean(0), np.cov(v, rowvar=False)) for v in (one, other)), strict=True)
+    means, covariances = zip(
+        *((v.mean(0), np.cov(v, rowvar=False)) for v in (one, other)), strict=True
+    )
     root = scipy.linalg.sqrtm(covariances[0] @ covariances[1])
     distance = np.sum((means[0] - means[1]) ** 2)
     return float(distance + np.trace(covariances[0] + covariances[1] - 2 * np.real(root)))
@@ -68,7 +72,9 @@ def test_fid_is_scipys(count: int, samples: int, build: Callable[[], Features]):
     for part in range(0, count, 25):
         scores.update(results[part : part + 25], targets[part : part + 25])
     with torch.no_grad():
-        expected = frechet(*(features(v).double().numpy() for v in (results.flatten(0, 1), targets)))
+        expected = frechet(
+            *(features(v).double().numpy() for v in (results.flatten(0, 1), targets))
+        )
     assert scores.compute()["fid"] == pytest.approx(expected, rel=1e-3)
 
 
@@ -76,14 +82,21 @@ def put_backbone(net: LPIPSNet, home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The file of random weights in place of ImageNet's, where torch.hub finds it below ``home``."""
     torch.manual_seed(0)
     name = perceptual.BACKBONES[net]
-    path = home / "hub" / "checkpoints" / torchvision.models.get_model_weights(name).DEFAULT.url.split("/")[-1]  # pyright: ignore
+    path = (
+        home
+        / "hub"
+        / "checkpoints"
+        / torchvision.models.get_model_weights(name).DEFAULT.url.split("/")[-1]
+    )  # pyright: ignore
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torchvision.models.get_model(name, weights=None).state_dict(), path)
     monkeypatch.setenv("TORCH_HOME", str(home))
     return path
 
 
-@pytest.mark.parametrize("net", [*(pytest.param(net, marks=pytest.mark.nightly) for net in ("alex", "vgg")), "squeeze"])
+@pytest.mark.parametrize(
+    "net", [*(pytest.param(net, marks=pytest.mark.nightly) for net in ("alex", "vgg")), "squeeze"]
+)
 def test_lpips_is_the_original(net: LPIPSNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With the same random weights in Zhang et al.'s own package."""
     import lpips as original_lpips
@@ -95,11 +108,18 @@ def test_lpips_is_the_original(net: LPIPSNet, tmp_path: Path, monkeypatch: pytes
     scores.update(results[1:], targets[1:])
 
     peer = original_lpips.LPIPS(net=net, pnet_rand=True, verbose=False).eval()
-    features = {key.removeprefix("features."): v for key, v in torch.load(path).items() if key.startswith("features.")}
+    features = {
+        key.removeprefix("features."): v
+        for key, v in torch.load(path).items()
+        if key.startswith("features.")
+    }
     names = list(peer.net.state_dict())
     peer.net.load_state_dict({key: features[key.partition(".")[2]] for key in names})
     with torch.no_grad():
-        one, other = (v / 127.5 - 1 for v in (results.flatten(0, 1).float(), targets.repeat_interleave(2, 0).float()))
+        one, other = (
+            v / 127.5 - 1
+            for v in (results.flatten(0, 1).float(), targets.repeat_interleave(2, 0).float())
+        )
         expected = peer(one, other).mean().item()
     assert scores.compute()["lpips"] == pytest.approx(expected, rel=1e-4)
 
@@ -111,9 +131,15 @@ def test_scores_of_parts_are_those_of_the_whole(tmp_path: Path, monkeypatch: pyt
     put_backbone("squeeze", tmp_path, monkeypatch)
 
     def build() -> Scores:
-        return Scores(["fid", "lpips", "psnr", "ssim", "diversity"], 2, features=Features(3), lpips_net="squeeze")
+        return Scores(
+            ["fid", "lpips", "psnr", "ssim", "diversity"],
+            2,
+            features=Features(3),
+            lpips_net="squeeze",
+        )
 
-    results, targets = pictures(7, 2, 3, 24, 24, seed=1, low=20), pictures(7, 3, 24, 24, seed=2, high=230)
+    results = pictures(7, 2, 3, 24, 24, seed=1, low=20)
+    targets = pictures(7, 3, 24, 24, seed=2, high=230)
     whole, *others = (build() for _ in range(4))
     whole.update(results, targets)
     for process, rows in ((1, slice(0, 3)), (1, slice(3, 4)), (2, slice(4, 7))):
@@ -133,7 +159,10 @@ def test_inception_is_built_with_its_file(tmp_path: Path, monkeypatch: pytest.Mo
     path = tmp_path / "hub" / "checkpoints" / perceptual.URL_INCEPTION_V3.split("/")[-1]
     path.parent.mkdir(parents=True)
     with monkeypatch.context() as patch:
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
+            lambda *_, **__: {},
+        )
         patch.setattr(nn.Module, "load_state_dict", lambda *_: None)
         weights = perceptual.Inception().state_dict()
     torch.save(weights, path)
@@ -153,14 +182,23 @@ def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     content[len(content) // 2] ^= 0x40
     path.write_bytes(content)
     for end in (".* CRC-32", "", ".*Weights only"):
-        with pytest.raises(ValueError, match=rf"cannot read {path} as a file of weights, as of https{end}"):
+        with pytest.raises(
+            ValueError, match=rf"cannot read {path} as a file of weights, as of https{end}"
+        ):
             Scores(["lpips"], lpips_net="squeeze")
-        torch.save({"a": torch.zeros(1)} if end else {"a": Runs(os.system, f"touch {tmp_path / 'ran'}")}, path)
+        torch.save(
+            {"a": torch.zeros(1)} if end else {"a": Runs(os.system, f"touch {tmp_path / 'ran'}")},
+            path,
+        )
     assert not (tmp_path / "ran").exists()
-    monkeypatch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline)
+    monkeypatch.setattr(
+        "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", offline
+    )
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     for name, file in (("fid", "inception"), ("lpips", "alexnet")):
-        with pytest.raises(ValueError, match=rf"no route .*: put the file of https.* at {tmp_path}.*{file}"):
+        with pytest.raises(
+            ValueError, match=rf"no route .*: put the file of https.* at {tmp_path}.*{file}"
+        ):
             Scores([name])
 
 
@@ -192,7 +230,8 @@ def test_all_levels() -> None:
     a, b, inside = (np.pad(each, pads, mode="edge") for each in (a, b, mask))
     for weight in MS_SSIM_WEIGHTS:
         windows = [
-            np.lib.stride_tricks.sliding_window_view(each, (7, 7, 7))[inside[3:-3, 3:-3, 3:-3]] for each in (a, b)
+            np.lib.stride_tricks.sliding_window_view(each, (7, 7, 7))[inside[3:-3, 3:-3, 3:-3]]
+            for each in (a, b)
         ]
         of_a, of_b = (each.reshape(len(each), -1) for each in windows)
         mean_a, mean_b = of_a.mean(1), of_b.mean(1)
@@ -203,7 +242,10 @@ def test_all_levels() -> None:
         contrast = (2 * std_a * std_b + c2) / (std_a**2 + std_b**2 + c2)
         structure = ((cov + c2 / 2) / (std_a * std_b + c2 / 2)).clip(0)
         wanted *= ((luminance * contrast * structure) ** weight).mean()
-        a, b = (fftconvolve(each, np.full((2, 2, 2), 1 / 8), mode="same")[::2, ::2, ::2] for each in (a, b))
+        a, b = (
+            fftconvolve(each, np.full((2, 2, 2), 1 / 8), mode="same")[::2, ::2, ::2]
+            for each in (a, b)
+        )
         inside = inside[::2, ::2, ::2]
     found = volume_scores(x, y, mask)
     assert found["ms_ssim"] == pytest.approx(wanted, abs=1e-6)
@@ -215,13 +257,18 @@ def test_the_metrics_are_the_functions() -> None:
     """Of volumes, of which MAE clips nothing; the last has no bone, and no Dice coefficient."""
     truth, mask = volume((12, 40, 36)), ball((12, 40, 36))
     truth[6, 20, 18] = 5000
-    pairs = [(truth + 80 * RANDOM.standard_normal(truth.shape), truth), (np.zeros_like(truth), np.zeros_like(truth))]
+    pairs = [
+        (truth + 80 * RANDOM.standard_normal(truth.shape), truth),
+        (np.zeros_like(truth), np.zeros_like(truth)),
+    ]
     about = {"values": HU, "channels": 1, "masked": True, "dice_above": 450.5}
     scores = Scores(["mae", "psnr", "ms_ssim", "dice"], **about)  # pyright: ignore[reportArgumentType]
     for pair in pairs:
         result, target = (torch.from_numpy(each).float()[None, None] for each in pair)
         scores.update(result[None], target, torch.from_numpy(mask)[None, None])
-    wanted = [volume_scores(y, x, mask, high=3071) | {"dice": dice(y, x, 450.5, mask)} for x, y in pairs]
+    wanted = [
+        volume_scores(y, x, mask, high=3071) | {"dice": dice(y, x, 450.5, mask)} for x, y in pairs
+    ]
     assert np.isnan(wanted[1]["dice"])
     for name, found in scores.compute().items():
         assert found == pytest.approx(np.nanmean([each[name] for each in wanted]), rel=1e-4)

@@ -10,7 +10,14 @@ from bbdm.evaluation import reports
 
 
 def report(solver: str, nfe: int, **scores: float | None) -> dict[str, Any]:
-    return {"solver": solver, "nfe": nfe, "pictures": 3, "scores": scores, "settings": {}, "seconds_per_picture": 0.1}
+    return {
+        "solver": solver,
+        "nfe": nfe,
+        "pictures": 3,
+        "scores": scores,
+        "settings": {},
+        "seconds_per_picture": 0.1,
+    }
 
 
 def test_the_best_solver_is_by_each_metrics_own_direction():
@@ -28,7 +35,11 @@ def test_the_best_solver_is_by_each_metrics_own_direction():
 
 
 def test_the_distribution_of_scores_has_a_panel_for_each_metric_that_has_some(tmp_path: Path):
-    of_sources = {"psnr": [20.0, 21.5, float("inf")], "mae": [3.0, float("nan")], "dice": [float("nan")]}
+    of_sources = {
+        "psnr": [20.0, 21.5, float("inf")],
+        "mae": [3.0, float("nan")],
+        "dice": [float("nan")],
+    }
     about = report("mean", 1, psnr=20.0, mae=3.0, dice=None)
     assert reports.draw_scores(about, of_sources, tmp_path / "two.png")
     assert reports.draw_scores(about, {"psnr": of_sources["psnr"]}, tmp_path / "one.png")
@@ -36,7 +47,10 @@ def test_the_distribution_of_scores_has_a_panel_for_each_metric_that_has_some(tm
     assert (two.width, two.height) == (2 * one.width, one.height)
     assert not reports.draw_scores(about, {"dice": of_sources["dice"]}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
-    for half in (two.crop((0, 0, one.width, one.height)), two.crop((one.width, 0, two.width, two.height))):
+    for half in (
+        two.crop((0, 0, one.width, one.height)),
+        two.crop((one.width, 0, two.width, two.height)),
+    ):
         assert has_colour(half, (214, 39, 40))  # the line of the mean
 
 
@@ -44,9 +58,14 @@ def test_coverage_has_the_last_panel(tmp_path: Path):
     shares = [{"expected": 0.6, "found": 0.5}, {"expected": 0.2, "found": 0.1}]
     about = report("dpm2m", 5, psnr=20.0)
     assert reports.draw_scores(about, {"psnr": [20.0, 21.0]}, tmp_path / "scores.png")
-    assert reports.draw_scores({**about, "coverage": shares}, {"psnr": [20.0, 21.0]}, tmp_path / "both.png")
-    assert reports.draw_scores({**about, "coverage": shares}, {}, tmp_path / "coverage.png")  # as beside FID
-    scores, both, coverage = (Image.open(tmp_path / f"{name}.png") for name in ("scores", "both", "coverage"))
+    assert reports.draw_scores(
+        {**about, "coverage": shares}, {"psnr": [20.0, 21.0]}, tmp_path / "both.png"
+    )
+    # as beside FID
+    assert reports.draw_scores({**about, "coverage": shares}, {}, tmp_path / "coverage.png")
+    scores, both, coverage = (
+        Image.open(tmp_path / f"{name}.png") for name in ("scores", "both", "coverage")
+    )
     assert both.size == (2 * scores.width, scores.height)
     assert coverage.size == scores.size
     assert has_colour(coverage.convert("RGB"), (31, 119, 180))  # the line of what was found

@@ -19,7 +19,8 @@ from tests.training.launching import TORCHRUN, TRAIN, run
 pytestmark = pytest.mark.nightly
 SIZE = 24  # the least that LPIPS takes
 METRICS = ["--metrics", *("lpips", "psnr", "ssim", "energy"), "--lpips_net", "squeeze"]
-FLAGS = ["--steps", "3", "-r", "2", "-b", "3", "--device", "cpu"]  # 10 results in batches of 3, 3, 3 and 1
+# 10 results in batches of 3, 3, 3 and 1
+FLAGS = ["--steps", "3", "-r", "2", "-b", "3", "--device", "cpu"]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,9 @@ def assert_same_pictures(folder: Path, other: Path) -> None:
     """To a level: a process of other threads rounds float32 differently."""
     assert names(folder) == names(other)
     for name in names(other):
-        found, wanted = (np.asarray(Image.open(place / name), dtype=int) for place in (folder, other))
+        found, wanted = (
+            np.asarray(Image.open(place / name), dtype=int) for place in (folder, other)
+        )
         assert np.abs(found - wanted).max() <= 1, name
 
 
@@ -66,7 +69,9 @@ def test_translate_makes_the_files_of_one_process(tmp_path: Path):
     out = in_two("translate", *words(tmp_path, "two"), *FLAGS)
     assert names(tmp_path / "two") == names(tmp_path / "one")
     assert out.startswith(f"5 results in {tmp_path}/two, and 5 that were there (")
-    lines = [(tmp_path / folder / "results.jsonl").read_text().splitlines() for folder in ("one", "two")]
+    lines = [
+        (tmp_path / folder / "results.jsonl").read_text().splitlines() for folder in ("one", "two")
+    ]
     about = [{line["name"]: line["item"] for line in map(json.loads, each)} for each in lines]
     assert about[0] == about[1]
     assert about[0].keys() == {*made}
@@ -83,12 +88,24 @@ def test_eval_has_the_scores_of_one_process(tmp_path: Path):
     out = in_two("eval", *words(tmp_path, "two"), *flags, "--overwrite")
     assert_same_pictures(tmp_path / "two", tmp_path / "one")
     report: dict[str, Any]
-    report, one = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("two", "one"))
-    torch.testing.assert_close(report["scores"], one["scores"], rtol=1e-6, atol=1e-12)  # sums in another order
+    report, one = (
+        json.loads((tmp_path / name / "scores.json").read_text()) for name in ("two", "one")
+    )
+    # sums in another order
+    torch.testing.assert_close(report["scores"], one["scores"], rtol=1e-6, atol=1e-12)
     assert report["environment"] == {**one["environment"], "processes": 2}
     changing = {"scores", "environment", "seconds_per_picture"}
     assert {**report, **dict.fromkeys(changing)} == {**one, **dict.fromkeys(changing)}
     assert out.count("| dpm2m |") == out.count("results and scores.json") == 1
-    sweep = [*words(tmp_path, "sweep"), "--metrics", "psnr", "--device", "cpu", "--sweep", "dpm2m:2", "ddim:2"]
+    sweep = [
+        *words(tmp_path, "sweep"),
+        "--metrics",
+        "psnr",
+        "--device",
+        "cpu",
+        "--sweep",
+        "dpm2m:2",
+        "ddim:2",
+    ]
     assert [line.count("|") for line in in_two("eval", *sweep).splitlines()] == [6, 6, 6, 6, 0]
     assert (tmp_path / "sweep" / "quality_nfe.png").is_file()

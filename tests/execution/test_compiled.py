@@ -32,7 +32,8 @@ from tests.conftest import ROOT, TINY, tiny_dit, tiny_unet
 from tests.onnx.exports import checkpoint
 
 STEPS = 5
-FLOAT32 = 1e-4  # rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
+# rounding of values up to 1, times the weights of up to 33 that dpm2m gives x near T
+FLOAT32 = 1e-4
 
 SOURCE = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(1)) - 0.5
 ODD = SOURCE[:3, :, :7, :5]  # off the stride
@@ -61,9 +62,13 @@ def build(dtype: torch.dtype = torch.float32, compile: bool = True) -> BridgeSam
     return new_sampler(dtype=dtype, compile=compile)
 
 
-def new_sampler(solver: str = "sde-dpm2m", kind: type[UNet] = Short, **settings: Any) -> BridgeSampler:
+def new_sampler(
+    solver: str = "sde-dpm2m", kind: type[UNet] = Short, **settings: Any
+) -> BridgeSampler:
     """A new sampler, in float32 by default."""
-    return BridgeSampler(short_unet(kind), ABridge(), solver, STEPS, **{"dtype": torch.float32, **settings})
+    return BridgeSampler(
+        short_unet(kind), ABridge(), solver, STEPS, **{"dtype": torch.float32, **settings}
+    )
 
 
 @pytest.fixture
@@ -126,7 +131,9 @@ def test_a_whole_network_is_one_graph(make: Callable[..., Any], settings: dict[s
     network = make(condition_channels=3, **settings).eval()
     arguments = SOURCE, network.embed(torch.tensor([3.0])), {"source": SOURCE}
     with torch.no_grad():
-        traced = torch.compile(network.body, fullgraph=True, dynamic=False, backend="aot_eager")(*arguments)
+        traced = torch.compile(network.body, fullgraph=True, dynamic=False, backend="aot_eager")(
+            *arguments
+        )
         torch.testing.assert_close(traced, network.body(*arguments), rtol=0, atol=FLOAT32)
 
 
@@ -166,7 +173,9 @@ def test_a_failure_to_compile_is_raised_at_every_call():
     new_sampler(kind=Broken)(SOURCE, seed=0)
 
 
-def test_shapes_used_least_recently_are_dropped(compilations: list[weakref.ref[object]], monkeypatch: Any):
+def test_shapes_used_least_recently_are_dropped(
+    compilations: list[weakref.ref[object]], monkeypatch: Any
+):
     monkeypatch.setattr(compiled, "SHAPES_KEPT", 2)
     sampler = new_sampler(compile=True)
     counts: list[int] = []
@@ -181,7 +190,8 @@ def test_shapes_used_least_recently_are_dropped(compilations: list[weakref.ref[o
 def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]]):
     sampler = new_sampler(compile=True)
     noise = torch.randn(STEPS, *SOURCE.shape)
-    seeded, given = sampler(SOURCE, seed=7, batch_size=2), sampler(SOURCE, noise=noise, batch_size=2)
+    seeded = sampler(SOURCE, seed=7, batch_size=2)
+    given = sampler(SOURCE, noise=noise, batch_size=2)
     eager = build(compile=False)
     for i in range(5):
         alone = eager(SOURCE[i : i + 1], seed=7 + i)
@@ -189,11 +199,19 @@ def test_a_short_last_part_is_filled_up(compilations: list[weakref.ref[object]])
         alone = eager(SOURCE[i : i + 1], noise=noise[:, i : i + 1])
         torch.testing.assert_close(given[i : i + 1], alone, rtol=0, atol=FLOAT32)
     assert seeded.shape == given.shape == SOURCE.shape
-    for rest in (sampler(SOURCE[4:], seed=11, batch_size=2), sampler(SOURCE[:1], noise=noise[:, :1], batch_size=2)):
+    for rest in (
+        sampler(SOURCE[4:], seed=11, batch_size=2),
+        sampler(SOURCE[:1], noise=noise[:, :1], batch_size=2),
+    ):
         assert len(rest) == 1  # of calls of their own too
-    torch.testing.assert_close(sampler(SOURCE[4:], seed=11, batch_size=2), seeded[4:], rtol=0, atol=FLOAT32)
+    torch.testing.assert_close(
+        sampler(SOURCE[4:], seed=11, batch_size=2), seeded[4:], rtol=0, atol=FLOAT32
+    )
     assert len(compilations) == 1
-    torch.testing.assert_close(sampler(SOURCE, noise=noise, batch_size=3), given, rtol=0, atol=FLOAT32)  # of 3 and 2
+    # of 3 and 2
+    torch.testing.assert_close(
+        sampler(SOURCE, noise=noise, batch_size=3), given, rtol=0, atol=FLOAT32
+    )
 
 
 @pytest.mark.nightly
@@ -209,10 +227,13 @@ def test_threads_share_a_compiled_sampler():
         return sampler(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
 
     with ThreadPoolExecutor(8) as pool:
-        threads = [pool.submit(lambda first: [call(first + k) for k in range(5)], 5 * t) for t in range(8)]
+        threads = [
+            pool.submit(lambda first: [call(first + k) for k in range(5)], 5 * t) for t in range(8)
+        ]
         made = [result for thread in threads for result in thread.result()]
     for i, image in enumerate(made):
-        again, eager = call(i), build(compile=False)(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
+        again = call(i)
+        eager = build(compile=False)(SOURCE[i % 5 : i % 5 + 1, :, :, : 8 - 2 * (i % 2)], seed=i)
         assert torch.equal(image, again)
         torch.testing.assert_close(image, eager, rtol=0, atol=FLOAT32)
     assert PyCodeCache.modules == modules
@@ -231,7 +252,8 @@ def test_calls_leave_no_tensors():
 
 
 @pytest.mark.parametrize(
-    ("flags", "best"), [("avx512f avx512_bf16", "bfloat16"), ("avx512f", "float32"), ("", "float32")]
+    ("flags", "best"),
+    [("avx512f avx512_bf16", "bfloat16"), ("avx512f", "float32"), ("", "float32")],
 )
 def test_compiled_float32_networks_run_in_the_best_dtype(flags: str, best: str, monkeypatch: Any):
     """In bfloat16 where the processor multiplies in it."""
@@ -362,7 +384,9 @@ def test_a_space_in_the_compilers_path_is_named(variable: str, monkeypatch: pyte
         with compiled.naming_a_space():
             raise RuntimeError("C++ compile error")
 
-    with pytest.raises(ValueError, match=f"a path with a space, /a folder: set {variable} to another$"):
+    with pytest.raises(
+        ValueError, match=f"a path with a space, /a folder: set {variable} to another$"
+    ):
         compile()
     folders[variable] = "/folder"
     with pytest.raises(RuntimeError, match=r"^C\+\+ compile error$"):
@@ -376,7 +400,14 @@ def test_a_space_in_the_compilers_path_is_named(variable: str, monkeypatch: pyte
 def test_the_command_names_a_space(variable: str, tmp_path: Path):
     """Where the compiler fails in truth, which a newer one may not."""
     (tmp_path / "a folder").mkdir()
-    words = [sys.executable, "-m", "bbdm", "export", checkpoint(tmp_path / "a.pt"), tmp_path / "out"]
+    words = [
+        sys.executable,
+        "-m",
+        "bbdm",
+        "export",
+        checkpoint(tmp_path / "a.pt"),
+        tmp_path / "out",
+    ]
     words += ["--compiled", "16", "--device", "cpu"]
     variables = {**os.environ, variable: str(tmp_path / "a folder"), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False)

@@ -50,12 +50,23 @@ def package(inductor: None) -> Path:
     with FileLock(folder / "lock"):
         if not (folder / "unet.pt2").exists():
             save_checkpoint(folder / "network.safetensors", network(), BRIDGE, image_size=8)
-            Export.main([str(folder / "network.safetensors"), str(folder), "--compiled", "8", "--dtype", "bf16"])
+            Export.main(
+                [
+                    str(folder / "network.safetensors"),
+                    str(folder),
+                    "--compiled",
+                    "8",
+                    "--dtype",
+                    "bf16",
+                ]
+            )
     return folder
 
 
 def loaded(folder: Path, **settings: Any) -> BridgeSampler:
-    return BridgeSampler(network(), BRIDGE, "sde-dpm2m", STEPS, compiled=folder / "unet.pt2", **settings)
+    return BridgeSampler(
+        network(), BRIDGE, "sde-dpm2m", STEPS, compiled=folder / "unet.pt2", **settings
+    )
 
 
 USER = f"""{NETWORK}
@@ -69,18 +80,33 @@ torch.save(sampler(torch.load(source), seed=3), made)
 
 def test_a_new_process_without_a_compiler_gives_the_picture(package: Path, tmp_path: Path):
     torch.save(SOURCE, tmp_path / "source.pt")
-    files = [package / "network.safetensors", package / "unet.pt2", tmp_path / "source.pt", tmp_path / "made.pt"]
-    environment = {**os.environ, "PATH": str(tmp_path), "CXX": "none", "CC": "none", "PYTHONPATH": str(ROOT)}
+    files = [
+        package / "network.safetensors",
+        package / "unet.pt2",
+        tmp_path / "source.pt",
+        tmp_path / "made.pt",
+    ]
+    environment = {
+        **os.environ,
+        "PATH": str(tmp_path),
+        "CXX": "none",
+        "CC": "none",
+        "PYTHONPATH": str(ROOT),
+    }
     environment["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     subprocess.run([sys.executable, "-c", USER, *map(str, files)], env=environment, check=True)
     made, sampler = torch.load(tmp_path / "made.pt"), loaded(package)
     assert torch.equal(made, sampler(SOURCE, seed=3))
-    assert (sampler.dtype, sampler.package and sampler.package.shape) == (torch.bfloat16, (1, 3, 8, 8))
+    assert (sampler.dtype, sampler.package and sampler.package.shape) == (
+        torch.bfloat16,
+        (1, 3, 8, 8),
+    )
     exact = BridgeSampler(network(), BRIDGE, "sde-dpm2m", STEPS)(SOURCE, seed=3)
     rival = BridgeSampler(network(), BRIDGE, "sde-dpm2m", STEPS, dtype="bf16")(SOURCE, seed=3)
     assert exact.abs().lt(1).float().mean() > 0.25  # [-1, 1] does not cut everything off
     assert (made - exact).abs().max() <= 2 * (rival - exact).abs().max() + 1e-3
-    other = loaded(package).stream(SOURCE[:1], seed=3, solver="ddim", steps=2)  # solver and steps are free
+    # solver and steps are free
+    other = loaded(package).stream(SOURCE[:1], seed=3, solver="ddim", steps=2)
     assert len(list(other)) == 2
 
 
@@ -130,23 +156,34 @@ def test_arguments(package: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     sampler, path = loaded(package), package / "unet.pt2"
     with pytest.raises(ValueError, match="compile and compiled exclude each other"):
         loaded(package, compile=True)
-    with pytest.raises(ValueError, match=r"dtype must be that of .*, torch.bfloat16, got torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"dtype must be that of .*, torch.bfloat16, got torch.float32"
+    ):
         loaded(package, dtype="fp32")
-    with pytest.raises(ValueError, match=r"saved for states of 1 x 3 x 8 x 8, got 1 x 3 x 10 x 8: give another"):
+    with pytest.raises(
+        ValueError, match=r"saved for states of 1 x 3 x 8 x 8, got 1 x 3 x 10 x 8: give another"
+    ):
         sampler(SOURCE[:1].repeat(1, 1, 2, 1)[:, :, :10], seed=0)
     writer = BridgeSampler(network(), BRIDGE, compile=True)
     for other, message, to, settings in (
         (sampler, "compile=True", path, {}),
         (writer, "is a folder", tmp_path, {}),
         (writer, r"ends in \.pt2, got", tmp_path / "unet", {}),
-        (BridgeSampler(tiny_unet(tokens={"text": 4}), BRIDGE, compile=True), "text are tokens", tmp_path / "a.pt2", {}),
+        (
+            BridgeSampler(tiny_unet(tokens={"text": 4}), BRIDGE, compile=True),
+            "text are tokens",
+            tmp_path / "a.pt2",
+            {},
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             other.save_compiled(to, **{"size": (8, 8), **settings})
     with pytest.raises(ValueError, match=r"unet\.pt2 exists: --overwrite replaces it"):
         Export.main([str(package / "network.safetensors"), str(package), "--compiled", "8"])
     with pytest.raises(ValueError, match="takes no --steps, --pipeline"):
-        Export.main([str(package / "network.safetensors"), "--compiled", "8", "--pipeline", "--steps", "3"])
+        Export.main(
+            [str(package / "network.safetensors"), "--compiled", "8", "--pipeline", "--steps", "3"]
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,5 +196,7 @@ def test_a_failure_to_compile_leaves_what_was_there(tmp_path: Path, monkeypatch:
     (tmp_path / "a.pt2").write_bytes(b"before")
     for name in ("a.pt2", "b.pt2"):
         with pytest.raises(RuntimeError, match="no compiler"):
-            BridgeSampler(network(), BRIDGE, compile=True, dtype="fp32").save_compiled(tmp_path / name, size=(8, 8))
+            BridgeSampler(network(), BRIDGE, compile=True, dtype="fp32").save_compiled(
+                tmp_path / name, size=(8, 8)
+            )
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]

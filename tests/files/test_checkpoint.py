@@ -62,7 +62,11 @@ def refused(path: Path, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         load_checkpoint(path)
     assert str(caught.value).startswith(f"cannot read {path} as a checkpoint: ")
-    assert not [advice for advice in ("weights_only=False", "do those steps", "trusted") if advice in str(caught.value)]
+    assert not [
+        advice
+        for advice in ("weights_only=False", "do those steps", "trusted")
+        if advice in str(caught.value)
+    ]
 
 
 @SUFFIXES
@@ -75,12 +79,21 @@ def refused(path: Path, reason: str) -> None:
     ],
     ids=["abridge", "brownian", "bbdm"],
 )
-def test_round_trip(suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet, tmp_path: Path) -> None:
+def test_round_trip(
+    suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet, tmp_path: Path
+) -> None:
     """To the bit, also of one network as both, as before the first update of the average."""
-    settings: dict[str, Any] = {"in_channels": 4, "out_channels": 2, "condition_channels": 1, "dropout": 0.1}
+    settings: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 2,
+        "condition_channels": 1,
+        "dropout": 0.1,
+    }
     unet, path = make_unet(0, **settings), tmp_path / f"a{suffix}"
     for ema in (unet, make_unet(1, **settings)):
-        save_checkpoint(path, unet, bridge, ema=ema, image_size=size, solver="ddim", timesteps=[bridge.top, 3])
+        save_checkpoint(
+            path, unet, bridge, ema=ema, image_size=size, solver="ddim", timesteps=[bridge.top, 3]
+        )
         loaded = load_checkpoint(path)
         assert (loaded.defaults.solver, loaded.defaults.timesteps) == ("ddim", [bridge.top, 3])
         assert (loaded.bridge, loaded.image_size, loaded.unet.config) == (bridge, size, unet.config)
@@ -92,16 +105,27 @@ def test_round_trip(suffix: str, bridge: Bridge, size: Any, make_unet: MakeUNet,
 def test_one_of_weights_and_average_is_enough(files: Path, tmp_path: Path) -> None:
     for name in ("weights", "ema"):
         kept = load_checkpoint(edited(files / "good.pt", tmp_path, f"states/{name}", GONE))
-        assert_same_state(kept.build_unet(ema=True).state_dict(), kept.build_unet(ema=False).state_dict())
+        assert_same_state(
+            kept.build_unet(ema=True).state_dict(), kept.build_unet(ema=False).state_dict()
+        )
 
 
 def test_training_state_of_plain_values(make_unet: MakeUNet, tmp_path: Path) -> None:
     """In a file without checksums, as torch writes them where its user has asked for that."""
     values = [True, None, -3, 2.5, "text", (1, (2,)), {1, 2}, 2**70]
-    tensors = {"half": torch.ones(2).bfloat16(), "flag": torch.tensor(True), "none": torch.empty(0, 3)}
+    tensors = {
+        "half": torch.ones(2).bfloat16(),
+        "flag": torch.tensor(True),
+        "none": torch.empty(0, 3),
+    }
     torch.serialization.set_crc32_options(False)
     try:
-        save_checkpoint(tmp_path / "a.pt", make_unet(), BRIDGE, training={"values": values, "nested": {7: tensors}})
+        save_checkpoint(
+            tmp_path / "a.pt",
+            make_unet(),
+            BRIDGE,
+            training={"values": values, "nested": {7: tensors}},
+        )
     finally:
         torch.serialization.set_crc32_options(True)
     loaded = load_checkpoint(tmp_path / "a.pt")
@@ -130,7 +154,9 @@ def test_what_is_not_written(make_unet: MakeUNet, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize(("suffix", "writer"), [(".pt", "torch.save"), (".safetensors", "safetensors.torch.save_file")])
+@pytest.mark.parametrize(
+    ("suffix", "writer"), [(".pt", "torch.save"), (".safetensors", "safetensors.torch.save_file")]
+)
 def test_a_write_that_fails_leaves_the_old_file(
     suffix: str, writer: str, make_unet: MakeUNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +180,10 @@ def test_a_write_that_fails_leaves_the_old_file(
 def shared(states: dict[str, dict[str, torch.Tensor]]) -> Any:
     """A small file that would build a network many times its size."""
     zeros = torch.zeros(max(value.numel() for state in states.values() for value in state.values()))
-    return {n: {k: zeros[: v.numel()].view(v.shape) for k, v in state.items()} for n, state in states.items()}
+    return {
+        n: {k: zeros[: v.numel()].view(v.shape) for k, v in state.items()}
+        for n, state in states.items()
+    }
 
 
 EDITS: list[tuple[str, Any, str]] = [
@@ -190,12 +219,15 @@ PT_EDITS: list[tuple[str, Any, str]] = [
     ("suffix", "keys", "value", "reason"),
     [(".pt", *row) for row in EDITS + PT_EDITS] + [(".safetensors", *row) for row in EDITS],
 )
-def test_content_that_cannot_be(suffix: str, keys: str, value: Any, reason: str, files: Path, tmp_path: Path) -> None:
+def test_content_that_cannot_be(
+    suffix: str, keys: str, value: Any, reason: str, files: Path, tmp_path: Path
+) -> None:
     refused(edited(files / f"good{suffix}", tmp_path, keys, value), reason)
 
 
 @pytest.mark.parametrize(
-    ("run", "expected"), [("/runs/one", Path("/runs/one")), ("//host/share", None), (r"\\host\share", None)]
+    ("run", "expected"),
+    [("/runs/one", Path("/runs/one")), ("//host/share", None), (r"\\host\share", None)],
 )
 @SUFFIXES
 def test_a_file_names_its_run_and_no_share_of_a_network(
@@ -207,7 +239,9 @@ def test_a_file_names_its_run_and_no_share_of_a_network(
 
 
 @SUFFIXES
-def test_arguments_that_agree_are_fine_and_others_are_refused(suffix: str, files: Path, tmp_path: Path) -> None:
+def test_arguments_that_agree_are_fine_and_others_are_refused(
+    suffix: str, files: Path, tmp_path: Path
+) -> None:
     path = files / f"good{suffix}"
     assert load_checkpoint(path, num_steps=50, c_lambda=1.5).bridge == BRIDGE
     cases: list[tuple[dict[str, Any], str]] = [
@@ -233,7 +267,10 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     save_vqgan(tmp_path / "v.pt", tiny_vqgan())
     content = torch.load(tmp_path / "v.pt", weights_only=True)
     unet = {"kind": "vqgan", "config": content["config"]}
-    torch.save({**content, "format": "bbdm", "unet": unet, "bridge": BRIDGE.config(), "codec": None}, tmp_path / "b.pt")
+    torch.save(
+        {**content, "format": "bbdm", "unet": unet, "bridge": BRIDGE.config(), "codec": None},
+        tmp_path / "b.pt",
+    )
     refused(tmp_path / "b.pt", "network kind must be one of .*, got 'vqgan'")
     safetensors.torch.save_file({"a": torch.ones(2)}, tmp_path / "a.safetensors")
     refused(tmp_path / "a.safetensors", "metadata has no 'bbdm' entry")

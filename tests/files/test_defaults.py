@@ -25,7 +25,9 @@ Found = tuple[str, int]
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file whose maker chose 5 steps of sde-dpm2m."""
-    save_checkpoint(tmp_path / "chosen.pt", tiny_unet(condition_channels=3), BRIDGE, image_size=8, **CHOSEN)
+    save_checkpoint(
+        tmp_path / "chosen.pt", tiny_unet(condition_channels=3), BRIDGE, image_size=8, **CHOSEN
+    )
     return tmp_path / "chosen.pt"
 
 
@@ -61,16 +63,23 @@ def test_samplers_take_and_keep_them_and_a_call_may_differ(name: str, tmp_path: 
 
 
 def test_commands_take_them(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    translate.main(["folder", str(demo.DRAWINGS), str(path), str(tmp_path / "out"), "--size", "8", "--quiet"])
+    translate.main(
+        ["folder", str(demo.DRAWINGS), str(path), str(tmp_path / "out"), "--size", "8", "--quiet"]
+    )
     settings = json.loads((tmp_path / "out" / "settings.json").read_text())["settings"]
     assert (settings["solver"], settings["nfe"]) == ("sde-dpm2m", 5)
     Info.main([str(path)])
     assert "  solver        sde-dpm2m, 5 steps\n" in capsys.readouterr().out
-    assert read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"] == ("sde-dpm2m", 5)
+    assert read_sweep(["sde-dpm2m"], BRIDGE, load_checkpoint(path).defaults)["sde-dpm2m-5"] == (
+        "sde-dpm2m",
+        5,
+    )
 
 
 @pytest.mark.parametrize(("calls", "taken"), [(2, ("consistency", 2)), (None, ("dpm2m", 10))])
-def test_a_student_keeps_its_calls_and_nothing_chosen_is_nothing_stored(calls: Any, taken: Found, tmp_path: Path):
+def test_a_student_keeps_its_calls_and_nothing_chosen_is_nothing_stored(
+    calls: Any, taken: Found, tmp_path: Path
+):
     BridgeSampler(tiny_unet(), BRIDGE, calls=calls).save_pretrained(tmp_path / "a")
     again = BridgeSampler.from_pretrained(tmp_path / "a")
     assert (again.defaults, found(again)) == (Defaults(calls=calls), taken)
@@ -85,10 +94,15 @@ def dtypes(path: Path) -> set[str]:
 
 
 def test_the_bundled_weights_stay_the_same_bits(tmp_path: Path):
-    BridgeSampler.from_checkpoint(demo.WEIGHTS, **CHOSEN).save_pretrained(tmp_path / "a", dtype="fp16")
+    BridgeSampler.from_checkpoint(demo.WEIGHTS, **CHOSEN).save_pretrained(
+        tmp_path / "a", dtype="fp16"
+    )
     path = tmp_path / "a" / "model.safetensors"
     before, after = (load_checkpoint(each).unet.weights or {} for each in (demo.WEIGHTS, path))
-    assert all(torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype for key in before)
+    assert all(
+        torch.equal(before[key], after[key]) and before[key].dtype == after[key].dtype
+        for key in before
+    )
     for weights in (demo.WEIGHTS, demo.PHOTOGRAPHS):
         assert load_checkpoint(weights).defaults == Defaults("sde-dpm2m", 5)
     assert before.keys() == after.keys()
@@ -104,7 +118,9 @@ def test_the_bundled_weights_stay_the_same_bits(tmp_path: Path):
     ],
     ids=str,
 )
-def test_dtypes_of_a_sampler(own: torch.dtype, loaded: Any, asked: Any, stored: str, tmp_path: Path):
+def test_dtypes_of_a_sampler(
+    own: torch.dtype, loaded: Any, asked: Any, stored: str, tmp_path: Path
+):
     save_checkpoint(tmp_path / "a.safetensors", tiny_unet(), BRIDGE, dtype=own)
     assert dtypes(tmp_path / "a.safetensors") == {str(own)}
     sampler = BridgeSampler.from_checkpoint(tmp_path / "a.safetensors", dtype=loaded)

@@ -53,7 +53,9 @@ class Hub:
     def snapshot_download(self, name: str, allow_patterns: list[str], **where: Any) -> str:
         self.called(SNAPSHOT, name, allow_patterns=allow_patterns, **where)
         commit = self.refs.get(ref := where["revision"] or "main", ref)
-        self.downloads = sorted(filter_repo_objects(self.commits[commit], allow_patterns=allow_patterns))
+        self.downloads = sorted(
+            filter_repo_objects(self.commits[commit], allow_patterns=allow_patterns)
+        )
         write(self.cache / commit, {name: self.commits[commit][name] for name in self.downloads})
         return str(self.cache / commit)
 
@@ -81,7 +83,9 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     hub = Hub(tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", hub.snapshot_download)
     for name in ("create_repo", "file_exists", "upload_folder"):
-        monkeypatch.setattr(huggingface_hub.HfApi, name, lambda _, *a, n=name, **k: getattr(hub, n)(*a, **k))
+        monkeypatch.setattr(
+            huggingface_hub.HfApi, name, lambda _, *a, n=name, **k: getattr(hub, n)(*a, **k)
+        )
     return hub
 
 
@@ -97,7 +101,11 @@ def sampler() -> BridgeSampler:
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -114,7 +122,9 @@ def saved(sampler: BridgeSampler, folder: Path, **about: Any) -> dict[str, bytes
 @pytest.fixture
 def model(hub: Hub, sampler: BridgeSampler, tmp_path: Path) -> Hub:
     """A hub with a model, and with files that nobody should fetch."""
-    hub.commit({**saved(sampler, tmp_path / "faces"), "pytorch_model.bin": b"pickle", "code.py": b"1 / 0"})
+    hub.commit(
+        {**saved(sampler, tmp_path / "faces"), "pytorch_model.bin": b"pickle", "code.py": b"1 / 0"}
+    )
     return hub
 
 
@@ -127,7 +137,11 @@ def test_a_folder(sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.Mo
     files = saved(sampler, tmp_path / "a", license="cc-by-sa-4.0", base_model="me/teacher")
     assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
     data: Any = huggingface_hub.ModelCard(files["README.md"].decode()).data
-    assert (data.library_name, data.pipeline_tag, data.tags) == ("bbdm", "image-to-image", ["diffusion-bridge"])
+    assert (data.library_name, data.pipeline_tag, data.tags) == (
+        "bbdm",
+        "image-to-image",
+        ["diffusion-bridge"],
+    )
     assert (data.license, data.base_model) == ("cc-by-sa-4.0", "me/teacher")
     assert b"\n# a\n" in files["README.md"]
     (tmp_path / "a" / "README.md").write_text("mine")
@@ -140,7 +154,12 @@ def test_a_folder(sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.Mo
     assert config["unet"]["config"]["model_channels"] == 8
     again = BridgeSampler.from_pretrained(tmp_path / "a", solver="ddim", steps=4)
     assert same(again, BridgeSampler(sampler.unet, BRIDGE, "ddim"))
-    assert (again.bridge, again.image_size, again.solver, len(again.table)) == (BRIDGE, 16, "ddim", 4)
+    assert (again.bridge, again.image_size, again.solver, len(again.table)) == (
+        BRIDGE,
+        16,
+        "ddim",
+        4,
+    )
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert sorted(saved(sampler, tmp_path / "b")) == ["config.json", "model.safetensors"]
     with pytest.raises(ModuleNotFoundError, match="a model card needs huggingface_hub"):
@@ -150,8 +169,12 @@ def test_a_folder(sampler: BridgeSampler, tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("own", [False, True], ids=["latents", "a module"])
 def test_what_is_not_a_network_of_pictures(own: bool, tmp_path: Path):
     """The card says what its user has to give."""
-    network = bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x)) if own else None
-    sampler = BridgeSampler(network or tiny_unet(), BRIDGE, codec=None if own else tiny_codec(), calls=2)
+    network = (
+        bbdm.wrap(torch.nn.Conv2d(3, 3, 1), call=lambda module, x, t, c: module(x)) if own else None
+    )
+    sampler = BridgeSampler(
+        network or tiny_unet(), BRIDGE, codec=None if own else tiny_codec(), calls=2
+    )
     card = saved(sampler, tmp_path / "a")["README.md"].decode()
     restored = BridgeSampler.from_pretrained(tmp_path / "a", network=network)
     assert same(restored, sampler)
@@ -159,12 +182,19 @@ def test_what_is_not_a_network_of_pictures(own: bool, tmp_path: Path):
 
 
 @pytest.mark.parametrize("values", [False, True], ids=["8 bits", "values"])
-def test_the_lines_of_a_card_run(values: bool, sampler: BridgeSampler, tmp_path: Path, monkeypatch: Any):
+def test_the_lines_of_a_card_run(
+    values: bool, sampler: BridgeSampler, tmp_path: Path, monkeypatch: Any
+):
     """Those of Python, beside the folder, and give the sampler's own result."""
     suffix = "npy" if values else "png"
     if values:
-        sampler.pictures = Spec(source=Values(0, 3000, dtype="uint16"), target=Values(-1000, 1000, dtype="int16"))
-        np.save(tmp_path / "source.npy", np.random.default_rng(0).integers(0, 3000, (3, 16, 16), dtype=np.uint16))
+        sampler.pictures = Spec(
+            source=Values(0, 3000, dtype="uint16"), target=Values(-1000, 1000, dtype="int16")
+        )
+        np.save(
+            tmp_path / "source.npy",
+            np.random.default_rng(0).integers(0, 3000, (3, 16, 16), dtype=np.uint16),
+        )
     else:
         noise(3).save(tmp_path / "source.png")
     monkeypatch.chdir(tmp_path)
@@ -175,7 +205,9 @@ def test_the_lines_of_a_card_run(values: bool, sampler: BridgeSampler, tmp_path:
     assert (np.asarray(read(f"result.{suffix}")) == np.asarray(read(f"expected.{suffix}"))).all()
 
 
-def test_only_what_is_needed_is_fetched_of_a_branch_or_a_commit(model: Hub, sampler: BridgeSampler, tmp_path: Path):
+def test_only_what_is_needed_is_fetched_of_a_branch_or_a_commit(
+    model: Hub, sampler: BridgeSampler, tmp_path: Path
+):
     """No pickle and no code, even where the repository has them."""
     assert same(BridgeSampler.from_pretrained(NAME), sampler)
     assert model.downloads == ["config.json", "model.safetensors"]
@@ -189,17 +221,25 @@ def test_only_what_is_needed_is_fetched_of_a_branch_or_a_commit(model: Hub, samp
 def test_what_cannot_be_fetched(model: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The message is the Hub's; a damaged download is found by the hash in the file itself."""
     files = model.commits[model.refs["main"]]
-    damaged = {**files, "model.safetensors": files["model.safetensors"][:-4] + np.float32(0.25).tobytes()}
+    damaged = {
+        **files,
+        "model.safetensors": files["model.safetensors"][:-4] + np.float32(0.25).tobytes(),
+    }
     refusals: list[tuple[dict[str, bytes], str]] = [
         (damaged, r"cannot read .*model\.safetensors as a checkpoint: .*SHA-256 differs"),
-        ({"config.json": b"{}", "unet.bin": b""}, f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf"),
+        (
+            {"config.json": b"{}", "unet.bin": b""},
+            f"{NAME} on the .* Hub is no model of bbdm: it has no model.saf",
+        ),
     ]
     for content, message in refusals:
         model.commit(content)
         with pytest.raises(ValueError, match=message):
             load_checkpoint(NAME)
     model.error = RuntimeError("401 Client Error\n\nRepository Not Found: are you authenticated?")
-    with pytest.raises(HubError, match=r"no path me/faces, and a name .*: 401 Client Error Repository Not Found"):
+    with pytest.raises(
+        HubError, match=r"no path me/faces, and a name .*: 401 Client Error Repository Not Found"
+    ):
         load_checkpoint(NAME)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = r"there is no path me/faces, and .* huggingface_hub, .*: pip install 'bbdm\[hub\]'"
@@ -214,9 +254,13 @@ def test_what_is_no_name(tmp_path: Path):
     for name in ("out/gone.pt", "some/where/else"):
         with pytest.raises(FileNotFoundError, match=f"there is no checkpoint {name}"):
             BridgeSampler.from_pretrained(name)
-    with pytest.raises(ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"):
+    with pytest.raises(
+        ValueError, match=r"revision='v1' is of a repository OWNER/NAME, and .* is a path"
+    ):
         BridgeSampler.from_pretrained(tmp_path, revision="v1")
-    with pytest.raises(ValueError, match="revision='v1' was given, and me/faces@v2 names another one"):
+    with pytest.raises(
+        ValueError, match="revision='v1' was given, and me/faces@v2 names another one"
+    ):
         BridgeSampler.from_pretrained(f"{NAME}@v2", revision="v1")
     with pytest.raises(ValueError, match="name must be OWNER/NAME, got 'faces'"):
         build().push_to_hub("faces")

@@ -61,10 +61,26 @@ class Outer(nn.Module):
 @pytest.mark.parametrize("plain", [True, False])
 def test_values_are_those_of_torch_load(zipped: bool, plain: bool, tmp_path: Path):
     base = torch.randn(6, 4)
-    dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool, torch.complex64)
+    dtypes = (
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.uint8,
+        torch.bool,
+        torch.complex64,
+    )
     tensors = {
-        **{"scalar": torch.tensor(3.0), "empty": torch.empty(0, 3), "parameter": nn.Parameter(torch.randn(3))},
-        **{"column": base[:, 1], "transposed": base.t(), "channels_last": torch.randn(2, 3, 4, 5).mT},
+        **{
+            "scalar": torch.tensor(3.0),
+            "empty": torch.empty(0, 3),
+            "parameter": nn.Parameter(torch.randn(3)),
+        },
+        **{
+            "column": base[:, 1],
+            "transposed": base.t(),
+            "channels_last": torch.randn(2, 3, 4, 5).mT,
+        },
         **{str(dtype): base.to(dtype) for dtype in dtypes},
     }
     others = {
@@ -79,7 +95,10 @@ def test_values_are_those_of_torch_load(zipped: bool, plain: bool, tmp_path: Pat
     for key, value in expected.items():
         assert (outputs[key].dtype, outputs[key].stride()) == (value.dtype, value.stride()), key
         assert torch.equal(outputs[key], value.detach()), key
-    assert outputs["column"].untyped_storage().data_ptr() == outputs["transposed"].untyped_storage().data_ptr()
+    assert (
+        outputs["column"].untyped_storage().data_ptr()
+        == outputs["transposed"].untyped_storage().data_ptr()
+    )
 
 
 @FORMATS
@@ -95,7 +114,9 @@ def test_objects_become_stubs(zipped: bool, tmp_path: Path):
 @FORMATS
 def test_state_dict_of_a_pickled_module(zipped: bool, tmp_path: Path):
     module = Outer()
-    state = File(inert.load(save({"epoch": 3, "net": module}, tmp_path / "a.pt", zipped))[0]).below("net.")
+    state = File(inert.load(save({"epoch": 3, "net": module}, tmp_path / "a.pt", zipped))[0]).below(
+        "net."
+    )
     assert state.keys() == module.state_dict().keys()
     assert all(torch.equal(state[key], value) for key, value in module.state_dict().items())
 
@@ -135,7 +156,13 @@ def traps(marker: Path) -> dict[str, Any]:
         "key": {Runs(os.system, touch): 1},
         "argument": Runs(Thing, system),
         "in a module": in_module,
-        "in a file of ours": {"format": "bbdm", "version": 1, "unet": system, "states": {}, "training": None},
+        "in a file of ours": {
+            "format": "bbdm",
+            "version": 1,
+            "unet": system,
+            "states": {},
+            "training": None,
+        },
         "eval": Runs(eval, f"open({str(marker)!r}, 'w')"),
         "import": Runs(__import__, "antigravity"),
     }
@@ -167,7 +194,9 @@ def by_hand(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -
     return path
 
 
-STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x04tQ"
+STORAGE = (
+    b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x00kX\x03\x00\x00\x00cpuK\x04tQ"
+)
 SYSTEM = b"cposix\nsystem\nX\x04\x00\x00\x00true\x85R"
 THING = b"cx\ny\n)R"  # a stub, so that the file is read by the inert unpickler
 
@@ -177,7 +206,10 @@ def tensor(offset: bytes, size: bytes, stride: bytes) -> bytes:
 
 
 BY_HAND = {
-    "a tensor past the end": (tensor(b"K\x00", b"K\x05\x85", b"K\x01\x85"), "not resizable|beyond its storage"),
+    "a tensor past the end": (
+        tensor(b"K\x00", b"K\x05\x85", b"K\x01\x85"),
+        "not resizable|beyond its storage",
+    ),
     "a negative offset": (tensor(b"J\xff\xff\xff\xff", b"K\x02\x85", b"K\x01\x85"), "storage"),
     "a call of a call": (THING + b")R", "."),
     "a call as a persistent id": (SYSTEM + b"Q", "."),
@@ -215,7 +247,9 @@ LARGE_INDEX = b"\x80\x02Nr\x00\x00\x00\x180" + THING + b"."
 
 
 SMALL: dict[str, Callable[[Path], object]] = {  # by what the error says
-    "are compressed": lambda path: by_hand(path, b"]" + bytes(500_000_000) + b".", zipfile.ZIP_DEFLATED),
+    "are compressed": lambda path: by_hand(
+        path, b"]" + bytes(500_000_000) + b".", zipfile.ZIP_DEFLATED
+    ),
     "it is a x.y with no": lambda path: by_hand(path, LARGE_INDEX),
     "beyond its storage": legacy_numbers,
     "missing entry 'unet'": doubling_lists,
@@ -240,7 +274,9 @@ def test_small_files_take_little_memory(tmp_path: Path):
     command = [sys.executable, "-c", LOAD, *map(str, paths)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert all(message in line for message, line in zip(SMALL, done.stdout.splitlines(), strict=True))
+    assert all(
+        message in line for message, line in zip(SMALL, done.stdout.splitlines(), strict=True)
+    )
 
 
 def script(path: Path) -> None:
@@ -255,7 +291,10 @@ def tar(path: Path) -> None:
 
 
 def twice(path: Path) -> None:
-    with zipfile.ZipFile(by_hand(path, THING + b"."), "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+    with (
+        zipfile.ZipFile(by_hand(path, THING + b"."), "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate"),
+    ):
         archive.writestr("archive/version", "3")
 
 
@@ -269,7 +308,10 @@ def longer(path: Path) -> None:
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"<!DOCTYPE html>", "it begins with b'<!DOCTYPE html>'; a file of torch.save was expected"),
+        (
+            b"<!DOCTYPE html>",
+            "it begins with b'<!DOCTYPE html>'; a file of torch.save was expected",
+        ),
         (b"PK\x03\x04" + bytes(50), "its archive is damaged"),
         (pickle.dumps([1], 2), "a file of torch.save was expected"),
         (script, "compressed"),

@@ -15,15 +15,25 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from bbdm import BridgeSampler, load_checkpoint, save_checkpoint
 from bbdm.bridges import Bridge, BrownianBridge
 from bbdm.bridges.path import Marginal
 from bbdm.files.pretrained import pretrained
 
-LEVELS: dict[str, Any] = {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
-PLAIN: dict[str, Any] = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, **LEVELS}
+LEVELS: dict[str, Any] = {
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
+PLAIN: dict[str, Any] = {
+    "down_block_types": ("DownBlock2D",) * 2,
+    "up_block_types": ("UpBlock2D",) * 2,
+    **LEVELS,
+}
 CROSS: dict[str, Any] = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
@@ -41,7 +51,9 @@ Make = Callable[[], torch.nn.Module]
 NETWORKS: dict[str, Make] = {
     "pixels": lambda: UNet2DModel(in_channels=3, out_channels=3, add_attention=False, **PLAIN),
     "text": lambda: UNet2DConditionModel(in_channels=4, out_channels=4, **CROSS),
-    "DiT": lambda: DiTTransformer2DModel(2, 8, 4, 8, num_layers=2, sample_size=8, num_embeds_ada_norm=5),
+    "DiT": lambda: DiTTransformer2DModel(
+        2, 8, 4, 8, num_layers=2, sample_size=8, num_embeds_ada_norm=5
+    ),
     "SDXL": lambda: UNet2DConditionModel(in_channels=4, out_channels=4, **CROSS, **SDXL),
 }
 OTHERS: dict[str, Make] = {
@@ -71,7 +83,10 @@ def further(network: Any, count: int) -> dict[str, Any]:
     given: dict[str, Any] = {"encoder_hidden_states": torch.zeros(count, 77, 12).double()}
     if network.config["addition_embed_type"]:
         sizes = torch.tensor([[1024.0, 1024, 0, 0, 1024, 1024]]).double().expand(count, -1)
-        given["added_cond_kwargs"] = {"text_embeds": torch.zeros(count, 10).double(), "time_ids": sizes}
+        given["added_cond_kwargs"] = {
+            "text_embeds": torch.zeros(count, 10).double(),
+            "time_ids": sizes,
+        }
     return given
 
 
@@ -123,10 +138,13 @@ def test_the_first_estimate_is_the_schedulers(name: str, prediction: Any, tmp_pa
         noisy = torch.randn(2, channels, 8, 8, generator=generator, dtype=torch.float64)
         with torch.no_grad():
             time = torch.full((2,), float(index)).double()
-            output = own(noisy, time, **further(own, 2)).sample[:, :channels]  # without its variance
+            # without its variance
+            output = own(noisy, time, **further(own, 2)).sample[:, :channels]
             expected = scheduler.step(output, index, noisy, return_dict=True).pred_original_sample
             for seed in (2, 3):
-                y = torch.randn(2, channels, 8, 8, generator=torch.Generator().manual_seed(seed)).double()
+                y = torch.randn(
+                    2, channels, 8, 8, generator=torch.Generator().manual_seed(seed)
+                ).double()
                 found = estimate(network, bridge, index + 1, noisy / kept.sqrt(), y)
                 assert (found - expected).abs().max() < 1e-10 * expected.abs().max()
 
@@ -145,8 +163,12 @@ def test_integer_times_are_those_of_the_schedule(tmp_path: Path) -> None:
     assert (fine[0], fine[-1]) == (0, 999)
 
 
-@pytest.mark.parametrize(("prediction", "top"), [("epsilon", 2.0), ("v_prediction", 157.4), ("sample", 157.4)])
-def test_a_network_of_epsilon_is_used_up_to_a_level_of_2(prediction: Any, top: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prediction", "top"), [("epsilon", 2.0), ("v_prediction", 157.4), ("sample", 157.4)]
+)
+def test_a_network_of_epsilon_is_used_up_to_a_level_of_2(
+    prediction: Any, top: float, tmp_path: Path
+) -> None:
     """Above it errors would be large in the estimate: others have the range of their schedule."""
     save(tmp_path, DDPMScheduler(prediction_type=prediction))
     network, bridge = pretrained(tmp_path, BrownianBridge())
@@ -169,7 +191,8 @@ def test_zero_snr_ends_at_the_last_finite_level(tmp_path: Path) -> None:
 def test_flows_and_edm_by_their_own_formulas(nu: float, tmp_path: Path) -> None:
     """Of flows x0 = x_s - s F at x_s = (1 - s) x0 + s eps; of EDM by the scheduler's own preconditioning."""
     own = save(tmp_path / "flow", FlowMatchEulerDiscreteScheduler()).double()
-    u = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # x0 + nu eps
+    # x0 + nu eps
+    u = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     y = torch.zeros(2, 3, 8, 8, dtype=torch.float64)
     a = (1 + nu**2) ** -0.5
     s = nu * a
@@ -189,10 +212,13 @@ def test_flows_and_edm_by_their_own_formulas(nu: float, tmp_path: Path) -> None:
             scheduler: Any = EDMEulerScheduler(prediction_type=prediction)
             folder = tmp_path / prediction
             own = save(folder, scheduler).double()
-            output = own(scheduler.precondition_inputs(u, nu), scheduler.precondition_noise(nu).double()).sample
+            output = own(
+                scheduler.precondition_inputs(u, nu), scheduler.precondition_noise(nu).double()
+            ).sample
             expected = scheduler.precondition_outputs(u, output, nu)
             network, bridge = pretrained(folder, BrownianBridge())
-            torch.testing.assert_close(found(network), expected, rtol=1e-6, atol=1e-6)  # its time is float32
+            # its time is float32
+            torch.testing.assert_close(found(network), expected, rtol=1e-6, atol=1e-6)
             assert bridge.noise_range == (0.002, 80.0)
 
 
@@ -205,7 +231,9 @@ def test_a_new_source_begins_without_weight_and_learns(tmp_path: Path) -> None:
     assert torch.equal(layer.bias, own.conv_in.bias)
     assert not layer.weight[:, 3:].any()
     source = torch.rand(2, 2, 8, 8)
-    network.train()(torch.rand(2, 3, 8, 8), torch.zeros(1), {"source": source}).square().mean().backward()
+    network.train()(
+        torch.rand(2, 3, 8, 8), torch.zeros(1), {"source": source}
+    ).square().mean().backward()
     assert layer.weight.grad[:, 3:].abs().min() > 0
 
 
@@ -226,10 +254,16 @@ def test_a_file_of_it_is_like_any_other(name: str, tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Any, str]] = {
-    "fourier": ({"time_embedding_type": "fourier"}, "time_embedding_type must be 'positional', got 'fourier'"),
+    "fourier": (
+        {"time_embedding_type": "fourier"},
+        "time_embedding_type must be 'positional', got 'fourier'",
+    ),
     "centred": ({"center_input_sample": True}, "center_input_sample is for pictures in"),
     "classes": ({"num_class_embeds": 3}, "the network must have no classes, got 3"),
-    "skips": ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "no skip blocks, got SkipDownBlock2D"),
+    "skips": (
+        {"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]},
+        "no skip blocks, got SkipDownBlock2D",
+    ),
 }
 
 
@@ -256,7 +290,9 @@ def test_what_no_bridge_can_use_is_refused(case: str, tmp_path: Path) -> None:
         ({"norm_num_groups": 0}, "no UNet2DModel can be built"),
     ],
 )
-def test_files_with_wrong_arguments_are_refused_at_once(changes: Any, reason: str, tmp_path: Path) -> None:
+def test_files_with_wrong_arguments_are_refused_at_once(
+    changes: Any, reason: str, tmp_path: Path
+) -> None:
     """As damaged, or as others made them: nothing runs for long, and the message is one of ours."""
     save(tmp_path, DDPMScheduler())
     network, bridge = pretrained(tmp_path, BrownianBridge())
@@ -287,7 +323,9 @@ def test_settings_that_are_refused(settings: Any, reason: str, tmp_path: Path) -
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="has no network: a folder with unet or transformer, or with config"):
+    with pytest.raises(
+        FileNotFoundError, match="has no network: a folder with unet or transformer, or with config"
+    ):
         pretrained(tmp_path, BrownianBridge())
     save(tmp_path, DDPMScheduler())
     with pytest.raises(ValueError, match="objective 'denoiser' needs noise"):

@@ -13,7 +13,9 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_edm_euler import EDMEulerScheduler
-from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
@@ -34,19 +36,27 @@ def save_text(folder: Path, width: int = 12) -> CLIPTextModel:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer(f"{folder / 'vocab.json'}", f"{folder / 'merges.txt'}", model_max_length=77)
+    tokenizer = CLIPTokenizer(
+        f"{folder / 'vocab.json'}", f"{folder / 'merges.txt'}", model_max_length=77
+    )
     tokenizer.save_pretrained(folder / "tokenizer")
     sizes: dict[str, Any] = {"hidden_size": width, "intermediate_size": 16, "num_hidden_layers": 2}
     ends: dict[str, Any] = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
     torch.manual_seed(3)
-    encoder = CLIPTextModel(CLIPTextConfig(vocab_size=4, num_attention_heads=2, **sizes, **ends)).eval()
+    encoder = CLIPTextModel(
+        CLIPTextConfig(vocab_size=4, num_attention_heads=2, **sizes, **ends)
+    ).eval()
     encoder.save_pretrained(folder / "text_encoder")
     return encoder
 
 
 def save_autoencoder(folder: Path) -> None:
     """With random weights, of latents of four channels."""
-    blocks: dict[str, Any] = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    blocks: dict[str, Any] = {
+        "block_out_channels": (8,),
+        "norm_num_groups": 4,
+        "latent_channels": 4,
+    }
     AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
 
 
@@ -61,7 +71,9 @@ def test_the_prompt_is_what_the_encoder_makes_of_no_text(tmp_path: Path) -> None
     torch.testing.assert_close(network.prompt, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_without_an_encoder_of_clip_a_line_says_that_it_is_zeros(tmp_path: Path, caplog: Any) -> None:
+def test_without_an_encoder_of_clip_a_line_says_that_it_is_zeros(
+    tmp_path: Path, caplog: Any
+) -> None:
     save(tmp_path / "alone", DDPMScheduler(), "text")
     save(tmp_path / "xl", DDPMScheduler(), "SDXL")
     save_text(tmp_path / "xl")
@@ -94,7 +106,8 @@ def test_text_encoders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "transformers", None)
         with pytest.raises(
-            ModuleNotFoundError, match=r"the text encoder in .* needs transformers, which is not installed"
+            ModuleNotFoundError,
+            match=r"the text encoder in .* needs transformers, which is not installed",
         ):
             pretrained(tmp_path, BrownianBridge())
     weights.rename(weights.with_name("pytorch_model.bin"))
@@ -102,7 +115,8 @@ def test_text_encoders_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.M
         pretrained(tmp_path, BrownianBridge())
 
 
-REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # the network, its settings, and what is said of them
+# the network, its settings, and what is said of them
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "fourier": (
         "pixels",
         {"time_embedding_type": "fourier"},
@@ -113,24 +127,70 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {  # the network, its sett
         {"time_embedding_type": "learned"},
         "must be 'positional', got 'learned'",
     ),
-    "skips": ("pixels", {"up_block_types": ["UpBlock2D", "SkipUpBlock2D"]}, "no skip blocks, got SkipUpBlock2D"),
+    "skips": (
+        "pixels",
+        {"up_block_types": ["UpBlock2D", "SkipUpBlock2D"]},
+        "no skip blocks, got SkipUpBlock2D",
+    ),
     "centred": ("pixels", {"center_input_sample": True}, "center_input_sample is for pictures in"),
-    "classes": ("pixels", {"class_embed_type": "timestep"}, "the network must have no classes, got 'timestep'"),
-    "additions": ("text", {"addition_embed_type": "image"}, "must be 'text_time' or unset, got 'image'"),
-    "guidance": ("text", {"time_cond_proj_dim": 256}, "time_cond_proj_dim must be unset, got 256: a bridge does not"),
+    "classes": (
+        "pixels",
+        {"class_embed_type": "timestep"},
+        "the network must have no classes, got 'timestep'",
+    ),
+    "additions": (
+        "text",
+        {"addition_embed_type": "image"},
+        "must be 'text_time' or unset, got 'image'",
+    ),
+    "guidance": (
+        "text",
+        {"time_cond_proj_dim": 256},
+        "time_cond_proj_dim must be unset, got 256: a bridge does not",
+    ),
     "projections": ("text", {"encoder_hid_dim": 768}, "encoder_hid_dim must be unset, got 768"),
-    "projected": ("text", {"encoder_hid_dim_type": "image_proj"}, "encoder_hid_dim_type must be unset, got 'image_pro"),
-    "concatenated": ("text", {"class_embeddings_concat": True}, "class_embeddings_concat must be unset, got True"),
-    "places": ("text", {"attention_type": "gated"}, "attention_type must be 'default', got 'gated'"),
-    "widths": ("text", {"cross_attention_dim": [12, 8]}, r"cross_attention_dim must be one number, got \[12, 8\]"),
-    "refiner": ("SDXL", {"projection_class_embeddings_input_dim": 5 * 4 + 12}, "must be shown 6 sizes of a picture"),
-    "nine": ("text", {"in_channels": 9}, "must predict what it is shown, and is shown 9 channels and predicts 4"),
-    "another": ("text", {"_class_name": "UNet3DConditionModel"}, "must be one of .*, got 'UNet3DConditionModel'"),
+    "projected": (
+        "text",
+        {"encoder_hid_dim_type": "image_proj"},
+        "encoder_hid_dim_type must be unset, got 'image_pro",
+    ),
+    "concatenated": (
+        "text",
+        {"class_embeddings_concat": True},
+        "class_embeddings_concat must be unset, got True",
+    ),
+    "places": (
+        "text",
+        {"attention_type": "gated"},
+        "attention_type must be 'default', got 'gated'",
+    ),
+    "widths": (
+        "text",
+        {"cross_attention_dim": [12, 8]},
+        r"cross_attention_dim must be one number, got \[12, 8\]",
+    ),
+    "refiner": (
+        "SDXL",
+        {"projection_class_embeddings_input_dim": 5 * 4 + 12},
+        "must be shown 6 sizes of a picture",
+    ),
+    "nine": (
+        "text",
+        {"in_channels": 9},
+        "must predict what it is shown, and is shown 9 channels and predicts 4",
+    ),
+    "another": (
+        "text",
+        {"_class_name": "UNet3DConditionModel"},
+        "must be one of .*, got 'UNet3DConditionModel'",
+    ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_networks_that_no_bridge_can_start_from_are_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_networks_that_no_bridge_can_start_from_are_refused_by_name(
+    case: str, tmp_path: Path
+) -> None:
     """Before their weights are read."""
     name, changes, reason = REFUSED[case]
     save(tmp_path, DDPMScheduler(), name)
@@ -160,7 +220,10 @@ def test_a_networks_own_folder_has_its_schedule_beside_it_or_in_it(tmp_path: Pat
     expected, bridge = pretrained(tmp_path / "pipeline", BrownianBridge())
     part = tmp_path / "pipeline" / "unet"
     own = shutil.copytree(part, tmp_path / "own")
-    with pytest.raises(FileNotFoundError, match=r"there is no .*own.scheduler.scheduler_config\.json: the network's"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"there is no .*own.scheduler.scheduler_config\.json: the network's",
+    ):
         pretrained(own, BrownianBridge())
     shutil.copy(tmp_path / "pipeline" / "scheduler" / "scheduler_config.json", own)
     for folder in (part, own):
@@ -181,7 +244,11 @@ class Hub:
     def snapshot_download(self, name: str, allow_patterns: list[str], **where: Any) -> str:
         inspect.signature(DOWNLOAD).bind(name, allow_patterns=allow_patterns, **where)
         assert name == REPOSITORY
-        files = [path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file()]
+        files = [
+            path.relative_to(self.folder).as_posix()
+            for path in self.folder.rglob("*")
+            if path.is_file()
+        ]
         for file in filter_repo_objects(files, allow_patterns=allow_patterns):
             self.downloads.add(file)
             (self.cache / file).parent.mkdir(parents=True, exist_ok=True)
@@ -213,9 +280,17 @@ def test_a_repository_is_fetched_without_pickles_and_other_parts(hub: Hub) -> No
     expected, _ = bbdm.pretrained(hub.folder, BrownianBridge())
     network, _ = bbdm.pretrained(REPOSITORY, BrownianBridge())
     assert same(network, expected)
-    parts = {"unet/diffusion_pytorch_model.safetensors", "unet/config.json", "scheduler/scheduler_config.json"}
+    parts = {
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+    }
     text = {"text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/merges.txt"}
-    tokenizer = {"tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json", "tokenizer/vocab.json"}
+    tokenizer = {
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "tokenizer/vocab.json",
+    }
     assert hub.downloads == parts | text | tokenizer
 
 
@@ -227,27 +302,41 @@ def test_weights_in_half_precision_alone_are_read(hub: Hub) -> None:
         (hub.folder / name).rename(hub.folder / "tokenizer" / name)
     save_autoencoder(hub.folder / "vae")
     expected, _ = bbdm.pretrained(hub.folder, BrownianBridge())
-    parts: dict[str, Any] = {"unet": network, "text_encoder": encoder, "vae": load_codec(hub.folder / "vae").module}
+    parts: dict[str, Any] = {
+        "unet": network,
+        "text_encoder": encoder,
+        "vae": load_codec(hub.folder / "vae").module,
+    }
     for name, module in parts.items():
         for path in (hub.folder / name).glob("*.safetensors"):
             path.unlink()
         module.half().save_pretrained(hub.folder / name, variant="fp16")
-        assert [path.suffixes for path in (hub.folder / name).glob("*.safetensors")] == [[".fp16", ".safetensors"]]
+        assert [path.suffixes for path in (hub.folder / name).glob("*.safetensors")] == [
+            [".fp16", ".safetensors"]
+        ]
     for start in (hub.folder, REPOSITORY):
         network, _ = bbdm.pretrained(start, BrownianBridge())
-        torch.testing.assert_close(network.state_dict(), expected.state_dict(), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(
+            network.state_dict(), expected.state_dict(), rtol=2e-3, atol=2e-3
+        )
         assert network.prompt.dtype == torch.float32
     weights = load_codec(hub.folder / "vae").module.state_dict()
-    assert all(torch.equal(value, parts["vae"].state_dict()[key].float()) for key, value in weights.items())
+    assert all(
+        torch.equal(value, parts["vae"].state_dict()[key].float()) for key, value in weights.items()
+    )
     assert "vae/diffusion_pytorch_model.fp16.safetensors" in hub.downloads
 
 
 def test_repositories_of_something_else(hub: Hub) -> None:
     """A large network that no bridge can start from is not fetched; a model of bbdm is for its own reader."""
     (hub.folder / "transformer").mkdir(parents=True)
-    (hub.folder / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
+    (hub.folder / "transformer" / "config.json").write_text(
+        '{"_class_name": "FluxTransformer2DModel"}'
+    )
     (hub.folder / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"large")
-    with pytest.raises(ValueError, match=r"the network must be one of UNet2DModel.*, got 'FluxTransformer2DModel'"):
+    with pytest.raises(
+        ValueError, match=r"the network must be one of UNet2DModel.*, got 'FluxTransformer2DModel'"
+    ):
         pretrained(REPOSITORY, BrownianBridge())
     assert hub.downloads == {"transformer/config.json"}
     shutil.rmtree(hub.folder)
@@ -255,7 +344,10 @@ def test_repositories_of_something_else(hub: Hub) -> None:
     hub.folder.mkdir()
     (hub.folder / "config.json").write_text('{"format": "bbdm"}')
     assert find_pretrained(REPOSITORY) is None
-    with pytest.raises(FileNotFoundError, match="someone/pictures has no network: a folder with unet or transformer"):
+    with pytest.raises(
+        FileNotFoundError,
+        match="someone/pictures has no network: a folder with unet or transformer",
+    ):
         pretrained(REPOSITORY, BrownianBridge())
 
 
@@ -270,7 +362,9 @@ def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
     save(tmp_path, DDPMScheduler())
     assert autoencoder_folder(tmp_path) is None
     (tmp_path / "vqvae").mkdir()
-    with pytest.raises(ValueError, match="is of latents of vqvae, which is not read: only those of vae"):
+    with pytest.raises(
+        ValueError, match="is of latents of vqvae, which is not read: only those of vae"
+    ):
         autoencoder_folder(tmp_path)
 
 
@@ -285,7 +379,9 @@ def test_latents_of_other_autoencoders_are_refused(tmp_path: Path) -> None:
         ({"_class_name": "AutoencoderTiny"}, "vae must be an AutoencoderKL, got AutoencoderTiny"),
     ],
 )
-def test_autoencoders_of_another_scale_are_refused(changes: Any, reason: str, tmp_path: Path) -> None:
+def test_autoencoders_of_another_scale_are_refused(
+    changes: Any, reason: str, tmp_path: Path
+) -> None:
     save(tmp_path, DDPMScheduler(), "text")
     save_autoencoder(tmp_path / "vae")
     config = tmp_path / "vae" / "config.json"
@@ -339,7 +435,9 @@ def test_colours_of_a_grey_network_are_shown_averaged(tmp_path: Path) -> None:
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     y = torch.zeros_like(x)
     outputs = velocity(colour, x.expand(-1, 3, -1, -1), y)
-    torch.testing.assert_close(outputs, velocity(grey, x, y).expand(-1, 3, -1, -1), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        outputs, velocity(grey, x, y).expand(-1, 3, -1, -1), rtol=1e-11, atol=1e-11
+    )
 
 
 def test_other_channels_have_new_layers_and_a_line_says_which(tmp_path: Path, caplog: Any) -> None:
@@ -350,13 +448,21 @@ def test_other_channels_have_new_layers_and_a_line_says_which(tmp_path: Path, ca
     module: Any = network.module
     assert module.conv_in.weight.shape[1] == 17
     assert module.conv_out.weight.shape[0] == 13
-    assert torch.equal(module.mid_block.resnets[0].conv1.weight, own.mid_block.resnets[0].conv1.weight)
-    assert velocity(network, torch.zeros(2, 13, 8, 8).double(), torch.zeros(2, 4, 8, 8).double()).isfinite().all()
+    assert torch.equal(
+        module.mid_block.resnets[0].conv1.weight, own.mid_block.resnets[0].conv1.weight
+    )
+    assert (
+        velocity(network, torch.zeros(2, 13, 8, 8).double(), torch.zeros(2, 4, 8, 8).double())
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("name", ["DiT", "text"])
 def test_other_latent_channels_are_refused(name: str, tmp_path: Path) -> None:
     save(tmp_path, DDPMScheduler(), name)
     (tmp_path / "vae").mkdir()
-    with pytest.raises(ValueError, match="is of latents of 4 channels, got 3: they stay as they are"):
+    with pytest.raises(
+        ValueError, match="is of latents of 4 channels, got 3: they stay as they are"
+    ):
         pretrained(tmp_path, BrownianBridge(), channels=3)

@@ -36,7 +36,10 @@ def log_levels(kept: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def test_levels_are_those_of_the_scheduler(name: str, tmp_path: Path) -> None:
     """By its own table, also where a file leaves its defaults out, which differ."""
     scheduler = getattr(diffusers, f"{name}Scheduler")
-    for settings in ({}, {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}):
+    for settings in (
+        {},
+        {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    ):
         expected = log_levels(scheduler(**settings).alphas_cumprod.double().numpy())
         found = read(tmp_path, {"_class_name": f"{name}Scheduler", **settings})
         np.testing.assert_allclose(found, expected, atol=1e-3)  # its products are of float32
@@ -54,13 +57,26 @@ def test_levels_of_zero_snr_are_those_of_the_paper(name: str, tmp_path: Path) ->
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "a consistency model": ({"_class_name": "CMStochasticIterativeScheduler"}, "got CMStochasticIterativeScheduler"),
-    "an SDE": ({"_class_name": "ScoreSdeVeScheduler"}, "EDMEuler, .* or FlowMatchLCM, got ScoreSdeVeScheduler"),
-    "no diffusion of pictures": ({"_class_name": "VQDiffusionScheduler"}, "must be DDIM, .*, got VQDiffusionScheduler"),
+    "a consistency model": (
+        {"_class_name": "CMStochasticIterativeScheduler"},
+        "got CMStochasticIterativeScheduler",
+    ),
+    "an SDE": (
+        {"_class_name": "ScoreSdeVeScheduler"},
+        "EDMEuler, .* or FlowMatchLCM, got ScoreSdeVeScheduler",
+    ),
+    "no diffusion of pictures": (
+        {"_class_name": "VQDiffusionScheduler"},
+        "must be DDIM, .*, got VQDiffusionScheduler",
+    ),
     "no betas": ({"_class_name": "IPNDMScheduler"}, "got IPNDMScheduler"),
     "no class": ({}, "got None"),
     "other times": (
-        {"_class_name": "EulerDiscreteScheduler", "timestep_type": "continuous", "prediction_type": "v_prediction"},
+        {
+            "_class_name": "EulerDiscreteScheduler",
+            "timestep_type": "continuous",
+            "prediction_type": "v_prediction",
+        },
         "timestep_type of its scheduler must be 'discrete', got 'continuous'",
     ),
     "betas of a flow": (
@@ -83,7 +99,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_schedulers_whose_times_are_not_known_are_refused_by_name(case: str, tmp_path: Path) -> None:
+def test_schedulers_whose_times_are_not_known_are_refused_by_name(
+    case: str, tmp_path: Path
+) -> None:
     settings, reason = REFUSED[case]
     save(tmp_path, DDPMScheduler())
     write(tmp_path / "scheduler", settings)

@@ -10,11 +10,46 @@ from typing import Any
 from tests.hardening.watch import CANARY
 
 CALL = f"cbuiltins\nexec\n(S'import {CANARY}'\ntR.".encode()  # a pickle that calls code
-WORDS = [struct.pack(kind, value) for kind in ("<I", "<q", "<Q", ">I") for value in (0, 1, 2**31 - 1, 2**20)]
+WORDS = [
+    struct.pack(kind, value)
+    for kind in ("<I", "<q", "<Q", ">I")
+    for value in (0, 1, 2**31 - 1, 2**20)
+]
 WORDS += [struct.pack("<Q", 2**63), struct.pack("<q", -1), b"\xff" * 4]
 VALUES: list[Any] = [
-    *(None, True, -1, 0, 1, 3, 7, 2**15, 2**31, 2**63, 10**30, 0.5, -1e308, 1e308, float("nan"), float("inf")),
-    *("", "x", "abridge", "../../a", "\0", "kl", [], {}, [1, 2], [2**40], {"a": 1}, [[]], "9" * 5000),
+    *(
+        None,
+        True,
+        -1,
+        0,
+        1,
+        3,
+        7,
+        2**15,
+        2**31,
+        2**63,
+        10**30,
+        0.5,
+        -1e308,
+        1e308,
+        float("nan"),
+        float("inf"),
+    ),
+    *(
+        "",
+        "x",
+        "abridge",
+        "../../a",
+        "\0",
+        "kl",
+        [],
+        {},
+        [1, 2],
+        [2**40],
+        {"a": 1},
+        [[]],
+        "9" * 5000,
+    ),
 ]
 Mutate = Callable[[bytes, random.Random], bytes]  # of a whole file
 
@@ -31,7 +66,10 @@ def _edit(data: bytearray, rng: random.Random) -> None:
         for _ in range(rng.choice([1, 1, 2, 8])):
             data[_index(data, rng)] ^= 1 << rng.randrange(8)
         return
-    first, other, length, word = _index(data, rng), _index(data, rng), rng.choice([1, 4, 64, 1024]), rng.choice(WORDS)
+    first = _index(data, rng)
+    other = _index(data, rng)
+    length = rng.choice([1, 4, 64, 1024])
+    word = rng.choice(WORDS)
     removed, piece = rng.choice(
         [
             (len(data), b""),
@@ -68,7 +106,11 @@ def of_values(content: Any, rng: random.Random) -> Any:
     changed = [copy.deepcopy(content)]
     for _ in range(rng.choice([1, 1, 2, 3])):
         parent, key = changed, 0
-        while isinstance(parent[key], dict | list) and parent[key] and (parent is changed or rng.random() < 0.75):
+        while (
+            isinstance(parent[key], dict | list)
+            and parent[key]
+            and (parent is changed or rng.random() < 0.75)
+        ):
             parent = parent[key]
             key = rng.choice(list(parent) if isinstance(parent, dict) else range(len(parent)))
         action = rng.random()

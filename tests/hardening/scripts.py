@@ -43,7 +43,8 @@ TRAIN = f"--preset demo {RUN} --image_size 16 -t 50 --preview_every 2"
 VQGAN = "--perceptual none --adversarial_start 2 --discriminator_width 4 --restarts 2 --flip --image_size 32"
 PAIRS = "edge2shoes {place}/data"
 TARS = "{place}/tars/{{split}}/*.tar {output}/model.pt"
-CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}  # audit events of what changes in a folder, and "open"
+# audit events of what changes in a folder, and "open"
+CHANGES = {"os.rename", "os.remove", "os.chmod", "os.mkdir"}
 TIMES = {"images_per_second", "seconds", "seconds_per_picture", "environment"}  # and where it ran
 AGAIN = re.compile(r".*/(step_\d+\.(pt|png)|best\.pt)|.*\.jsonl?")  # what a run replaces
 CONTEXT = multiprocessing.get_context("forkserver")  # which imports once, and forks for each
@@ -96,7 +97,11 @@ def write_tars(rows: Sequence[Row], folder: Path, in_each: int = 2) -> None:
 def make_small(patch: pytest.MonkeyPatch) -> None:
     """Tiny networks, and small parts of caches, so that there are several."""
     torch.set_num_threads(1)
-    patch.setitem(networks.UNETS, "demo", networks.UNetConfig(condition_channels=3, **{**TINY, "channel_mult": (1,)}))
+    patch.setitem(
+        networks.UNETS,
+        "demo",
+        networks.UNetConfig(condition_channels=3, **{**TINY, "channel_mult": (1,)}),
+    )
     patch.setitem(networks.VQGANS, "demo", networks.VQGANConfig(**test_vqgan.TINY))
     patch.setattr(latents, "BLOCK", 2)
     patch.setattr(latents, "ENCODED_AT_ONCE", 2)
@@ -113,13 +118,21 @@ def _train(flags: str = "", data: str = f"{PAIRS} {{output}}/model.pt", **settin
 SCRIPTS: dict[str, Script] = {
     "train": _train(kills=40),
     "train with LoRA": _train("--init_from {place}/pixels --lora 2", kills=10),
-    "train_vqgan": Script(TrainVQGAN.main, f"{PAIRS} {{output}}/v.pt --preset demo {RUN} {VQGAN}", 30),
-    "distill": Script(Distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10),
+    "train_vqgan": Script(
+        TrainVQGAN.main, f"{PAIRS} {{output}}/v.pt --preset demo {RUN} {VQGAN}", 30
+    ),
+    "distill": Script(
+        Distill.main, f"{{place}}/bridge.pt {{place}}/data {{output}}/model.pt --calls 2 {RUN}", 10
+    ),
     "train from a table": _train(data=f"hub {TARS}", before=("--workers", "1")),
-    "train from a stream": _train("--workers 2", f"stream {TARS}", kills=30, before=("--workers", "0")),
+    "train from a stream": _train(
+        "--workers 2", f"stream {TARS}", kills=30, before=("--workers", "0")
+    ),
     "a cache of pictures": _train("-e 1 --cache_images {output}/cache", kills=30, resumes=False),
     "a cache of latents": _train(
-        "-e 1 -vq {place}/vqgan.pt --cache_latents {output}/cache --normalize_latents", kills=25, resumes=False
+        "-e 1 -vq {place}/vqgan.pt --cache_latents {output}/cache --normalize_latents",
+        kills=25,
+        resumes=False,
     ),
     "eval": Script(
         eval.main,
@@ -139,7 +152,9 @@ SCRIPTS: dict[str, Script] = {
 # Killed
 
 
-def begin(name: str, folder: Path, argv: list[str], changes: Any, at: int = 0, later: float = 0) -> BaseProcess:
+def begin(
+    name: str, folder: Path, argv: list[str], changes: Any, at: int = 0, later: float = 0
+) -> BaseProcess:
     """A script in a process of its own, from when its imports are done.
 
     ``changes`` counts those of files below the folder; number ``at`` kills it, some seconds ``later``. Its
@@ -153,7 +168,9 @@ def begin(name: str, folder: Path, argv: list[str], changes: Any, at: int = 0, l
     return process
 
 
-def _run(name: str, folder: Path, argv: list[str], changes: Any, at: int, later: float, started: Any) -> None:
+def _run(
+    name: str, folder: Path, argv: list[str], changes: Any, at: int, later: float, started: Any
+) -> None:
     make_small(pytest.MonkeyPatch())
     output = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
@@ -161,7 +178,9 @@ def _run(name: str, folder: Path, argv: list[str], changes: Any, at: int, later:
     changes.value = 0
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
-        writes = event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = (
+            event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
+        )
         if (writes or event in CHANGES) and str(args[0]).startswith(str(folder)):
             changes.value += 1
             if changes.value == at:
@@ -184,7 +203,9 @@ def content(folder: Path) -> dict[str, Any]:
         elif path.suffix in (".json", ".jsonl"):
             documents = [path.read_text().replace(str(folder), "")]
             if path.suffix == ".jsonl":  # which grows by lines
-                documents = [line for line in documents[0].splitlines(keepends=True) if line.endswith("\n")]
+                documents = [
+                    line for line in documents[0].splitlines(keepends=True) if line.endswith("\n")
+                ]
             found[name] = [_comparable(json.loads(document)) for document in documents]
         else:
             found[name] = file_sha256(path)
@@ -194,7 +215,11 @@ def content(folder: Path) -> dict[str, Any]:
 def _comparable(value: Any) -> Any:
     """Tensors as their bytes, and no times."""
     if isinstance(value, torch.Tensor):
-        return str(value.dtype), tuple(value.shape), value.flatten().contiguous().view(torch.uint8).numpy().tobytes()
+        return (
+            str(value.dtype),
+            tuple(value.shape),
+            value.flatten().contiguous().view(torch.uint8).numpy().tobytes(),
+        )
     if isinstance(value, dict):
         return {key: _comparable(each) for key, each in value.items() if key not in TIMES}
     return [_comparable(each) for each in value] if isinstance(value, list | tuple) else value
@@ -214,13 +239,20 @@ def assert_content(folder: Path, expected: dict[str, Any]) -> None:
 def check_left(folder: Path, before: dict[str, Any], undisturbed: dict[str, Any]) -> dict[str, Any]:
     """What a kill left: nothing torn, and nothing lost of what was there ``before`` or was reported."""
     found = content(folder)
-    torn = [name for name, each in found.items() if not AGAIN.fullmatch(name) and undisturbed.get(name, each) != each]
+    torn = [
+        name
+        for name, each in found.items()
+        if not AGAIN.fullmatch(name) and undisturbed.get(name, each) != each
+    ]
     assert not torn, f"{torn} are others"
     lost = [name for name in before if name not in found and not AGAIN.fullmatch(name)]
     assert not lost, f"{lost} are lost"
     reported = re.findall(r"checkpoint: (.*)", folder.with_suffix(".log").read_text())
     newest, known = (
-        max([int(step) for name in names for step in re.findall(r"/step_(\d+)\.pt$", name)], default=0)
+        max(
+            [int(step) for name in names for step in re.findall(r"/step_(\d+)\.pt$", name)],
+            default=0,
+        )
         for names in (found, [*before, *reported])
     )
     assert newest >= known, "the newest checkpoint is lost"
@@ -261,7 +293,9 @@ def kill_at_random(name: str, kills: int, place: Path, tmp_path: Path) -> int:
                 change = moments.randint(1, count)
             elif done < kills:
                 limit = moments.uniform(0, seconds)
-            process = begin(name, folder, script.argv(place, folder), changes, change, moments.uniform(0, 0.02))
+            process = begin(
+                name, folder, script.argv(place, folder), changes, change, moments.uniform(0, 0.02)
+            )
             process.join(limit)
             if process.exitcode is None:
                 process.kill()

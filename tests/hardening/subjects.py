@@ -47,7 +47,8 @@ from tests.networks.test_vqgan import tiny_vqgan
 from tests.onnx.exports import BRIDGE, SIZE, export, tiny_codec
 from tests.pictures.formats import numbers, write_dicom
 
-PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)  # bytes of the largest that Pillow opens, and of a copy
+# bytes of the largest that Pillow opens, and of a copy
+PICTURE = 2 * 2 * 3 * (Image.MAX_IMAGE_PIXELS or 0)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,9 @@ class Subject:
 Make = Callable[[Path], Subject]
 
 
-def _checkpoint(path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any) -> Subject:
+def _checkpoint(
+    path: Path, mutate: Mutate = of_bytes, exact: bool = True, **arguments: Any
+) -> Subject:
     """A file whose bridge and weights, built, are compared."""
 
     def read() -> Any:
@@ -83,7 +86,9 @@ def _own(suffix: str, mutate: Mutate = of_bytes, **settings: Any) -> Make:
     """A checkpoint of our own."""
 
     def make(folder: Path) -> Subject:
-        save_checkpoint(path := folder / f"a{suffix}", tiny_unet(), BRIDGE, image_size=SIZE, **settings)
+        save_checkpoint(
+            path := folder / f"a{suffix}", tiny_unet(), BRIDGE, image_size=SIZE, **settings
+        )
         return _checkpoint(path, mutate, exact=mutate is of_bytes)
 
     return make
@@ -94,7 +99,10 @@ def _settings_of_pt(data: bytes, rng: random.Random) -> bytes:
     content = torch.load(io.BytesIO(data), weights_only=True)
     states = content.pop("states")
     changed = of_values(content, rng)
-    torch.save({**changed, "states": states} if isinstance(changed, dict) else changed, file := io.BytesIO())
+    torch.save(
+        {**changed, "states": states} if isinstance(changed, dict) else changed,
+        file := io.BytesIO(),
+    )
     return file.getvalue()
 
 
@@ -113,7 +121,11 @@ def our_vqgan(folder: Path) -> Subject:
 
 def legacy(folder: Path) -> Subject:
     """A bare state dict as torch.save wrote before PyTorch 1.6: without checksums."""
-    path = save(bbdm_unet(condition_channels=3, channel_mult=(1,)).state_dict(), folder / "a.pt", zipped=False)
+    path = save(
+        bbdm_unet(condition_channels=3, channel_mult=(1,)).state_dict(),
+        folder / "a.pt",
+        zipped=False,
+    )
     return _checkpoint(path, exact=False, num_steps=100, c_lambda=1.0)
 
 
@@ -127,7 +139,9 @@ def compiled_package(folder: Path) -> Subject:
     network, device, path = tiny_unet(), torch.device("cpu"), folder / "a.pt2"
     path.write_bytes(b"code")
     content = {"shape": [1, 3, 8, 8], "fits": compiled.fingerprint(network, torch.float32, device)}
-    (about := folder / "a.pt2.json").write_text(json.dumps({**content, "sha256": file_sha256(path)}))
+    (about := folder / "a.pt2.json").write_text(
+        json.dumps({**content, "sha256": file_sha256(path)})
+    )
 
     def read() -> Any:
         with patch("torch._inductor.aoti_load_package"):
@@ -150,20 +164,35 @@ def export_settings(folder: Path) -> Subject:
 def latents(folder: Path) -> Subject:
     """The manifest of a cache of a pair."""
     Image.new("RGB", (16, 16), (40, 90, 7)).save(folder / "0.png")
-    make = partial(LatentDataset, load_pairs("paired", f"{folder},{folder}", size=16), tiny_codec(), folder / "cache")
+    make = partial(
+        LatentDataset,
+        load_pairs("paired", f"{folder},{folder}", size=16),
+        tiny_codec(),
+        folder / "cache",
+    )
     make()
-    return Subject(next((folder / "cache").glob("*.json")), lambda: [value.tolist() for value in make()[0]], of_json)
+    return Subject(
+        next((folder / "cache").glob("*.json")),
+        lambda: [value.tolist() for value in make()[0]],
+        of_json,
+    )
 
 
 def results(folder: Path) -> Subject:
     settings = {"solver": "dpm2m", "nfe": 4, "weights": "a" * 64, "nested": {"seed": 0}}
     Record(folder, settings, [], lambda name: {})
-    return Subject(folder / "settings.json", lambda: Record(folder, settings, [], lambda name: {}).settings, of_json)
+    return Subject(
+        folder / "settings.json",
+        lambda: Record(folder, settings, [], lambda name: {}).settings,
+        of_json,
+    )
 
 
 def intervals(folder: Path) -> Subject:
     values: list[Any] = [None, 0.1, 0.1, 4, "std", "conformal", 1.5, 9, 0.05, 0.2, (8, 8)]
-    found = Intervals(*values, sampled={"solver": "dpm2m", "timesteps": [9]}, options=asdict(GuidanceOptions()))
+    found = Intervals(
+        *values, sampled={"solver": "dpm2m", "timesteps": [9]}, options=asdict(GuidanceOptions())
+    )
     found.save(path := folder / "a.intervals.json")
     return Subject(path, lambda: Intervals.load(path, None).fixed, of_json, exact=False)
 
@@ -175,12 +204,16 @@ def _picture(suffix: str, **options: Any) -> Make:
     def make(folder: Path) -> Subject:
         picture = Image.frombytes("RGB", (24, 16), random.Random(0).randbytes(24 * 16 * 3))
         picture.save(path := folder / f"a{suffix}", **options)
-        return Subject(path, lambda: images.convert(images.open_image(path)).size, exact=False, room=PICTURE)
+        return Subject(
+            path, lambda: images.convert(images.open_image(path)).size, exact=False, room=PICTURE
+        )
 
     return make
 
 
-def _format(name: str, save: Callable[[Path], Any], mutate: Mutate = of_bytes, exact: bool = False) -> Make:
+def _format(
+    name: str, save: Callable[[Path], Any], mutate: Mutate = of_bytes, exact: bool = False
+) -> Make:
     """``save`` writes a file of that ``name``, whose values are read in part and whole."""
 
     def make(folder: Path) -> Subject:
@@ -201,16 +234,25 @@ def _written(shape: tuple[int, ...], kind: str) -> Callable[[Path], Any]:
 
 
 def _tiff(shape: tuple[int, ...], kind: str, **options: Any) -> Callable[[Path], Any]:
-    return lambda path: tifffile.imwrite(path, numbers(shape, kind), photometric="minisblack", **options)
+    return lambda path: tifffile.imwrite(
+        path, numbers(shape, kind), photometric="minisblack", **options
+    )
 
 
 def _geotiff(path: Path) -> None:
     affine = ((0.0, 10.0, 5e5), (-10.0, 0.0, 4e6), (0.0, 0.0, 1.0))
-    write(path, Picture(numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", {"crs": "EPSG:32632"}, 7.0)))
+    write(
+        path,
+        Picture(
+            numbers((5, 24, 24), "uint16"), Geometry(affine, "geotiff", {"crs": "EPSG:32632"}, 7.0)
+        ),
+    )
 
 
 def _packed(path: Path) -> None:
-    SimpleITK.WriteImage(SimpleITK.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True)
+    SimpleITK.WriteImage(
+        SimpleITK.GetImageFromArray(numbers((5, 7, 9), "int16")), str(path), useCompression=True
+    )
 
 
 def _dicom(path: Path) -> None:
@@ -227,7 +269,10 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "our .pt": (_own(".pt"), 15_000),
     "our .pt, settings": (_own(".pt", _settings_of_pt), 10_000),
     "our .safetensors": (_own(".safetensors"), 15_000),
-    "our .safetensors, settings": (_own(".safetensors", _settings_of_safetensors, codec=tiny_codec()), 5_000),
+    "our .safetensors, settings": (
+        _own(".safetensors", _settings_of_safetensors, codec=tiny_codec()),
+        5_000,
+    ),
     "our VQGAN": (our_vqgan, 5_000),
     "a legacy .pt": (legacy, 10_000),
     "the original BBDM's .pth": (original_bbdm, 5_000),
@@ -245,13 +290,19 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "PNG of 16-bit grey": (_format("a.png", _written((1, 16, 24), "uint16")), 5_000),
     "TIFF of bands": (_format("a.tif", _written((5, 16, 24), "uint16")), 5_000),
     "TIFF in tiles": (_format("a.tif", _tiff((40, 40), "float32", **TILES)), 5_000),
-    "TIFF of pages, LZW": (_format("a.tif", _tiff((4, 16, 24), "uint16", rowsperstrip=8, compression="lzw")), 5_000),
+    "TIFF of pages, LZW": (
+        _format("a.tif", _tiff((4, 16, 24), "uint16", rowsperstrip=8, compression="lzw")),
+        5_000,
+    ),
     "OME-TIFF": (_format("a.tif", _written((2, 3, 16, 24), "uint16")), 5_000),
     "GeoTIFF": (_format("a.tif", _geotiff), 5_000),
     "NIfTI": (_format("a.nii", _written((1, 5, 7, 9), "int16")), 5_000),
     "NIfTI, compressed": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), exact=True), 2_500),
     "NIfTI, inside": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), _inside), 2_500),
-    "NIfTI, a bit": (_format("a.nii.gz", _written((1, 5, 7, 9), "int16"), of_bit, exact=True), 1_200),
+    "NIfTI, a bit": (
+        _format("a.nii.gz", _written((1, 5, 7, 9), "int16"), of_bit, exact=True),
+        1_200,
+    ),
     "NIfTI of vectors": (_format("a.nii", _written((3, 5, 7, 9), "float32")), 5_000),
     "MetaImage": (_format("a.mha", _written((1, 5, 7, 9), "int16")), 5_000),
     "NRRD": (_format("a.nrrd", _written((2, 5, 7, 9), "int16")), 5_000),

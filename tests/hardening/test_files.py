@@ -21,9 +21,18 @@ pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc"),
     pytest.mark.filterwarnings("ignore"),  # odd settings are as good as none here
 ]
-DAILY = {"our .pt": 30, "our .safetensors": 30, "our .safetensors, settings": 20, "PNG": 50, "NIfTI": 200, "npy": 200}
+DAILY = {
+    "our .pt": 30,
+    "our .safetensors": 30,
+    "our .safetensors, settings": 20,
+    "PNG": 50,
+    "NIfTI": 200,
+    "npy": 200,
+}
 DAILY |= {"NIfTI, a bit": 100, "MetaImage, a bit": 100, "NRRD, a bit": 100}
-EVERY_NIGHT = [pytest.param(kind, count, marks=pytest.mark.nightly) for kind, (_, count) in SUBJECTS.items()]
+EVERY_NIGHT = [
+    pytest.param(kind, count, marks=pytest.mark.nightly) for kind, (_, count) in SUBJECTS.items()
+]
 
 
 @pytest.mark.parametrize(("kind", "count"), [*DAILY.items(), *EVERY_NIGHT])
@@ -36,7 +45,9 @@ def test_mutated(kind: str, count: int, tmp_path: Path) -> None:
 
 
 def test_as_many_as_are_claimed() -> None:
-    claimed = re.search(r"([\d,]+) files of (\d+) kinds are read", (ROOT / "docs" / "weights.md").read_text())
+    claimed = re.search(
+        r"([\d,]+) files of (\d+) kinds are read", (ROOT / "docs" / "weights.md").read_text()
+    )
     assert claimed is not None
     counts = [count for _, count in SUBJECTS.values()]
     assert (int(claimed[1].replace(",", "")), int(claimed[2])) == (sum(counts), len(counts))

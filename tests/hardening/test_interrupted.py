@@ -23,10 +23,19 @@ from bbdm.base.scripts import TERMINATED, StoppedError
 from bbdm.cli import train
 from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, SavePicture, sweep, wait_until
-from tests.hardening.scripts import SCRIPTS, assert_content, content, kill_at_random, make_place, make_small
+from tests.hardening.scripts import (
+    SCRIPTS,
+    assert_content,
+    content,
+    kill_at_random,
+    make_place,
+    make_small,
+)
 from tests.training.launching import ALONE, TRAIN
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="no signals as these, and no full device there")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="no signals as these, and no full device there"
+)
 Undisturbed = Callable[[str], dict[str, Any]]
 RESUMED = [name for name, script in SCRIPTS.items() if script.resumes]
 
@@ -76,12 +85,18 @@ def resumes(step: int) -> str:
 # With --save_every 5 and 6 steps an epoch, the state is written after steps 5, 6 (before and after its
 # validation), 10, 12 (twice), 15 and 18.
 MOMENTS: dict[str, Moment] = {
-    "SIGTERM in a step": Moment("train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED),
-    "SIGTERM in validation": Moment("validate", 2, terminate, "^asked to end; " + resumes(12), TERMINATED),
+    "SIGTERM in a step": Moment(
+        "train_step", 9, terminate, "^asked to end; " + resumes(9), TERMINATED
+    ),
+    "SIGTERM in validation": Moment(
+        "validate", 2, terminate, "^asked to end; " + resumes(12), TERMINATED
+    ),
     "killed in validation": Moment("validate", 1, kill),
     "killed before an epoch is saved": Moment("_save", 4, kill),
     "not finite": Moment("_save", 3, diverge, "not finite at step 10.*grad_clip; " + resumes(6)),
-    "a full disk": Moment("train_step", 8, fill_disk, "No space left on device.* Make room on the disk; " + resumes(6)),
+    "a full disk": Moment(
+        "train_step", 8, fill_disk, "No space left on device.* Make room on the disk; " + resumes(6)
+    ),
 }
 DAILY = [("train", moment) for moment in MOMENTS if "in validation" not in moment]
 
@@ -101,7 +116,9 @@ def interrupt(script: str, place: Path, folder: Path, moment: Moment, *flags: st
         patch.setattr(Trainer, moment.method, watched)
         kind = StoppedError if moment.message else KeyboardInterrupt
         with pytest.raises(kind, match=moment.message) as caught:
-            SCRIPTS[script].main([*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before, *flags])
+            SCRIPTS[script].main(
+                [*SCRIPTS[script].argv(place, folder), *SCRIPTS[script].before, *flags]
+            )
     assert not list(folder.rglob(".*.tmp"))
     return caught.value
 
@@ -130,7 +147,9 @@ def undisturbed(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Undist
 
 
 @pytest.mark.parametrize(("script", "moment"), sweep(product(RESUMED, MOMENTS), DAILY))
-def test_interrupted(script: str, moment: str, place: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_interrupted(
+    script: str, moment: str, place: Path, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     expected, before = undisturbed(script), signal.getsignal(signal.SIGTERM)
     error = interrupt(script, place, tmp_path / "run", MOMENTS[moment])
     assert "\n" not in str(error)
@@ -147,7 +166,9 @@ def test_what_undisturbed_runs_leave(undisturbed: Undisturbed) -> None:
     files = [*undisturbed("train")]
     record = [name for name in files if name.startswith("model.run/records/")]
     assert len(record) == 1
-    assert sorted({*files} - {*record}) == sorted(["model.pt", *(f"model.run/{name}" for name in names)])
+    assert sorted({*files} - {*record}) == sorted(
+        ["model.pt", *(f"model.run/{name}" for name in names)]
+    )
 
 
 def test_damaged_checkpoints(
@@ -161,11 +182,16 @@ def test_damaged_checkpoints(
     changed[len(changed) // 2] ^= 1
     newer.write_bytes(changed)
     older.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"no checkpoint in .*model\.run can be read: all 2 are damaged"):
+    with pytest.raises(
+        ValueError, match=r"no checkpoint in .*model\.run can be read: all 2 are damaged"
+    ):
         train.main(argv)
     older.write_bytes(kept)
     train.main(argv)
-    assert re.search(rf"skipped a damaged checkpoint: cannot read .*{newer.name} as a checkpoint: .*", caplog.text)
+    assert re.search(
+        rf"skipped a damaged checkpoint: cannot read .*{newer.name} as a checkpoint: .*",
+        caplog.text,
+    )
     newer.with_name(f"{newer.name}.damaged").unlink()
     assert_content(tmp_path, undisturbed("train"))
 
@@ -178,13 +204,19 @@ def test_sigterm_of_a_process_group(place: Path, undisturbed: Undisturbed, tmp_p
     """As schedulers send it: to the processes that read pictures too. One line, and status 143."""
     argv = SCRIPTS["train"].argv(place, tmp_path)
     command = [*ALONE, TRAIN, *argv, "--quiet", "--workers", "2"]
-    settings: Any = {"env": {**os.environ, "PAUSE": "0.5", "LEVELS": "1"}, "text": True, "start_new_session": True}
+    settings: Any = {
+        "env": {**os.environ, "PAUSE": "0.5", "LEVELS": "1"},
+        "text": True,
+        "start_new_session": True,
+    }
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, **settings) as process:
         wait_until((tmp_path / "model.run" / "step_00000005.pt").exists, "step 5")
         os.killpg(process.pid, signal.SIGTERM)
         _, errors = process.communicate(timeout=120)
     assert process.returncode == TERMINATED, errors
-    assert errors.splitlines()[-1].startswith("stopped: asked to end; the same command resumes from step ")
+    assert errors.splitlines()[-1].startswith(
+        "stopped: asked to end; the same command resumes from step "
+    )
     assert "Traceback" not in errors
     train.main(argv)
     assert_content(tmp_path, undisturbed("train"))

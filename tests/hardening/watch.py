@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-CALLS = {"os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "pickle.find_class"}
+CALLS = {
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.fork",
+    "subprocess.Popen",
+    "socket.connect",
+    "pickle.find_class",
+}
 CANARY = "bbdm_canary"  # a module that the code in mutated files imports
 ROOM = 200 * 2**20  # bytes of memory, besides twice the file's size
 SECONDS = 20.0  # the longest that a small file may take, on a busy machine
@@ -45,7 +53,9 @@ class Watch:
         if self._on and (event in CALLS or (event == "import" and args[0] == CANARY)):
             self._called.append(f"it called {event} {args}"[:200])
 
-    def judge(self, name: str, read: Callable[[], bool], size: int, place: str, room: int = ROOM) -> None:
+    def judge(
+        self, name: str, read: Callable[[], bool], size: int, place: str, room: int = ROOM
+    ) -> None:
         """Read one file of ``size`` bytes: the right content (True), or an error with its ``place``."""
         forget_peak()
         faults: list[str] = []

@@ -31,7 +31,9 @@ SIZES: list[dict[str, Any]] = [
     *({"shape": shape, "masked": True} for shape in [(3, 3, 5, 7), (2, 3, 4, 5, 3)]),
 ]
 OTHERS = [{**each, "channels_last": last} for each in SIZES for last in (False, True)]
-OTHERS += [{"noise": noise, "dtype": torch.float64, "state": torch.float64} for noise in ("noise", "seeds")]
+OTHERS += [
+    {"noise": noise, "dtype": torch.float64, "state": torch.float64} for noise in ("noise", "seeds")
+]
 
 
 def formula(row: list[float], x: Any, x0hat: Any, pred: Any, y: Any, z: Any, mask: Any) -> Any:
@@ -68,7 +70,9 @@ def check_steps(
     y = tensor(torch.randn(shape, generator=generator), state)
     x, x0hat, inputs = (torch.full_like(y, torch.nan, dtype=kind) for kind in (state, state, dtype))
     rows = torch.tensor(ROWS, dtype=state, device=device)
-    some = torch.tensor([0.0, 1.0, 0.25])[torch.randint(3, (shape[0], 1, *shape[2:]), generator=generator)]
+    some = torch.tensor([0.0, 1.0, 0.25])[
+        torch.randint(3, (shape[0], 1, *shape[2:]), generator=generator)
+    ]
     mask = some.to(device, state) if masked else None
     seeds = torch.tensor(SEEDS[: shape[0]], device=device) if noise == "seeds" else None
     for index, row in enumerate(rows.tolist()):
@@ -87,12 +91,18 @@ def check_steps(
         expected, estimate, shown = formula(row, *[*before, z, covers])
         apply(x, x0hat, inputs, pred, y, rows[index], step, seeds, given, mask)
         tolerance = 5e-6 if state == torch.float32 or noise == "seeds" else 1e-12
-        np.testing.assert_allclose(x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance)
-        np.testing.assert_allclose(x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            x0hat.double().cpu().numpy(), estimate, rtol=tolerance, atol=tolerance
+        )
+        np.testing.assert_allclose(
+            x.double().cpu().numpy(), expected, rtol=tolerance, atol=tolerance
+        )
         # Near a tie, float32 may round to another neighbour than float64: one unit in the last place.
         eps = max(torch.finfo(dtype).eps, tolerance)
         wanted = torch.from_numpy(shown).to(device, dtype)
-        torch.testing.assert_close(inputs, wanted.contiguous(memory_format=memory_format), rtol=eps, atol=tolerance)
+        torch.testing.assert_close(
+            inputs, wanted.contiguous(memory_format=memory_format), rtol=eps, atol=tolerance
+        )
         assert inputs.is_contiguous(memory_format=memory_format)
 
 
@@ -118,8 +128,11 @@ def test_steps_of_other_kinds_are_the_formula(given: dict[str, Any]):
 
 def check_zeros(apply: Callable[..., None]) -> None:
     """What has the weight 0 has no influence, be it NaN; an estimate that is NaN is shown as such."""
-    nan, row = torch.full((2, 3, 4, 5), torch.nan), [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
-    given = arguments(x=torch.ones(2, 3, 4, 5), x0hat=nan.clone(), pred=nan, y=nan, row=torch.tensor(row))
+    nan = torch.full((2, 3, 4, 5), torch.nan)
+    row = [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    given = arguments(
+        x=torch.ones(2, 3, 4, 5), x0hat=nan.clone(), pred=nan, y=nan, row=torch.tensor(row)
+    )
     apply(*given.values(), None, None)
     assert (given["x"] == 1).all()
     assert (given["inputs"] == 1).all()
@@ -135,7 +148,9 @@ def interpreted_weights_of_zero():
 
 
 def test_noise_that_is_missing_is_said():
-    with pytest.raises(ValueError, match=r"step 0 has noise of weight 0\.5, got neither seeds nor noise"):
+    with pytest.raises(
+        ValueError, match=r"step 0 has noise of weight 0\.5, got neither seeds nor noise"
+    ):
         bridge_step(**arguments(seeds=None))
 
 
@@ -180,14 +195,21 @@ def test_operator_is_registered_in_full():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_compiled_kernel_is_wide_and_lean(target: str, channels: int, noise: str, dtype: str):
     absent = {"seeds": "noise_ptr", "noise": "seeds_ptr"}[noise]
-    types = {"inputs_ptr": f"*{dtype}", "pred_ptr": f"*{dtype}", "step_ptr": "*i64", "seeds_ptr": "*i64"}
+    types = {
+        "inputs_ptr": f"*{dtype}",
+        "pred_ptr": f"*{dtype}",
+        "step_ptr": "*i64",
+        "seeds_ptr": "*i64",
+    }
     constexprs = {absent: None, "mask_ptr": None, "CHANNELS": channels}
     count = Counter(aot.compile_kernel(module._bridge_step_kernel, target, constexprs, types))
     wide, explicit = dtype == "fp32", noise == "noise"
     assert count["load", 128] == 3 + wide + explicit  # x, x0hat, y, then pred, then noise
     assert count["store", 128] == 2 + wide  # x, x0hat, then inputs
     assert count["store", 64] == 1 - wide
-    assert not any(kind == "shared" or bits == 16 or (kind, bits) == ("store", 32) for kind, bits in count)
+    assert not any(
+        kind == "shared" or bits == 16 or (kind, bits) == ("store", 32) for kind, bits in count
+    )
 
 
 @pytest.mark.parametrize("given", OTHERS, ids=str)
@@ -215,5 +237,7 @@ def interpreted_kernel_shows_that_noise_is_missing():
 @pytest.mark.parametrize("noise", ["seeds", "noise"])
 @aot.every_dtype
 @pytest.mark.parametrize("shape", [(3, 3, 5, 7), (2, 4, 64, 64)], ids=["odd", "even"])
-def test_gpu_step_is_the_formula(shape: tuple[int, ...], dtype: torch.dtype, noise: str, channels_last: bool):
+def test_gpu_step_is_the_formula(
+    shape: tuple[int, ...], dtype: torch.dtype, noise: str, channels_last: bool
+):
     check_steps(bridge_step, shape, channels_last, dtype, noise=noise, device="cuda")

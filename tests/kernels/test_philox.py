@@ -8,9 +8,21 @@ from bbdm.kernels import philox, philox_numpy
 
 # Random123's known answers for philox4x32-10: counter, key, result.
 KNOWN = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -38,7 +50,9 @@ def test_numpy_and_torch_agree(seed: int, step: int, stream: int):
     ours = philox.normal(torch.tensor(seeds), step, shape, stream).numpy()
     assert ours.dtype == np.float32
     assert ours.shape == (2, *shape)
-    np.testing.assert_allclose(ours, philox_numpy.normal(seeds, step, shape, stream), rtol=2e-6, atol=2e-6)
+    np.testing.assert_allclose(
+        ours, philox_numpy.normal(seeds, step, shape, stream), rtol=2e-6, atol=2e-6
+    )
 
 
 @pytest.mark.parametrize("width", [12, 13, 14, 15])
@@ -46,7 +60,11 @@ def test_normals_of_a_box_are_those_of_the_whole(width: int):
     """To the bit, wherever rows of the box begin among the four elements of a counter."""
     seeds = torch.tensor([3, 2**63 - 1])
     whole = philox.normal(seeds, 7, (3, 9, width))
-    for rows, columns in ((slice(0, 9), slice(0, width)), (slice(2, 7), slice(3, 4)), (slice(8, 9), slice(5, 12))):
+    for rows, columns in (
+        (slice(0, 9), slice(0, width)),
+        (slice(2, 7), slice(3, 4)),
+        (slice(8, 9), slice(5, 12)),
+    ):
         box = philox.normal_box(seeds, 7, (3, 9, width), rows, columns)
         assert torch.equal(box, whole[:, :, rows, columns])
 

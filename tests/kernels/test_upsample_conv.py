@@ -15,7 +15,9 @@ from tests.conftest import sweep
 with_bias = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 
 
-def formula(x: Tensor, weight: Tensor, bias: Tensor | None, factors: tuple[int, ...] = (2, 2)) -> Tensor:
+def formula(
+    x: Tensor, weight: Tensor, bias: Tensor | None, factors: tuple[int, ...] = (2, 2)
+) -> Tensor:
     for axis, factor in enumerate(factors, 2):
         x = x.repeat_interleave(factor, axis)
     return (F.conv2d if x.ndim == 4 else F.conv3d)(x, weight, bias, padding=1)
@@ -40,14 +42,20 @@ def test_phases_are_the_formula_by_four_ninths_of_its_work(shape: tuple[int, ...
     given = inputs(shape, bias)
     for op in (_phases, upsample_conv3x3):
         torch.testing.assert_close(op(*given), formula(*given), rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(op(given[0].contiguous(), *given[1:]), formula(*given), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            op(given[0].contiguous(), *given[1:]), formula(*given), rtol=1e-12, atol=1e-12
+        )
     assert 9 * flops(_phases, given) == 4 * flops(formula, given) > 0
     assert flops(upsample_conv3x3, given) == flops(formula, given)
 
 
 @pytest.mark.parametrize("backend", sweep(["aot_eager", "inductor"], daily=["aot_eager"]))
-@pytest.mark.parametrize(("shape", "factors"), [((2, 6, 5, 7), (2, 2)), ((2, 3, 2, 3, 4), (1, 2, 2))])
-def test_only_compiled_inference_of_pictures_takes_the_phases(shape: Any, factors: Any, backend: str):
+@pytest.mark.parametrize(
+    ("shape", "factors"), [((2, 6, 5, 7), (2, 2)), ((2, 3, 2, 3, 4), (1, 2, 2))]
+)
+def test_only_compiled_inference_of_pictures_takes_the_phases(
+    shape: Any, factors: Any, backend: str
+):
     given: Any = inputs(shape)
 
     def op(*arguments: Any) -> Tensor:  # of its own: each function is compiled a few times at most
@@ -57,8 +65,12 @@ def test_only_compiled_inference_of_pictures_takes_the_phases(shape: Any, factor
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             made = compiled(*given)
-            torch.testing.assert_close(made, formula(*given, factors=factors), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                made, formula(*given, factors=factors), rtol=1e-12, atol=1e-12
+            )
             assert len(shape) == 5 or made.is_contiguous(memory_format=torch.channels_last)
             program = torch._dynamo.export(op)(*given)
         phases = 4 if len(shape) == 4 and not grad else 1
-        assert sum("conv" in str(node.target) for node in program.graph_module.graph.nodes) == phases
+        assert (
+            sum("conv" in str(node.target) for node in program.graph_module.graph.nodes) == phases
+        )

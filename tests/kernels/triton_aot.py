@@ -22,7 +22,9 @@ from tests.conftest import sweep
 TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "f64": torch.float64}
-layouts = pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+layouts = pytest.mark.parametrize(
+    "channels_last", [False, True], ids=["contiguous", "channels_last"]
+)
 every_dtype = pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=[*DTYPES])
 every_target = pytest.mark.parametrize("target", sweep(TARGETS, daily=["sm_90"]))
 needs_compiler = pytest.mark.skipif(
@@ -33,11 +35,15 @@ needs_compiler = pytest.mark.skipif(
 
 def on_a_gpu(test: Any) -> Any:
     """A test that needs a CUDA device."""
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test))
+    return pytest.mark.gpu(
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")(test)
+    )
 
 
 # The two assemblers' accesses to global memory: PTX ld.global.v4.b32, AMD global_load_dwordx4.
-PTX_ACCESS = re.compile(r"\b(ld|st)\.global(?:\.[a-uw-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu](\d+)\b")
+PTX_ACCESS = re.compile(
+    r"\b(ld|st)\.global(?:\.[a-uw-z]\w*(?:::\w+)*)*?(?:\.v(\d))?\.[bfsu](\d+)\b"
+)
 AMD_ACCESS = re.compile(r"\b(?:global|buffer|flat)_(load|store)_(\w+)")
 AMD_BITS = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32}  # the others are narrower
 
@@ -60,7 +66,9 @@ def compile_kernel(
     constexprs = {**constexprs, "BLOCK": BLOCK}
     signature = {name: "*fp32" if name.endswith("_ptr") else "i32" for name in names}
     signature |= {**types, **dict.fromkeys(constexprs, "constexpr")}
-    aligned = [i for i, name in enumerate(names) if signature[name][0] == "*" or name in ("size", "pixels")]
+    aligned = [
+        i for i, name in enumerate(names) if signature[name][0] == "*" or name in ("size", "pixels")
+    ]
     attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
     warps = 4 if nvidia else 2  # of 32 threads on NVIDIA, of 64 on AMD

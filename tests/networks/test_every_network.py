@@ -26,12 +26,20 @@ from tests.onnx.exports import export, tiny_codec
 
 BRIDGE = ABridge(50)
 SHORT: dict[str, Any] = {**TINY, "channel_mult": (1,), "attention_resolutions": ()}
-SIZES: dict[str, Any] = {"in_channels": 6, "out_channels": 3, "block_out_channels": (8, 16), "layers_per_block": 1}
+SIZES: dict[str, Any] = {
+    "in_channels": 6,
+    "out_channels": 3,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+}
 SIZES |= {"norm_num_groups": 4, "attention_head_dim": 8}  # of networks of diffusers
 
 
 def drawn(channels: int, height: int = 8, width: int = 8, seed: int = 0) -> torch.Tensor:
-    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    return (
+        torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(seed)) * 2
+        - 1
+    )
 
 
 class Plain(nn.Module):
@@ -48,7 +56,9 @@ class Plain(nn.Module):
         self.dtype = dtype
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        h = torch.tanh(self.first(torch.cat([x, condition], 1)) + t.to(x.dtype)[:, None, None, None] / 50)
+        h = torch.tanh(
+            self.first(torch.cat([x, condition], 1)) + t.to(x.dtype)[:, None, None, None] / 50
+        )
         return self.last(self.again(self.middle(h)) * self.scale.to(x.dtype)).to(self.dtype)
 
 
@@ -57,7 +67,8 @@ class Two(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Conv2d(1 + 3 + 2 + 1, 8, 3, padding=1), nn.Conv2d(8, 1, 3, padding=1)
+        self.first = nn.Conv2d(1 + 3 + 2 + 1, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 1, 3, padding=1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
         seen = torch.cat([x, *(conditions[name] for name in ("sar", "source", "dem"))], 1)
@@ -76,29 +87,39 @@ class Own(Network):
     def embed(self, t: torch.Tensor) -> torch.Tensor:
         return self.time(t[:, None] / 1000)
 
-    def body(self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    def body(
+        self, x: torch.Tensor, embedding: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         return self.layer(torch.cat([x, conditions["source"]], 1)) + embedding[:, :, None, None]
 
 
 def diffusers_unet() -> Network:
     from diffusers import UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
 
-    blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
+    blocks = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
     model: Any = UNet2DModel(**blocks, **SIZES)
     call: Any = lambda m, x, t, c: m(torch.cat([x, c["source"]], dim=1), t).sample  # noqa: E731
     return bbdm.wrap(model, condition_channels=3, stride=2, call=call)
 
 
 def further(**images: int) -> Network:
-    return bbdm.wrap(Two(), channels=1, condition_channels=3, images=images or {"sar": 2, "dem": 1}, stride=2)
+    return bbdm.wrap(
+        Two(), channels=1, condition_channels=3, images=images or {"sar": 2, "dem": 1}, stride=2
+    )
 
 
 MAKERS: dict[str, Callable[[], Network]] = {  # the first ones have 3 channels on both sides
     "plain": lambda: bbdm.wrap(Plain(), condition_channels=3),
-    "bfloat16": lambda: bbdm.wrap(Plain(torch.bfloat16), condition_channels=3),  # what it returns, of any dtype
+    # what it returns, of any dtype
+    "bfloat16": lambda: bbdm.wrap(Plain(torch.bfloat16), condition_channels=3),
     "diffusers": diffusers_unet,
     "dit": lambda: DiT(width=16, depth=2, heads=2, patch=2),
-    "unet, patch": lambda: UNet(**{**TINY, "condition_channels": 3, "patch": 2, "channel_mult": (1, 1)}),
+    "unet, patch": lambda: UNet(
+        **{**TINY, "condition_channels": 3, "patch": 2, "channel_mult": (1, 1)}
+    ),
     "own class": Own,
     "3 to 1": lambda: tiny_unet(**SHORT, in_channels=1, out_channels=1, condition_channels=3),
     "2 to 3": lambda: tiny_unet(**SHORT, condition_channels=2, endpoint=(1, 0, 1)),
@@ -123,9 +144,14 @@ every_network = pytest.mark.parametrize("name", MAKERS)
 daily_networks = pytest.mark.parametrize("name", sweep(MAKERS, ["further"]))
 
 
-def given(network: Network, height: int = 8, width: int = 8) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def given(
+    network: Network, height: int = 8, width: int = 8
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """A source and further images for a network."""
-    images = {name: drawn(count, height, width, seed=i + 1) for i, (name, count) in enumerate(network.images.items())}
+    images = {
+        name: drawn(count, height, width, seed=i + 1)
+        for i, (name, count) in enumerate(network.images.items())
+    }
     return drawn(network.source_channels, height, width), images
 
 
@@ -137,7 +163,9 @@ def module_of(name: str) -> dict[str, Any]:
 
 def within(network: Network) -> float:
     """How far results may differ; of a network that returns bfloat16, two of its steps."""
-    return 2e-2 if getattr(getattr(network, "module", None), "dtype", None) == torch.bfloat16 else 1e-4
+    return (
+        2e-2 if getattr(getattr(network, "module", None), "dtype", None) == torch.bfloat16 else 1e-4
+    )
 
 
 # The source in the target's channels
@@ -147,7 +175,11 @@ def test_the_source_is_itself_its_mean_or_the_channels_that_are_named():
     """Of an array, with the bits of a tensor."""
     module, source = nn.Conv2d(1, 1, 1), drawn(3)
     mean = source.double().mean(1, keepdim=True).float()
-    assert bbdm.wrap(module, 3).endpoint(source) is bbdm.wrap(module, endpoint=(0, 1, 2)).endpoint(source) is source
+    assert (
+        bbdm.wrap(module, 3).endpoint(source)
+        is bbdm.wrap(module, endpoint=(0, 1, 2)).endpoint(source)
+        is source
+    )
     cases: list[tuple[int, Any, torch.Tensor]] = [
         (1, None, mean),
         (2, None, mean.expand(-1, 2, -1, -1)),
@@ -157,7 +189,9 @@ def test_the_source_is_itself_its_mean_or_the_channels_that_are_named():
     for channels, endpoint, wanted in cases:
         found = bbdm.wrap(module, channels, 3, endpoint=endpoint).endpoint(source)
         torch.testing.assert_close(found, wanted, rtol=0, atol=0 if endpoint else 1e-6)
-        np.testing.assert_array_equal(in_channels(source.numpy(), channels, endpoint), found.numpy())
+        np.testing.assert_array_equal(
+            in_channels(source.numpy(), channels, endpoint), found.numpy()
+        )
     wrapped = bbdm.wrap(module, 1), bbdm.wrap(module, 1, 13), bbdm.wrap(module, 2, endpoint=(3, 1))
     assert [each.source_channels for each in wrapped] == [1, 13, 4]
     with pytest.raises(ValueError, match="the source must have 3 channels, got 2"):
@@ -180,17 +214,23 @@ def test_it_is_trained_saved_and_resumed(name: str, make_trainer: MakeTrainer, t
     assert resumed.resume_newest()
     resumed.fit()
     assert resumed.step == whole.step == 4
-    for one, other in zip(whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True):
+    for one, other in zip(
+        whole.network.state_dict().values(), resumed.network.state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other)
     whole.save(tmp_path / "w.pt")
     sampler = BridgeSampler.from_checkpoint(tmp_path / "w.pt", steps=2, **module_of(name))
-    assert torch.equal(sampler(drawn(3), seed=0), BridgeSampler(whole.average, whole.bridge, steps=2)(drawn(3), seed=0))
+    assert torch.equal(
+        sampler(drawn(3), seed=0),
+        BridgeSampler(whole.average, whole.bridge, steps=2)(drawn(3), seed=0),
+    )
     assert load_checkpoint(newest(whole)).unet.kind == whole.network.kind
 
 
 @every_network
 def test_the_sampler_of_its_file_calls_it_as_its_user_does(name: str, tmp_path: Path):
-    network, path = made(name), tmp_path / ("c.safetensors" if name == "plain" else "c.pt")  # of which weights are tied
+    # of which weights are tied
+    network, path = made(name), tmp_path / ("c.safetensors" if name == "plain" else "c.pt")
     save_checkpoint(path, network, BRIDGE)
     sampler = BridgeSampler.from_checkpoint(path, solver="ddim", steps=2, **module_of(name))
     assert sampler.unet.description() == network.description()
@@ -230,12 +270,16 @@ def test_it_is_compiled_and_packaged(name: str, tmp_path: Path):
     source, images = given(network)
     eager = BridgeSampler(network, BRIDGE, steps=3)(source, seed=0, conditions=images)
     sampler = BridgeSampler(network, BRIDGE, steps=3, compile=True, dtype="fp32")
-    torch.testing.assert_close(sampler(source, seed=0, conditions=images), eager, rtol=0, atol=within(network))
+    torch.testing.assert_close(
+        sampler(source, seed=0, conditions=images), eager, rtol=0, atol=within(network)
+    )
     with torch.compiler.set_stance("fail_on_recompile"):  # another step, another source
         sampler(source.flip(0), seed=1, conditions=images)
     sampler.save_compiled(tmp_path / "n.pt2", 8, 2)
     packaged = BridgeSampler(network, BRIDGE, steps=3, compiled=tmp_path / "n.pt2")
-    torch.testing.assert_close(packaged(source, seed=0, conditions=images), eager, rtol=0, atol=within(network))
+    torch.testing.assert_close(
+        packaged(source, seed=0, conditions=images), eager, rtol=0, atol=within(network)
+    )
 
 
 @daily_networks
@@ -249,12 +293,15 @@ def test_it_is_exported_and_runs_without_torch(name: str, tmp_path: Path):
     arrays = {name: image.numpy() for name, image in images.items()}
     mask = torch.zeros(2, 1, 8, 8)
     mask[:, :, 2:] = 1
-    sampler, exported = BridgeSampler(network, BRIDGE, "sde-dpm2m", steps=2), OnnxBridgeSampler(folder)
+    sampler = BridgeSampler(network, BRIDGE, "sde-dpm2m", steps=2)
+    exported = OnnxBridgeSampler(folder)
     noise = torch.randn(2, 2, network.channels, 8, 8, generator=torch.Generator().manual_seed(5))
     wanted = sampler(source, noise=noise, conditions=images, mask=mask)
     results = exported(source.numpy(), noise=noise.numpy(), conditions=arrays, mask=mask.numpy())
     np.testing.assert_allclose(results, wanted, rtol=0, atol=within(network))
-    whole = onnxruntime.InferenceSession(folder / "pipeline.onnx", providers=["CPUExecutionProvider"])
+    whole = onnxruntime.InferenceSession(
+        folder / "pipeline.onnx", providers=["CPUExecutionProvider"]
+    )
     drawn_there = noise.numpy()[sampler.table.noisy]
     (at_once,) = whole.run(None, {"source": source.numpy(), "noise": drawn_there, **arrays})
     wanted = sampler(source, noise=noise, conditions=images)
@@ -271,8 +318,15 @@ def test_other_channels_than_the_source_s():
     assert not torch.allclose(results[:, :, :4], mean[:, :, :4], atol=1e-2)
     array = source[0].permute(1, 2, 0).numpy()
     assert sampler(array, seed=0).shape == (8, 8, 1)
-    assert BridgeSampler(made("2 to 3"), BRIDGE, steps=2)(array[:, :, :2], seed=0).shape == (8, 8, 3)
-    with pytest.raises(ValueError, match=r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 1, 8, 8\)"):
+    assert BridgeSampler(made("2 to 3"), BRIDGE, steps=2)(array[:, :, :2], seed=0).shape == (
+        8,
+        8,
+        3,
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 1, 8, 8\)",
+    ):
         sampler(drawn(1), seed=0)
     network = tiny_unet(**SHORT, condition_channels=3, endpoint=(1, 0, 2))
     with pytest.raises(ValueError, match="with a codec, source and target have the same channels"):
@@ -285,8 +339,16 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
     wide.last = nn.Conv2d(8, 3, 5, padding=2)
     cases: list[tuple[str, Network | None, str]] = [
         ("plain", None, r"weights of a tests.*network.Plain .* network=bbdm.wrap"),
-        ("plain", bbdm.wrap(Plain(), condition_channels=3, stride=4), r"'stride': 1}; the one given .*'stride': 4}"),
-        ("plain", bbdm.wrap(wide, condition_channels=3), r"another shape: module.last.weight \(3, 8, 3, 3\) \(wanted"),
+        (
+            "plain",
+            bbdm.wrap(Plain(), condition_channels=3, stride=4),
+            r"'stride': 1}; the one given .*'stride': 4}",
+        ),
+        (
+            "plain",
+            bbdm.wrap(wide, condition_channels=3),
+            r"another shape: module.last.weight \(3, 8, 3, 3\) \(wanted",
+        ),
         ("further", further(sar=2, dsm=1), r"'dem': 1, .*; the one given has .*'dsm': 1, "),
         ("dit", made("plain"), "a network was given, and the file describes its own, a DiT"),
     ]
@@ -307,17 +369,37 @@ def test_a_file_of_a_wrapped_network_needs_it(tmp_path: Path):
         ({"condition_channels": -1}, "condition_channels must be at least 0, got -1"),
         ({"stride": 2.0}, "stride must be of integers, got 2.0"),
         ({"module": "unet"}, "module must be a torch.nn.Module, got str"),
-        ({"axes": 3, "stride": (1, 2)}, r"stride must be a number, or one for each of 3 axes, got \(1, 2\)"),
-        ({"endpoint": (0,)}, r"a source channel, counted from 0, for each of 3 channels, got \(0,\)"),
-        ({"endpoint": (0, 1, -1)}, r"a source channel, counted from 0, for each of 3 channels, got \(0, 1, -1\)"),
-        ({"endpoint": (0, 1, 3), "condition_channels": 3}, r"of 3 counted from 0, for each .*, got \(0, 1, 3\)"),
+        (
+            {"axes": 3, "stride": (1, 2)},
+            r"stride must be a number, or one for each of 3 axes, got \(1, 2\)",
+        ),
+        (
+            {"endpoint": (0,)},
+            r"a source channel, counted from 0, for each of 3 channels, got \(0,\)",
+        ),
+        (
+            {"endpoint": (0, 1, -1)},
+            r"a source channel, counted from 0, for each of 3 channels, got \(0, 1, -1\)",
+        ),
+        (
+            {"endpoint": (0, 1, 3), "condition_channels": 3},
+            r"of 3 counted from 0, for each .*, got \(0, 1, 3\)",
+        ),
     ],
 )
 def test_bad_arguments(settings: dict[str, Any], message: str):
     builders: list[Any] = [bbdm.wrap] + ([UNet, DiT] if "endpoint" in settings else [])
     for build in builders:
         with pytest.raises(ValueError, match=message):
-            build(**({"module": Plain()} if build is bbdm.wrap else {"condition_channels": 0}) | settings)
-    for build in (lambda: BridgeSampler(Plain(), BRIDGE), lambda: save_checkpoint("c.pt", Plain(), BRIDGE)):  # pyright: ignore
-        with pytest.raises(ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"):
+            build(
+                **({"module": Plain()} if build is bbdm.wrap else {"condition_channels": 0})
+                | settings
+            )
+    for build in (
+        lambda: BridgeSampler(Plain(), BRIDGE),
+        lambda: save_checkpoint("c.pt", Plain(), BRIDGE),
+    ):  # pyright: ignore
+        with pytest.raises(
+            ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"
+        ):
             build()

@@ -58,12 +58,16 @@ def test_it_begins_as_the_network_and_merges_to_what_it_computes(name: str, tmp_
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_projections_and_convolutions_are_trained_and_the_first_layer_in_full(name: str, tmp_path: Path) -> None:
+def test_projections_and_convolutions_are_trained_and_the_first_layer_in_full(
+    name: str, tmp_path: Path
+) -> None:
     """Each convolution but the first, and of linear layers those of attention and feed-forward blocks."""
     network = read(tmp_path, name)
     expected: set[str] = set()
     for key, layer in network.named_modules():
-        is_linear = isinstance(layer, nn.Linear) and re.search(r"attn|attentions|\.ff\.|transformer_blocks", key)
+        is_linear = isinstance(layer, nn.Linear) and re.search(
+            r"attn|attentions|\.ff\.|transformer_blocks", key
+        )
         if isinstance(layer, nn.Conv2d) or (is_linear and not re.search(r"emb|norm", key)):
             expected.add(key)
     first = "module.pos_embed.proj" if name == "DiT" else "module.conv_in"
@@ -80,7 +84,9 @@ def test_layers_that_are_new_are_trained_in_full_and_kept(tmp_path: Path) -> Non
     """Of two channels on a network of three: another reading of the base draws them anew, and is one base."""
     network = read(tmp_path, "pixels", channels=2)
     add_lora(network, 2, f"{tmp_path}")
-    ends = {f"module.{layer}.{part}" for layer in ("conv_in", "conv_out") for part in ("weight", "bias")}
+    ends = {
+        f"module.{layer}.{part}" for layer in ("conv_in", "conv_out") for part in ("weight", "bias")
+    }
     kept = {key for key in trained(network) if ".lora_" not in key}
     assert kept == ends | {*PROMPTS}
     assert ends <= {key for key, weight in network.named_parameters() if weight.requires_grad}

@@ -56,7 +56,9 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
         network.gradient_checkpointing = on
         source = torch.ones(2, 4, 8, 6)
         network.zero_grad()
-        network(torch.ones(2, 4, 8, 6), torch.zeros(2), {"source": source}).square().mean().backward()
+        network(
+            torch.ones(2, 4, 8, 6), torch.zeros(2), {"source": source}
+        ).square().mean().backward()
         gradients.append(layer.weight.grad.clone())
     assert gradients[0].abs().min() > 0
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -73,4 +75,6 @@ def test_its_export_is_of_any_size(tmp_path: Path) -> None:
         source = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
         expected = sampler(source, seed=1)
         outputs = runtime(source.numpy(), seed=1)
-        np.testing.assert_allclose(outputs, expected.numpy(), rtol=0, atol=1e-4 * float(expected.abs().max()))
+        np.testing.assert_allclose(
+            outputs, expected.numpy(), rtol=0, atol=1e-4 * float(expected.abs().max())
+        )

@@ -30,7 +30,10 @@ def tiny_vqgan(seed: int = 0, **settings: Any) -> VQGAN:
     "settings",
     [
         pytest.param({"channel_mult": (1, 2, 4), "num_res_blocks": 2, "num_codes": 500}, id="f4"),
-        pytest.param({"latent_channels": 4, "channel_mult": (1, 2, 2, 4), "attention_resolutions": (8,)}, id="f8"),
+        pytest.param(
+            {"latent_channels": 4, "channel_mult": (1, 2, 2, 4), "attention_resolutions": (8,)},
+            id="f8",
+        ),
     ],
 )
 def test_parity_with_diffusers(settings: dict[str, Any]):
@@ -47,7 +50,8 @@ def test_parity_with_diffusers(settings: dict[str, Any]):
         assert relative_gap(vqgan.decode(latents), peer.decode(latents).sample) < 1e-4
 
 
-LDM = [  # of its published settings: codes, widths in 128 channels, and the side with attention, of 256
+# of its published settings: codes, widths in 128 channels, and the side with attention, of 256
+LDM = [
     ("vq-f4", (8192, 3), (1, 2, 4), ()),
     ("vq-f8", (16384, 4), (1, 2, 2, 4), (32,)),
     ("vq-f16", (16384, 8), (1, 1, 2, 2, 4), (16,)),
@@ -55,19 +59,27 @@ LDM = [  # of its published settings: codes, widths in 128 channels, and the sid
 
 
 @pytest.mark.parametrize(("preset", "codes", "mult", "attention"), LDM)
-def test_presets(preset: str, codes: tuple[int, int], mult: tuple[int, ...], attention: tuple[int, ...]):
+def test_presets(
+    preset: str, codes: tuple[int, int], mult: tuple[int, ...], attention: tuple[int, ...]
+):
     with torch.device("meta"):
         vqgan, stride = VQGAN.from_preset(preset), int(preset.removeprefix("vq-f"))
         latents = vqgan.encoder(torch.zeros(1, 3, 256, 256))
         small = VQGAN.from_preset("demo")
     assert (vqgan.config.stride, vqgan.quantize.embedding.weight.shape) == (stride, codes)
     assert latents.shape == (1, codes[1], 256 // stride, 256 // stride)
-    assert (vqgan.config.model_channels, vqgan.config.channel_mult, vqgan.config.num_res_blocks) == (128, mult, 2)
+    assert (
+        vqgan.config.model_channels,
+        vqgan.config.channel_mult,
+        vqgan.config.num_res_blocks,
+    ) == (128, mult, 2)
     assert tuple(256 // factor for factor in vqgan.config.attention_resolutions) == attention
     if preset == "vq-f4":
-        assert sum(p.numel() for p in vqgan.parameters()) == pytest.approx(55.3e6, rel=1e-3)  # as LDM prints
+        # as LDM prints
+        assert sum(p.numel() for p in vqgan.parameters()) == pytest.approx(55.3e6, rel=1e-3)
     assert (small.config.stride, small.quantize.embedding.weight.shape) == (4, (512, 3))
-    assert sum(p.numel() for p in small.parameters()) == pytest.approx(2.7e6, rel=2e-3)  # as docs/latent.md has it
+    # as docs/latent.md has it
+    assert sum(p.numel() for p in small.parameters()) == pytest.approx(2.7e6, rel=2e-3)
 
 
 def test_gradients_pass_the_quantisation_straight_through():
@@ -93,7 +105,9 @@ def test_without_codes_latents_are_the_mean_of_a_gaussian():
     torch.testing.assert_close(torch.cat([mean, log_variance], dim=1), halves)
     torch.testing.assert_close(vqgan.encode(x), halves[:, :3])
     drawn = torch.distributions.Normal(halves[:, :3], torch.exp(halves[:, 3:]) ** 0.5)
-    torch.testing.assert_close(vqgan.decoder.conv_out(h), vqgan.decode(drawn.loc + drawn.scale * noise))
+    torch.testing.assert_close(
+        vqgan.decoder.conv_out(h), vqgan.decode(drawn.loc + drawn.scale * noise)
+    )
     assert not any("quantize" in key for key in vqgan.state_dict())
 
 
@@ -129,7 +143,9 @@ def test_no_code_is_nearer(size: tuple[int, int, int], dtype: torch.dtype):
 
 def test_a_logit_sees_70_by_70_pixels():
     """Isola et al. 2017, appendix 6.1.2: the pixels that reach a logit through the convolutions."""
-    convolutions = torch.nn.Sequential(*(m for m in PatchGAN(3, 8).layers if isinstance(m, torch.nn.Conv2d)))
+    convolutions = torch.nn.Sequential(
+        *(m for m in PatchGAN(3, 8).layers if isinstance(m, torch.nn.Conv2d))
+    )
     x = torch.zeros(1, 3, 160, 160, requires_grad=True)
     logits = convolutions(x)
     assert logits.shape == (1, 1, 18, 18)

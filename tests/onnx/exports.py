@@ -32,9 +32,13 @@ SIZE = 16
 def tiny_codec() -> Codec:
     """A codec of 16 codes that are far apart, so that rounding chooses no other code."""
     torch.manual_seed(3)
-    vqgan = VQGAN(num_codes=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4)
+    vqgan = VQGAN(
+        num_codes=16, model_channels=8, channel_mult=(1, 2), num_res_blocks=1, num_groups=4
+    )
     nn.init.normal_(vqgan.quantize.embedding.weight)
-    statistics = LatentStatistics((0.1, -0.2, 0.3), (0.5, 0.6, 0.7), (-0.1, 0.2, 0.0), (0.9, 0.8, 0.7))
+    statistics = LatentStatistics(
+        (0.1, -0.2, 0.3), (0.5, 0.6, 0.7), (-0.1, 0.2, 0.0), (0.9, 0.8, 0.7)
+    )
     codec = VQGANCodec(vqgan).with_statistics(statistics)
     return codec
 

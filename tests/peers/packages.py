@@ -10,5 +10,6 @@ if sys.version_info[:2] == (3, 10):
 sde_bbdm = pytest.importorskip("sde_bbdm", exc_type=ImportError)  # Python 3.13 cannot import it
 diffusion = pytest.importorskip("diffusion")
 torchmanager = pytest.importorskip("torchmanager")
-for name in ("encoder", "decoder"):  # torchmanager 1.5 reads them before sde-bbdm's manager sets them
+# torchmanager 1.5 reads them before sde-bbdm's manager sets them
+for name in ("encoder", "decoder"):
     setattr(sde_bbdm.managers.LatentDiffusionManager, name, None)

@@ -22,8 +22,12 @@ from tests.conftest import relative_gap
 from tests.peers.packages import diffusion, sde_bbdm
 
 T = 1000
-TOLERANCE = 1e-9  # of one step in float64; inputs are standard normals, measured differences are below 1e-13
-ABRIDGES = [(ABridge(T, c), partial(sde_bbdm.nn.ABridgeModule, nn.Identity(), T, c_lambda=c)) for c in (1.0, 2.0)]
+# of one step in float64; inputs are standard normals, measured differences are below 1e-13
+TOLERANCE = 1e-9
+ABRIDGES = [
+    (ABridge(T, c), partial(sde_bbdm.nn.ABridgeModule, nn.Identity(), T, c_lambda=c))
+    for c in (1.0, 2.0)
+]
 BROWNIAN = BrownianBridge(T)
 
 Draw = Callable[[torch.Tensor], None]
@@ -45,7 +49,10 @@ def draw(monkeypatch: pytest.MonkeyPatch) -> Draw:
     return lambda noise: monkeypatch.setattr(torch, "randn_like", lambda *_args, **_settings: noise)
 
 
-FORWARD = [*((*each, T) for each in ABRIDGES), (BROWNIAN, partial(sde_bbdm.nn.BBDMModule, nn.Identity(), T), T - 1)]
+FORWARD = [
+    *((*each, T) for each in ABRIDGES),
+    (BROWNIAN, partial(sde_bbdm.nn.BBDMModule, nn.Identity(), T), T - 1),
+]
 
 
 @pytest.mark.parametrize(("bridge", "make", "last"), FORWARD)
@@ -82,11 +89,23 @@ class TakesCondition(nn.Module):
 
 
 TABLES: dict[str, tuple[solvers.StepTable, Callable[[], Any]]] = {  # with the public module
-    **{f"ancestral {i}": (solvers.build(bridge, "ancestral"), module) for i, (bridge, module) in enumerate(ABRIDGES)},
-    **{f"fast {i}": (solvers.build(bridge, "fast"), module) for i, (bridge, module) in enumerate(ABRIDGES)},
-    "brownian": (solvers.build(BROWNIAN, "ancestral"), partial(sde_bbdm.nn.SDEBBDMModule, nn.Identity(), T)),
+    **{
+        f"ancestral {i}": (solvers.build(bridge, "ancestral"), module)
+        for i, (bridge, module) in enumerate(ABRIDGES)
+    },
+    **{
+        f"fast {i}": (solvers.build(bridge, "fast"), module)
+        for i, (bridge, module) in enumerate(ABRIDGES)
+    },
+    "brownian": (
+        solvers.build(BROWNIAN, "ancestral"),
+        partial(sde_bbdm.nn.SDEBBDMModule, nn.Identity(), T),
+    ),
     "posterior": (solvers.build(BROWNIAN, "posterior", range(T, 0, -1)), FORWARD[-1][1]),
-    "skips": (solvers.build(BROWNIAN, "posterior"), partial(sde_bbdm.nn.BBDMModule, TakesCondition(), T)),
+    "skips": (
+        solvers.build(BROWNIAN, "posterior"),
+        partial(sde_bbdm.nn.BBDMModule, TakesCondition(), T),
+    ),
 }
 
 
@@ -99,7 +118,8 @@ def test_rows(draw: Draw, name: str) -> None:
         module.fast_sampling_steps = paper_times()
         assert times[:-1] == module.fast_sampling_steps
     sign = -1.0 if name.startswith(("ancestral", "brownian")) else 1.0
-    rows, inputs = torch.from_numpy(table.rows), torch.randn(len(table), 4, 2 if name == "skips" else 1, 3, 4, 4)
+    rows = torch.from_numpy(table.rows)
+    inputs = torch.randn(len(table), 4, 2 if name == "skips" else 1, 3, 4, 4)
     differences: dict[int, torch.Tensor] = {}
     for row, (t, (x, y, pred, z)) in enumerate(zip(times, inputs, strict=False)):
         draw(z)
@@ -108,13 +128,19 @@ def test_rows(draw: Draw, name: str) -> None:
         if name == "skips":  # given the right pair of times, it is our default table
             public = module.fast_sampling_step(data, t, times[row + 1], predicted_obj=pred)
         else:
-            public = module.sampling_step(data, len(table) - row if by_row else t, predicted_obj=pred)
-        if t == T and name in ("posterior", "skips"):  # whose weights are 0 / 0, so its full sampling from T gives NaN
+            public = module.sampling_step(
+                data, len(table) - row if by_row else t, predicted_obj=pred
+            )
+        # whose weights are 0 / 0, so its full sampling from T gives NaN
+        if t == T and name in ("posterior", "skips"):
             assert public.isnan().all()
             alpha, beta, sigma = (float(weight) for weight in BROWNIAN.marginal(times[1]))
-            public = alpha * (y - pred) + beta * y + sigma * z  # x_T = y says nothing of x0: it is the marginal
+            # x_T = y says nothing of x0: it is the marginal
+            public = alpha * (y - pred) + beta * y + sigma * z
         number = torch.tensor([row])
-        bridge_step(x, torch.empty_like(x), torch.empty_like(x), pred, y, rows[row], number, noise=sign * z)
+        bridge_step(
+            x, torch.empty_like(x), torch.empty_like(x), pred, y, rows[row], number, noise=sign * z
+        )
         differences[t] = (public - x).abs()
     if name.startswith("ancestral"):
         # At t = T the public weights are printed: 0.9998552 on y, 0.0001447648 on y - p, 0.0014142 on z. Half
@@ -136,8 +162,11 @@ class Contraction(nn.Module):
         return x - 0.5 * torch.tanh(self.conv(x) + t[:, None, None, None] / T)
 
 
-@pytest.mark.parametrize(("solver", "batch"), [("fast", 2), ("ancestral", 1)])  # which takes one image only
-def test_sampler_walks_the_public_path(solver: str, batch: int, draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+# which takes one image only
+@pytest.mark.parametrize(("solver", "batch"), [("fast", 2), ("ancestral", 1)])
+def test_sampler_walks_the_public_path(
+    solver: str, batch: int, draw: Draw, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All states, where step k draws noise[k]; the public sampler's last is its result."""
     network = Contraction().eval()
     times = paper_times() if solver == "fast" else list(range(T, 0, -1))
@@ -152,21 +181,37 @@ def test_sampler_walks_the_public_path(solver: str, batch: int, draw: Draw, monk
         return public[-1]
 
     monkeypatch.setattr(module, "sampling_step", recorded_step)
-    settings = {"condition": source, "noises": source, "sampling_range": times, "device": torch.device("cpu")}
+    settings = {
+        "condition": source,
+        "noises": source,
+        "sampling_range": times,
+        "device": torch.device("cpu"),
+    }
     public[-1:] = [torch.stack(diffusion.Manager(module).predict(batch, (3, 8, 8), **settings))]
     sampler = BridgeSampler(wrap(network), ABridge(T, 2.0), solver)
-    states = [step.x for step in sampler.stream(source, noise=noise if solver == "fast" else -noise)]
+    states = [
+        step.x for step in sampler.stream(source, noise=noise if solver == "fast" else -noise)
+    ]
     # Ancestral states carry the rounding of the first step's printed weights, 1e-7, which later steps grow to
     # 2.7e-6.
     atol = TOLERANCE if solver == "fast" else 1e-5
     torch.testing.assert_close(torch.stack(states), torch.stack(public), rtol=0, atol=atol)
 
 
-def narrow(attention: tuple[int, ...], mult: tuple[int, ...], condition: int = 0) -> tuple[nn.Module, UNet]:
+def narrow(
+    attention: tuple[int, ...], mult: tuple[int, ...], condition: int = 0
+) -> tuple[nn.Module, UNet]:
     """64 channels wide: two in a group of GroupNorm, so no bias has a gradient that vanishes identically."""
     shape: dict[str, Any] = {"attention_resolutions": attention, "channel_mult": mult}
-    fixed = {"num_heads": 8, "num_head_channels": 64, "num_res_blocks": 2, "use_scale_shift_norm": True}
-    public = sde_bbdm.networks.OpenAIUNet(3 + condition, 64, 3, resblock_updown=True, **fixed, **shape)
+    fixed = {
+        "num_heads": 8,
+        "num_head_channels": 64,
+        "num_res_blocks": 2,
+        "use_scale_shift_norm": True,
+    }
+    public = sde_bbdm.networks.OpenAIUNet(
+        3 + condition, 64, 3, resblock_updown=True, **fixed, **shape
+    )
     return public, UNet(3, 3, condition_channels=condition, model_channels=64, **shape)
 
 
@@ -189,14 +234,17 @@ def test_paper_network_has_the_public_state_dict() -> None:
     ("make", "size"),
     [
         pytest.param(paper, 32, marks=pytest.mark.nightly),  # 9 GB and a minute
-        pytest.param(partial(narrow, (32, 16, 8), (1, 4, 8)), 16, marks=pytest.mark.nightly),  # below three levels
+        # below three levels
+        pytest.param(partial(narrow, (32, 16, 8), (1, 4, 8)), 16, marks=pytest.mark.nightly),
         (partial(narrow, (2, 4), (1, 2, 4)), 16),
         (partial(narrow, (1,), (1, 2)), 16),
         (partial(narrow, (2,), (1, 2), 3), 16),
     ],
     ids=["paper", "paper-levels", "attention-2-4", "attention-1", "condition"],
 )
-def test_network_has_the_public_outputs_and_gradients(make: Callable[[], tuple[nn.Module, UNet]], size: int) -> None:
+def test_network_has_the_public_outputs_and_gradients(
+    make: Callable[[], tuple[nn.Module, UNet]], size: int
+) -> None:
     """Each tensor, also gradients of inputs, relative to its norm. The worst measured is 1e-14.
 
     Zero-initialised layers would hide the layers before them, so they get random values first. In float32
@@ -204,10 +252,13 @@ def test_network_has_the_public_outputs_and_gradients(make: Callable[[], tuple[n
     """
     public, ours = make()
     assert shapes(public) == shapes(ours)
-    for parameter in public.parameters():  # at the scale of torch's initialisation; norms stay near 1
+    # at the scale of torch's initialisation; norms stay near 1
+    for parameter in public.parameters():
         noise = torch.randn(parameter.shape)
         one = parameter.ndim == 1
-        parameter.data = (parameter == 1) + 0.1 * noise if one else noise / (3 * parameter[0].numel()) ** 0.5
+        parameter.data = (
+            (parameter == 1) + 0.1 * noise if one else noise / (3 * parameter[0].numel()) ** 0.5
+        )
     ours.load_state_dict(public.state_dict())
     x, weight, y = torch.randn(3, 2, 3, size, size)
     found: list[dict[str, Any]] = []
@@ -215,10 +266,17 @@ def test_network_has_the_public_outputs_and_gradients(make: Callable[[], tuple[n
         inputs = {"x": x.clone().requires_grad_()}
         if ours.condition_channels:
             inputs["source"] = y.clone().requires_grad_()
-        source: Any = {"source": inputs["source"]} if "source" in inputs and network is ours else inputs.get("source")
+        source: Any = (
+            {"source": inputs["source"]}
+            if "source" in inputs and network is ours
+            else inputs.get("source")
+        )
         output = network(inputs["x"], torch.tensor([3, 877]), source)
         (output * weight).sum().backward()
-        gradients = {name: value.grad for name, value in {**inputs, **dict(network.named_parameters())}.items()}
+        gradients = {
+            name: value.grad
+            for name, value in {**inputs, **dict(network.named_parameters())}.items()
+        }
         found.append({"output": output.detach(), **gradients})
     assert found[0].keys() == found[1].keys()
     errors = {name: relative_gap(found[1][name], value) for name, value in found[0].items()}

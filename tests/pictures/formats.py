@@ -12,7 +12,8 @@ import numpy.typing as npt
 from bbdm.pictures import Geometry, Picture, header, read, write
 
 NO_GEOMETRY = Geometry()
-OBLIQUE = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])  # a turn about z by atan(3/4)
+# a turn about z by atan(3/4)
+OBLIQUE = np.array([[0.8, -0.6, 0.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
 
 
 def numbers(shape: tuple[int, ...], kind: str, seed: int = 0) -> npt.NDArray[Any]:
@@ -30,7 +31,11 @@ def numbers(shape: tuple[int, ...], kind: str, seed: int = 0) -> npt.NDArray[Any
 
 
 def write_dicom(
-    folder: Path, array: npt.NDArray[np.int16], heights: list[float], series: str = "1.2.3", first: int = 0
+    folder: Path,
+    array: npt.NDArray[np.int16],
+    heights: list[float],
+    series: str = "1.2.3",
+    first: int = 0,
 ) -> None:
     """A file for each slice (H, W), at these heights in mm. The order of names is another."""
     import SimpleITK as sitk  # noqa: N813
@@ -43,8 +48,17 @@ def write_dicom(
         image = sitk.GetImageFromArray(pixels[None])
         image.SetSpacing((0.5, 0.25, 1.0))
         tags = {
-            **{"0008|0060": "CT", "0008|0016": "1.2.840.10008.5.1.4.1.1.2", "0020|000d": "1.2", "0020|000e": series},
-            **{"0008|0018": f"{series}.{i + 1}", "0020|0013": str(i), "0020|0032": f"-10\\5\\{height}"},
+            **{
+                "0008|0060": "CT",
+                "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+                "0020|000d": "1.2",
+                "0020|000e": series,
+            },
+            **{
+                "0008|0018": f"{series}.{i + 1}",
+                "0020|0013": str(i),
+                "0020|0032": f"-10\\5\\{height}",
+            },
             **{"0020|0037": "1\\0\\0\\0\\1\\0", "0028|1052": "-1024", "0028|1053": "1"},
         }
         for key, value in tags.items():
@@ -70,9 +84,22 @@ def read_back(path: Path, array: npt.NDArray[Any], geometry: Geometry = NO_GEOME
     return picture
 
 
-def nifti(path: Path, stored: npt.NDArray[Any], *fields: tuple[int, str, Any], order: str = "<") -> Path:
+def nifti(
+    path: Path, stored: npt.NDArray[Any], *fields: tuple[int, str, Any], order: str = "<"
+) -> Path:
     """A NIfTI-1 of values (..., z, y, x) by the bytes of its standard; fields are (offset, form, values)."""
-    codes = {"u1": 2, "i2": 4, "i4": 8, "f4": 16, "f8": 64, "i1": 256, "u2": 512, "u4": 768, "i8": 1024, "u8": 1280}
+    codes = {
+        "u1": 2,
+        "i2": 4,
+        "i4": 8,
+        "f4": 16,
+        "f8": 64,
+        "i1": 256,
+        "u2": 512,
+        "u4": 768,
+        "i8": 1024,
+        "u8": 1280,
+    }
     head, dims = bytearray(352), stored.shape[::-1]
     for offset, form, values in (
         (0, "i", (348,)),

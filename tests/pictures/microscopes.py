@@ -22,7 +22,9 @@ def random(shape: Sequence[int], kind: str = "uint16", seed: int = 0) -> np.ndar
     return np.random.default_rng(seed).integers(0, np.iinfo(kind).max, tuple(shape), dtype=kind)
 
 
-def write_czi(path: Path, scenes: Sequence[np.ndarray[Any, Any]], names: Sequence[str] = ()) -> None:
+def write_czi(
+    path: Path, scenes: Sequence[np.ndarray[Any, Any]], names: Sequence[str] = ()
+) -> None:
     """Write a CZI of scenes (T, C, Z, H, W), or with 3 samples at the end, that lie side by side."""
     with czi.create_czi(str(path)) as file:
         left = 0
@@ -30,11 +32,15 @@ def write_czi(path: Path, scenes: Sequence[np.ndarray[Any, Any]], names: Sequenc
             samples = array if array.ndim == 6 else array[..., None]
             for time, channel, plane in np.ndindex(*samples.shape[:3]):
                 index = {"T": time, "C": channel, "Z": plane}
-                file.write(samples[time, channel, plane], plane=index, scene=scene, location=(left, 0))
+                file.write(
+                    samples[time, channel, plane], plane=index, scene=scene, location=(left, 0)
+                )
             left += samples.shape[4] + 10
         if names:
             names_by_number = dict(enumerate(names))
-            file.write_metadata("a", channel_names=names_by_number, scale_x=SIZE, scale_y=SIZE, scale_z=4 * SIZE)
+            file.write_metadata(
+                "a", channel_names=names_by_number, scale_x=SIZE, scale_y=SIZE, scale_z=4 * SIZE
+            )
 
 
 def own_values(path: Path, scene: int, channels: int) -> np.ndarray[Any, Any]:
@@ -73,7 +79,10 @@ class StandIn(Reader):
             times, channels, depths = (part[0] for part in block_info[None]["array-location"][:3])
             return np.asarray(stored[times, channels, depths])[None, None, None]
 
-        chunks = [*((1,) * length for length in stored.shape[:3]), *((length,) for length in stored.shape[3:])]
+        chunks = [
+            *((1,) * length for length in stored.shape[:3]),
+            *((length,) for length in stored.shape[3:]),
+        ]
         values = dask.array.map_blocks(plane, chunks=tuple(chunks), meta=stored[:0, :0, :0, :0, :0])
         names = [f"dye {number}" for number in range(stored.shape[1])]
         attributes = {constants.METADATA_UNPROCESSED: None}
@@ -109,7 +118,9 @@ class Boundless(StandIn):
         raise AssertionError("its values were asked for")
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, plugin: str, scenes: Sequence[Any], kind: Any = StandIn) -> Any:
+def stand_in(
+    monkeypatch: pytest.MonkeyPatch, plugin: str, scenes: Sequence[Any], kind: Any = StandIn
+) -> Any:
     """Let a plugin of bioio read all of its files as these scenes."""
     reader = type("Reader", (kind,), {"SCENES": scenes, "computed": 0})
     monkeypatch.setitem(__import__("sys").modules, plugin, SimpleNamespace(Reader=reader))

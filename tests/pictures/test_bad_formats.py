@@ -50,7 +50,10 @@ def test_a_file_that_changed_since_its_header_was_read(tmp_path: Path) -> None:
     write(path := tmp_path / "a.tif", Picture(numbers((1, 8, 8), "uint16"), EARTH))
     head = header(path)
     write(path, Picture(numbers((1, 8, 8), "float32"), EARTH))
-    with pytest.raises(ValueError, match=r"a\.tif: its header says \(1, 8, 8\) of uint16, and its values .* float32"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.tif: its header says \(1, 8, 8\) of uint16, and its values .* float32",
+    ):
         read(head)
 
 
@@ -72,8 +75,13 @@ def test_no_picture(tmp_path: Path) -> None:
         ("geo", "rasterio", "b.tif"),
     ],
 )
-def test_missing_packages(extra: str, missing: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / name, picture := Picture(numbers((3, 8, 8), "uint16"), EARTH if extra == "geo" else None))
+def test_missing_packages(
+    extra: str, missing: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(
+        tmp_path / name,
+        picture := Picture(numbers((3, 8, 8), "uint16"), EARTH if extra == "geo" else None),
+    )
     monkeypatch.setitem(sys.modules, missing, None)
     monkeypatch.delitem(sys.modules, f"bbdm.pictures.formats.{missing.lower()}")
     for act in (lambda: header(tmp_path / name), lambda: write(tmp_path / name, picture)):
@@ -95,7 +103,9 @@ def test_missing_packages(extra: str, missing: str, name: str, tmp_path: Path, m
         ("a.dcm", (1, 8, 8), "uint8", r"must end in one of \.png"),
     ],
 )
-def test_what_a_format_does_not_hold(name: str, shape: tuple[int, ...], kind: str, fact: str, tmp_path: Path) -> None:
+def test_what_a_format_does_not_hold(
+    name: str, shape: tuple[int, ...], kind: str, fact: str, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=rf"cannot write the picture .*{name}: .*{fact}"):
         write(tmp_path / name, np.zeros(shape, kind))
     assert list(tmp_path.iterdir()) == []
@@ -110,7 +120,9 @@ def test_what_a_format_does_not_hold(name: str, shape: tuple[int, ...], kind: st
         ((np.nan, 1, 0), "must be finite"),
     ],
 )
-def test_an_affine_that_is_none(name: str, step: tuple[float, ...], fact: str, tmp_path: Path) -> None:
+def test_an_affine_that_is_none(
+    name: str, step: tuple[float, ...], fact: str, tmp_path: Path
+) -> None:
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1] = 4, 2, 0
@@ -120,7 +132,9 @@ def test_an_affine_that_is_none(name: str, step: tuple[float, ...], fact: str, t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_writer_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_fails_leaves_the_file_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(path: Path, *_: Any) -> Any:
         path.write_bytes(b"half")
         raise ValueError("no such row")
@@ -133,7 +147,13 @@ def test_a_writer_that_fails_leaves_the_file_that_was_there(tmp_path: Path, monk
 
 
 def test_other_numbers_shapes_and_pickles(tmp_path: Path) -> None:
-    for stored in (np.zeros(3), np.zeros((1, 2, 3, 4, 5)), np.zeros((0, 3)), np.zeros(()), np.array([print, None])):
+    for stored in (
+        np.zeros(3),
+        np.zeros((1, 2, 3, 4, 5)),
+        np.zeros((0, 3)),
+        np.zeros(()),
+        np.array([print, None]),
+    ):
         np.save(tmp_path / "a.npy", stored, allow_pickle=True)
         refused(tmp_path / "a.npy", "must be|empty|objects")
     (tmp_path / "a.npy").write_bytes(pickle.dumps(print))
@@ -147,7 +167,10 @@ def test_other_numbers_shapes_and_pickles(tmp_path: Path) -> None:
 
 
 def test_several_times_or_sizes(tmp_path: Path) -> None:
-    refused(nifti(tmp_path / "a.nii", numbers((2, 3, 4, 5), "int16")), "4 axes, 5 x 4 x 3 x 2, such as times")
+    refused(
+        nifti(tmp_path / "a.nii", numbers((2, 3, 4, 5), "int16")),
+        "4 axes, 5 x 4 x 3 x 2, such as times",
+    )
     image = sitk.JoinSeries([sitk.GetImageFromArray(numbers((3, 4, 5), "int16"))] * 2)
     sitk.WriteImage(image, str(tmp_path / "a.mha"))
     refused(tmp_path / "a.mha", "4 axes, 5 x 4 x 3 x 2, such as times")
@@ -159,7 +182,8 @@ def test_several_times_or_sizes(tmp_path: Path) -> None:
             file.write(numbers((side, side), "uint16"), metadata=None)
     refused(path, r"several sizes or types, \(8, 8\), \(16, 16\)")
     tifffile.imwrite(path, numbers((2, 8, 8), "uint16"), ome=True, metadata={"axes": "CYX"})
-    path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="9"'))  # OME can name other files
+    # OME can name other files
+    path.write_bytes(path.read_bytes().replace(b'SizeC="2"', b'SizeC="9"'))
     refused(path, "cannot read")
 
 
@@ -190,8 +214,18 @@ class TestMedical:
         [
             (".nrrd", b"sizes: 19 17 5", b"sizes: 19 17 4", "more than the 2584 bytes"),
             (".nrrd", b"encoding: gzip", b"encoding: bzip2", "'encoding bzip2'"),
-            (".nrrd", b"encoding: gzip", b"encoding: raw\ndata file: b.raw", "another file, by 'data file b.raw'"),
-            (".nrrd", b"encoding: gzip", b"encoding: gzip\nDataFile: b.raw", "another file, by 'data file b.raw'"),
+            (
+                ".nrrd",
+                b"encoding: gzip",
+                b"encoding: raw\ndata file: b.raw",
+                "another file, by 'data file b.raw'",
+            ),
+            (
+                ".nrrd",
+                b"encoding: gzip",
+                b"encoding: gzip\nDataFile: b.raw",
+                "another file, by 'data file b.raw'",
+            ),
             (".mha", b"DimSize = 19 17 5", b"DimSize = 19 17 4", "more than the 2584 bytes"),
             (".mha", b"CompressedData = True", b"CompressedDaTTT = True", "its header is damaged"),
             (".mha", b"CompressedData = True", b"Compresseddata = True", "its header is damaged"),
@@ -200,7 +234,9 @@ class TestMedical:
             (".mha", b"BinaryData = True", b"BinaryData = False", "are text"),
         ],
     )
-    def test_headers_of_other_values(self, suffix: str, before: bytes, after: bytes, fact: str, tmp_path: Path) -> None:
+    def test_headers_of_other_values(
+        self, suffix: str, before: bytes, after: bytes, fact: str, tmp_path: Path
+    ) -> None:
         image = sitk.GetImageFromArray(numbers((5, 17, 19), "int16"))
         sitk.WriteImage(image, str(path := tmp_path / f"a{suffix}"), useCompression=True)
         data = path.read_bytes()
@@ -213,18 +249,29 @@ class TestMedical:
         """Their checksum is of the bytes of the file; gzip may have several members."""
         stored = numbers((2, 5, 7, 9), "int16")
         data = stored.astype(">i2" if layout == "big" else "<i2").tobytes()
-        packed = gzip.compress(data[:99]) + gzip.compress(data[99:]) if layout == "members" else gzip.compress(data)
+        packed = (
+            gzip.compress(data[:99]) + gzip.compress(data[99:])
+            if layout == "members"
+            else gzip.compress(data)
+        )
         fields = {"type": "short", "dimension": "4", "sizes": "9 7 5 2", "encoding": "gzip"}
-        fields |= {"endian": "big" if layout == "big" else "little", "kinds": "space space space vector"}
+        fields |= {
+            "endian": "big" if layout == "big" else "little",
+            "kinds": "space space space vector",
+        }
         text = "".join(f"{name}: {value}\n" for name, value in fields.items())
         (tmp_path / "a.nrrd").write_bytes(f"NRRD0004\n{text}\n".encode() + packed)
         assert (read(tmp_path / "a.nrrd") == stored).all()
-        (tmp_path / "a.nrrd").write_bytes(f"NRRD0004\n{text}\n".encode() + packed[:-6] + b"\0" + packed[-5:])
+        (tmp_path / "a.nrrd").write_bytes(
+            f"NRRD0004\n{text}\n".encode() + packed[:-6] + b"\0" + packed[-5:]
+        )
         refused(tmp_path / "a.nrrd", "cannot read")
 
     def test_values_in_another_file_are_not_read(self, tmp_path: Path) -> None:
         for suffix, detached in ((".mha", ".mhd"), (".nrrd", ".nhdr")):
-            sitk.WriteImage(sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(tmp_path / f"a{detached}"))
+            sitk.WriteImage(
+                sitk.GetImageFromArray(numbers((5, 7, 9), "int16")), str(tmp_path / f"a{detached}")
+            )
             (tmp_path / f"a{suffix}").write_bytes((tmp_path / f"a{detached}").read_bytes())
             refused(tmp_path / f"a{suffix}", "in another file|header does not end")
 
@@ -235,21 +282,31 @@ class TestDicom:
 
     def test_a_series(self, tmp_path: Path) -> None:
         """Slices by position; values in HU; the position as DICOM says it."""
-        write_dicom(tmp_path / "ct", self.ARRAY[[3, 0, 4, 1, 2]], [self.HEIGHTS[i] for i in (3, 0, 4, 1, 2)])
+        write_dicom(
+            tmp_path / "ct", self.ARRAY[[3, 0, 4, 1, 2]], [self.HEIGHTS[i] for i in (3, 0, 4, 1, 2)]
+        )
         assert formats.is_picture(tmp_path / "ct")
         assert formats.pictures_in(tmp_path) == [tmp_path / "ct"]
         before = locale.setlocale(locale.LC_ALL)
         found = read(tmp_path / "ct")
         assert locale.setlocale(locale.LC_ALL) == before
         assert (found.dtype.kind, found.tolist()) == ("i", [self.ARRAY.tolist()])
-        assert found.geometry.affine == ((0, 0, 0.5, -10), (0, 0.25, 0, 5), (2.5, 0, 0, -4), (0, 0, 0, 1))
+        assert found.geometry.affine == (
+            (0, 0, 0.5, -10),
+            (0, 0.25, 0, 5),
+            (2.5, 0, 0, -4),
+            (0, 0, 0, 1),
+        )
         write_dicom(tmp_path / "ct", self.ARRAY, list(self.HEIGHTS), "1.2.4", first=50)
         refused(tmp_path / "ct", r"2 series, 1\.2\.3, 1\.2\.4")
 
     @pytest.mark.parametrize(
         ("heights", "fact"),
         [
-            ([0, 2, 4, 8, 10], r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm"),
+            (
+                [0, 2, 4, 8, 10],
+                r"2 mm apart, but 4 mm between slices 3 and 4, at \(-10, 5, 4\) and \(-10, 5, 8\) mm",
+            ),
             ([0, 2, 4, 6.03, 8.03], r"2 mm apart, but 2\.03 mm between slices 3 and 4"),
             ([0, 2, 2, 4, 6], r"2 mm apart, but 0 mm between slices 2 and 3, at \(-10, 5, 2\)"),
             ([0, 0, 0, 0, 0], r"0 mm apart, but 0 mm between slices 1 and 2"),
@@ -264,8 +321,12 @@ class TestDicom:
         [
             lambda data: data[:600],
             lambda data: data[:-60],
-            lambda data: data.replace(b"\x28\0\x10\0\2\0\0\0\x08\0", b"\x28\0\x10\0\2\0\0\0\x60\xea"),  # rows: 60,000
-            lambda data: data.replace(b"\2\0\1\0OB\0\0\2\0\0\0", b"\2\0\1\0OB\0\0\0\0\0\xf0"),  # 4 GB of a version
+            # rows: 60,000
+            lambda data: data.replace(
+                b"\x28\0\x10\0\2\0\0\0\x08\0", b"\x28\0\x10\0\2\0\0\0\x60\xea"
+            ),
+            # 4 GB of a version
+            lambda data: data.replace(b"\2\0\1\0OB\0\0\2\0\0\0", b"\2\0\1\0OB\0\0\0\0\0\xf0"),
             lambda data: data.replace(b"\2\0\x13\0SH", b"\2\0\x13\0QH"),  # 1 GB, by an unknown type
         ],
     )
@@ -287,13 +348,20 @@ class TestDicom:
             ("DeflatedExplicitVRLittleEndian", 16, "1.2.840.10008.1.2.1.99"),
         ],
     )
-    def test_transfer_syntaxes(self, syntax: str, bits: int, refused_as: str, tmp_path: Path) -> None:
+    def test_transfer_syntaxes(
+        self, syntax: str, bits: int, refused_as: str, tmp_path: Path
+    ) -> None:
         write_dicom(tmp_path, self.ARRAY[:1], [0])
         (path,) = tmp_path.glob("*.dcm")
         data, big = pydicom.dcmread(path), "Big" in syntax
         stored = np.arange(64).reshape(8, 8) * 1000
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = bits, bits, bits - 1, 0
-        data.add_new("PixelData", "OW", stored.astype(f"{'>' if big else '<'}u{bits // 8}").tobytes())
+        data.BitsAllocated = bits
+        data.BitsStored = bits
+        data.HighBit = bits - 1
+        data.PixelRepresentation = 0
+        data.add_new(
+            "PixelData", "OW", stored.astype(f"{'>' if big else '<'}u{bits // 8}").tobytes()
+        )
         data.file_meta.TransferSyntaxUID = getattr(pydicom.uid, syntax)
         pydicom.dcmwrite(path, data, implicit_vr=syntax[0] == "I", little_endian=not big)
         if refused_as:
@@ -306,7 +374,9 @@ class TestDicom:
 def test_colours_of_dicom_that_are_read_wrongly(name: str, tmp_path: Path) -> None:
     """GDCM mixes up the planes of bytes: of (65535, 0, 0) it made (0, 65280, 255)."""
     shutil.copy(str(get_testdata_file(name, download=False)), tmp_path)
-    refused(tmp_path, r"has colours of \d\d bits in the transfer syntax '1\.2\.840\.10008\.1\.2\.5'")
+    refused(
+        tmp_path, r"has colours of \d\d bits in the transfer syntax '1\.2\.840\.10008\.1\.2\.5'"
+    )
 
 
 @pytest.mark.parametrize("name", ["SC_rgb_rle.dcm", "MR_small_RLE.dcm"])
@@ -334,11 +404,15 @@ def large_tiff(path: Path) -> None:
 def large_geotiff(path: Path) -> None:
     shape = {"height": SHAPE[0], "width": SHAPE[1], "count": 1, "dtype": "uint16"}
     place = {"crs": "EPSG:4326", "transform": rasterio.Affine(1, 0, 5, 0, 1, 5)}
-    rasterio.open(path, "w", "GTiff", **shape, **place, tiled=True, sparse_ok=True, compress="deflate").close()
+    rasterio.open(
+        path, "w", "GTiff", **shape, **place, tiled=True, sparse_ok=True, compress="deflate"
+    ).close()
 
 
 def large_nifti(path: Path) -> None:
-    data = nifti(path.with_name("plain"), numbers((4, 4, 4), "int16"), (40, "4h", (3, 4096, 4096, 100))).read_bytes()
+    data = nifti(
+        path.with_name("plain"), numbers((4, 4, 4), "int16"), (40, "4h", (3, 4096, 4096, 100))
+    ).read_bytes()
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
 
 
@@ -351,7 +425,12 @@ def large_text(path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "make"),
     [
-        *(("a.npy", large_npy), ("a.tif", large_tiff), ("b.tif", large_geotiff), ("a.nii", large_nifti)),
+        *(
+            ("a.npy", large_npy),
+            ("a.tif", large_tiff),
+            ("b.tif", large_geotiff),
+            ("a.nii", large_nifti),
+        ),
         *(("a.nii.gz", large_nifti), ("a.mha", large_text), ("a.nrrd", large_text)),
     ],
 )
@@ -368,8 +447,13 @@ def test_no_memory_is_spent(name: str, make: Callable[[Path], None], tmp_path: P
     assert memory("VmHWM") - before < 2**27
 
 
-@pytest.mark.parametrize("window", [(slice(0, 2),), (slice(0, 4, 2), slice(None)), (slice(5, 9), slice(None))])
+@pytest.mark.parametrize(
+    "window", [(slice(0, 2),), (slice(0, 4, 2), slice(None)), (slice(5, 9), slice(None))]
+)
 def test_windows(window: Any, tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((5, 6)))
-    with pytest.raises(ValueError, match=r"a\.npy: a window is a part of 5 x 6, a slice for each without steps; got"):
+    with pytest.raises(
+        ValueError,
+        match=r"a\.npy: a window is a part of 5 x 6, a slice for each without steps; got",
+    ):
         read(tmp_path / "a.npy", window)

@@ -117,7 +117,9 @@ def test_the_unit_of_a_tiff_is_read_beside_it(
     assert text_of(path) == f"unit of values: HU\n{TEXTS[FIRST]}"
 
 
-def test_a_description_of_nifti_is_kept_where_nothing_replaces_it_and_has_80_letters(tmp_path: Path) -> None:
+def test_a_description_of_nifti_is_kept_where_nothing_replaces_it_and_has_80_letters(
+    tmp_path: Path,
+) -> None:
     """The text of a map of several samples is cut off."""
     image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4))  # pyright: ignore
     image.header["descrip"] = b"of a scanner"

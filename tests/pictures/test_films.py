@@ -66,8 +66,12 @@ def test_each_process_has_a_decoder_of_its_own(tmp_path: Path, monkeypatch: pyte
 
 def test_films_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A training reads single frames of many films in random order: each is opened again, and no more."""
-    heads = [header(write_film(tmp_path / f"{number}.mp4", moving(6))) for number in range(2 * pyav.OPEN)]
-    monkeypatch.setattr(pyav, "index_of", lambda path: pytest.fail("a film is looked through again"))
+    heads = [
+        header(write_film(tmp_path / f"{number}.mp4", moving(6))) for number in range(2 * pyav.OPEN)
+    ]
+    monkeypatch.setattr(
+        pyav, "index_of", lambda path: pytest.fail("a film is looked through again")
+    )
     for number in (0, 7, 3, 5, 0):
         assert read(heads[number], (slice(2, 3), ALL, ALL)).shape == (3, 1, 16, 16)
 
@@ -75,11 +79,15 @@ def test_films_are_looked_through_once(tmp_path: Path, monkeypatch: pytest.Monke
 def test_what_is_no_film_is_refused(tmp_path: Path):
     path = write_film(tmp_path / "a.mp4", moving(20))
     path.write_bytes(path.read_bytes()[:600])
-    with pytest.raises(ValueError, match=r"cannot read the picture .*a\.mp4: it is damaged, or no film"):
+    with pytest.raises(
+        ValueError, match=r"cannot read the picture .*a\.mp4: it is damaged, or no film"
+    ):
         header(path)
     with av.open(str(tmp_path / "sound.mp4"), "w") as output:
         audio = output.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((2, 1024), np.float32), format="fltp", layout="stereo"
+        )
         frame.sample_rate = 44100
         output.mux(audio.encode(frame))
         output.mux(audio.encode(None))
@@ -105,7 +113,11 @@ def test_playlists_and_scripts_open_no_other_file(suffix: str, tmp_path: Path):
 def after_sound(path: Path) -> list[float]:
     """When each frame is shown, in seconds from the first sound: Matroska moves both, to begin at 0."""
     with av.open(str(path)) as film:
-        first = min(float(packet.pts * packet.time_base) for packet in film.demux(audio=0) if packet.pts is not None)
+        first = min(
+            float(packet.pts * packet.time_base)
+            for packet in film.demux(audio=0)
+            if packet.pts is not None
+        )
     return [time - first for time in times(path)]
 
 

@@ -20,7 +20,8 @@ from tests.pictures.formats import OBLIQUE, matrix, nifti, numbers, read_back
 
 MORE = {".tif": [(2, 7, 9), (13, 7, 9)]}  # shapes that this suffix holds too
 LOSSY = (".jpg", ".jpeg", ".webp", ".tiff")  # or other names of the same
-NEWER = () if sys.version_info >= (3, 11) else (".ome.zarr", ".zarr")  # formats of packages for later Pythons
+# formats of packages for later Pythons
+NEWER = () if sys.version_info >= (3, 11) else (".ome.zarr", ".zarr")
 MEDICAL = [".nii", ".nii.gz", ".mha", ".nrrd"]
 SPACING, ORIGIN = (0.7, 1.3, 2.5), (-100.25, 33.0, 4.125)
 GEOMETRY = Geometry(as_affine(OBLIQUE * SPACING, ORIGIN))
@@ -35,20 +36,33 @@ def oblique(stored: Any) -> sitk.Image:
     return image
 
 
-@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix not in (*LOSSY, *NEWER)])
+@pytest.mark.parametrize(
+    "suffix", [suffix for suffix in SUFFIXES if suffix not in (*LOSSY, *NEWER)]
+)
 def test_round_trip(suffix: str, tmp_path: Path) -> None:
     """Every type, and every number of axes and channels, that a format holds."""
     library = LIBRARIES[SUFFIXES[suffix][-1]]
     if not library.types:
         pytest.skip("it is only read, see the tests of its format")
-    shapes = [(1, 7, 9), *([(1, 5, 7, 9), (2, 5, 7, 9)] if 3 in library.axes else []), *MORE.get(suffix, [])]
-    for kind, shape in [*((kind, (3, 7, 9)) for kind in library.types), *(("uint8", shape) for shape in shapes)]:
+    shapes = [
+        (1, 7, 9),
+        *([(1, 5, 7, 9), (2, 5, 7, 9)] if 3 in library.axes else []),
+        *MORE.get(suffix, []),
+    ]
+    for kind, shape in [
+        *((kind, (3, 7, 9)) for kind in library.types),
+        *(("uint8", shape) for shape in shapes),
+    ]:
         read_back(tmp_path / f"a{suffix}", numbers(shape, kind))
     assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
 def test_suffixes() -> None:
-    assert (suffix_of("A.b.NII.GZ"), suffix_of("a.gz"), stem_of(Path("A.b.NII.GZ"))) == (".nii.gz", "", "A.b")
+    assert (suffix_of("A.b.NII.GZ"), suffix_of("a.gz"), stem_of(Path("A.b.NII.GZ"))) == (
+        ".nii.gz",
+        "",
+        "A.b",
+    )
     results = {
         (Path("a.jpg"), 3, EIGHT_BIT): ".png",
         (Path("a.png"), 4, EIGHT_BIT): ".tif",
@@ -63,17 +77,25 @@ def test_suffixes() -> None:
 def test_grids() -> None:
     def head(name: str, x: float = 0.0, width: int = 9, **kept: Any) -> Header:
         affine = ((0.0, 10.0, x), (-10.0, 0.0, 0.0), (0.0, 0.0, 1.0))
-        return Header(Path(name), (1, 7, width), np.dtype(np.uint8), Geometry(affine, "geotiff", kept))
+        return Header(
+            Path(name), (1, 7, width), np.dtype(np.uint8), Geometry(affine, "geotiff", kept)
+        )
 
     one = head("one", crs="EPSG:1")
     check_grid(one, head("two", 0.005), "ab")
     check_grid(one, Header(Path("two"), (3, 7, 9), np.dtype(np.uint8)), "ab")
     check_grid(one, head("two", 0.02), "ab", paired=False)
     for other in (head("two", 0.02), head("two", width=8)):
-        with pytest.raises(ValueError, match=r"^a and b lie on different grids, 7 x 9 at \(\(0\.0, 10\.0, 0\.0\), \("):
+        with pytest.raises(
+            ValueError,
+            match=r"^a and b lie on different grids, 7 x 9 at \(\(0\.0, 10\.0, 0\.0\), \(",
+        ):
             check_grid(one, other, "ab")
     wkt = 'PROJCS["WGS 84 / UTM zone 33N",GEOGCS["WGS 84",...]]'
-    with pytest.raises(ValueError, match=r"^a and b have different coordinate .*, EPSG:1 and WGS 84 / UTM zone 33N: "):
+    with pytest.raises(
+        ValueError,
+        match=r"^a and b have different coordinate .*, EPSG:1 and WGS 84 / UTM zone 33N: ",
+    ):
         check_grid(one, head("two", crs=wkt), "ab")
 
 
@@ -93,18 +115,25 @@ class TestMedical:
         precision = 1e-5 if suffix.startswith(".nii") else 1e-12  # of float32
         np.testing.assert_allclose(matrix(again.geometry), matrix(first.geometry), atol=precision)
         check_grid(first, again, "ab")
-        read_back(tmp_path / f"c{suffix}", np.asarray(first), GEOMETRY)  # which is of another format
+        # which is of another format
+        read_back(tmp_path / f"c{suffix}", np.asarray(first), GEOMETRY)
         for name in "bc":
             found = sitk.ReadImage(str(tmp_path / f"{name}{suffix}"))
             assert (sitk.GetArrayFromImage(found) == np.asarray(first)[0]).all()
             for get in ("GetSpacing", "GetOrigin", "GetDirection"):
-                np.testing.assert_allclose(getattr(found, get)(), getattr(image, get)(), rtol=1e-6, atol=1e-6)
+                np.testing.assert_allclose(
+                    getattr(found, get)(), getattr(image, get)(), rtol=1e-6, atol=1e-6
+                )
 
     def test_components_are_channels(self, suffix: str, tmp_path: Path) -> None:
         for stored in (numbers((5, 7, 9, 2), "float32"), numbers((5, 7, 9, 3), "uint8")):
-            sitk.WriteImage(sitk.GetImageFromArray(stored, isVector=True), str(tmp_path / f"a{suffix}"))
+            sitk.WriteImage(
+                sitk.GetImageFromArray(stored, isVector=True), str(tmp_path / f"a{suffix}")
+            )
             window = (slice(1, 3), slice(0, 7), slice(4, 9))
-            assert (read(tmp_path / f"a{suffix}", window) == np.moveaxis(stored, -1, 0)[:, 1:3, :, 4:]).all()
+            assert (
+                read(tmp_path / f"a{suffix}", window) == np.moveaxis(stored, -1, 0)[:, 1:3, :, 4:]
+            ).all()
 
 
 class TestNifti:
@@ -114,23 +143,42 @@ class TestNifti:
         path = tmp_path / "a.nii"
         for kind in REAL:
             stored = numbers((3, 4, 5), kind)
-            for scale in [(0, 0), (1, 0), (2.5, -7.3), (-1e-3, 0), (0, 5), (np.nan, 0), (1, np.inf)]:
+            for scale in [
+                (0, 0),
+                (1, 0),
+                (2.5, -7.3),
+                (-1e-3, 0),
+                (0, 5),
+                (np.nan, 0),
+                (1, np.inf),
+            ]:
                 nifti(path, stored, (112, "2f", scale), order=order)
-                expected = stored if scale == (0, 5) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+                expected = (
+                    stored if scale == (0, 5) else sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+                )
                 found = read(path)
                 assert (found.shape, found.dtype) == ((1, 3, 4, 5), expected.dtype)
                 assert (found[0] == expected).all()
-                assert (read(path, (slice(1, 3), slice(0, 2), slice(2, 5)))[0] == expected[1:3, :2, 2:]).all()
+                assert (
+                    read(path, (slice(1, 3), slice(0, 2), slice(2, 5)))[0] == expected[1:3, :2, 2:]
+                ).all()
 
     @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
     @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
-    def test_versions_and_values_that_are_not_finite(self, kind: Any, suffix: str, tmp_path: Path) -> None:
+    def test_versions_and_values_that_are_not_finite(
+        self, kind: Any, suffix: str, tmp_path: Path
+    ) -> None:
         stored, path = numbers((5, 4, 3), "float32"), tmp_path / f"a{suffix}"
         stored[1, 2, 0] = np.nan
         kind(stored, np.diag([2.0, 3.0, 4.0, 1.0])).to_filename(path)
         found = read(path)
         np.testing.assert_array_equal(found[0], stored.T)
-        assert matrix(found.geometry).tolist() == [[0, 0, -2, 0], [0, -3, 0, 0], [4, 0, 0, 0], [0, 0, 0, 1]]
+        assert matrix(found.geometry).tolist() == [
+            [0, 0, -2, 0],
+            [0, -3, 0, 0],
+            [4, 0, 0, 0],
+            [0, 0, 0, 1],
+        ]
         write(tmp_path / f"b{suffix}", found)
         assert isinstance(nibabel.load(tmp_path / f"b{suffix}"), kind)
 
@@ -143,8 +191,11 @@ class TestNifti:
             nifti(path, stored[0, 0], (252, "2h", codes), (123, "B", (units,)), quaternion, sform)
             image = sitk.ReadImage(str(path))
             index = matrix(header(path).geometry) @ (2, 1, 3, 1)
-            np.testing.assert_allclose(index[:3], image.TransformIndexToPhysicalPoint((3, 1, 2)), rtol=1e-5, atol=1e-6)
-        assert (read(nifti(path, stored)) == stored[:, 0]).all()  # channels in the fifth axis, and a fourth of one
+            np.testing.assert_allclose(
+                index[:3], image.TransformIndexToPhysicalPoint((3, 1, 2)), rtol=1e-5, atol=1e-6
+            )
+        # channels in the fifth axis, and a fourth of one
+        assert (read(nifti(path, stored)) == stored[:, 0]).all()
         assert (read(nifti(path, stored[0])) == stored[:1, 0]).all()
         nifti(path, stored[0, 0], (252, "2h", (1, 2)), quaternion, sform)
         with pytest.warns(UserWarning, match=r"a\.nii .*sform .*qform"):
@@ -154,7 +205,8 @@ class TestNifti:
     def test_fields_that_are_of_other_values_are_not_kept(self, tmp_path: Path) -> None:
         """Their scale, largest and least; lengths are in mm. Of one channel there is no vector."""
         stored, vector = numbers((2, 1, 3, 4, 5), "int16"), (68, "h", (1007,))
-        fields = vector, (112, "2f", (2, 1)), (123, "B", (1 + 8,)), (124, "2f", (9, 1))  # metres, and seconds
+        # metres, and seconds
+        fields = vector, (112, "2f", (2, 1)), (123, "B", (1 + 8,)), (124, "2f", (9, 1))
         first = read(nifti(tmp_path / "a.nii", stored, *fields))
         for count, intent in ((2, 1007), (1, 0)):
             write(tmp_path / "b.nii", Picture(np.asarray(first)[:count], first.geometry))
@@ -162,11 +214,14 @@ class TestNifti:
             names = ("intent_code", "xyzt_units", "cal_max", "cal_min")
             assert [int(found.header[name]) for name in names] == [intent, 2 + 8, 0, 0]
             assert (
-                np.asarray(found.dataobj).T.reshape(count, 3, 4, 5) == 2 * stored[:count, 0].astype(float) + 1
+                np.asarray(found.dataobj).T.reshape(count, 3, 4, 5)
+                == 2 * stored[:count, 0].astype(float) + 1
             ).all()
 
     @pytest.mark.parametrize("turned", [False, True])
-    def test_a_flat_picture_stays_where_it_lies_in_the_volume(self, turned: bool, tmp_path: Path) -> None:
+    def test_a_flat_picture_stays_where_it_lies_in_the_volume(
+        self, turned: bool, tmp_path: Path
+    ) -> None:
         """At z = 57 mm, and on edge: a sagittal plane, whose rows and columns run along z and y."""
         place = np.array([[2.0, 0, 0, 5], [0, 3, 0, 6], [0, 0, 4, 57], [0, 0, 0, 1]])
         if turned:
@@ -187,7 +242,9 @@ class TestNifti:
         source = read(tmp_path / "a.nii.gz")
         write(tmp_path / "b.nii.gz", Picture(source, source.geometry, "HU"))
         found: Any = nibabel.load(tmp_path / "b.nii.gz")
-        comments = [(each.get_code(), each.get_content().rstrip(b"\0")) for each in found.header.extensions]
+        comments = [
+            (each.get_code(), each.get_content().rstrip(b"\0")) for each in found.header.extensions
+        ]
         assert comments == [(6, b"of the scan"), (6, b"unit of values: HU")]
         assert (np.asarray(source)[0] == np.asarray(found.dataobj).T).all()
         again = read(tmp_path / "b.nii.gz")
@@ -254,14 +311,20 @@ def test_png_of_16_bit_grey_is_kept_and_colours_are_refused(tmp_path: Path) -> N
     read_back(tmp_path / "a.png", numbers((1, 7, 9), "uint16"))
     assert not header(tmp_path / "a.png").photograph
     (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(numbers((7, 9, 3), "uint16")))
-    with pytest.raises(ValueError, match=r"b\.png: it has 16 bits in each colour.* save it as TIFF"):
+    with pytest.raises(
+        ValueError, match=r"b\.png: it has 16 bits in each colour.* save it as TIFF"
+    ):
         read(tmp_path / "b.png")
 
 
 def test_layouts_of_npy(tmp_path: Path) -> None:
     array = numbers((5, 7, 9), "float32")
     for stored, expected in ((array[0], array[:1]), (array, array), (array[None], array[None])):
-        for ordered in (np.ascontiguousarray(stored), np.asfortranarray(stored), stored.astype(">f4")):
+        for ordered in (
+            np.ascontiguousarray(stored),
+            np.asfortranarray(stored),
+            stored.astype(">f4"),
+        ):
             np.save(tmp_path / "a.npy", ordered)
             found = read(tmp_path / "a.npy")
             assert found.dtype.isnative

@@ -15,12 +15,21 @@ from PIL import Image
 from bbdm.pictures import Geometry, Picture, header, images, read, values, write
 from bbdm.pictures.formats import UnknownFormatError
 from bbdm.pictures.picture import scale
-from bbdm.pictures.values import EIGHT_BIT, Percentiles, Values, check_finite, read_values, scaled_present
+from bbdm.pictures.values import (
+    EIGHT_BIT,
+    Percentiles,
+    Values,
+    check_finite,
+    read_values,
+    scaled_present,
+)
 
 TWO = Values((0, -10), (4, 10), dtype="float32")
 
 
-def pixel(mode: str, colour: int | tuple[int, ...], transparency: int | bytes | None = None) -> Image.Image:
+def pixel(
+    mode: str, colour: int | tuple[int, ...], transparency: int | bytes | None = None
+) -> Image.Image:
     """One pixel; colour 0 of a palette is (10, 20, 30), colour 1 (200, 0, 0)."""
     image = Image.new(mode, (1, 1), colour)
     if mode == "P":
@@ -51,16 +60,21 @@ def test_pictures_become_grey_or_colours_on_white(image: Image.Image, levels: li
     before = image.mode, image.getpixel((0, 0))
     array = images.to_array(image, len(levels))
     assert (array.shape, array.dtype) == ((len(levels), 1, 1), np.float32)
-    assert array.ravel().tolist() == pytest.approx([2 * level / 255 - 1 for level in levels], abs=1e-6)
+    assert array.ravel().tolist() == pytest.approx(
+        [2 * level / 255 - 1 for level in levels], abs=1e-6
+    )
     assert (image.mode, image.getpixel((0, 0))) == before
 
 
-@pytest.mark.parametrize(("mode", "kind"), [("I", "int32"), ("F", "float32"), ("I;16", "uint16"), ("I;16B", ">u2")])
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("I", "int32"), ("F", "float32"), ("I;16", "uint16"), ("I;16B", ">u2")]
+)
 def test_more_than_8_bits_and_other_channels_are_refused(mode: str, kind: str) -> None:
     image = Image.new(mode, (2, 2), 7)
     image.putpixel((1, 1), 1096)
     with pytest.raises(
-        ValueError, match=f"pictures of {kind} .* this one has 7 to 1096: give the range.*source_values="
+        ValueError,
+        match=f"pictures of {kind} .* this one has 7 to 1096: give the range.*source_values=",
     ):
         images.to_array(image, 3)
     with pytest.raises(ValueError, match="1 or 3 channels, not 2"):
@@ -71,7 +85,10 @@ def test_scaling_is_that_of_tensors_bit_for_bit_and_back() -> None:
     """Both are the nearest floats to the quotient and its difference from 1; results are clipped."""
     grey = np.arange(256, dtype=np.uint8).reshape(1, 16, 16)
     wanted = [float(np.float32(float(np.float32(value / 127.5)) - 1)) for value in range(256)]
-    for scaled in (scale(torch.from_numpy(grey)).numpy(), images.to_array(Image.fromarray(grey[0]), channels=1)):
+    for scaled in (
+        scale(torch.from_numpy(grey)).numpy(),
+        images.to_array(Image.fromarray(grey[0]), channels=1),
+    ):
         assert (scaled.dtype, scaled.ravel().tolist()) == (np.float32, wanted)
         assert (np.asarray(images.from_array(scaled)) == grey[0]).all()
     array = np.array([[[-3.0, -1.0, 0.5, 1.0, 2.0]]])
@@ -87,12 +104,18 @@ def test_sizes() -> None:
         assert images.as_size(images.read_size(text)) == images.as_size(list(sides)) == size
         assert images.sides(images.as_size(sides)) == sides
     assert images.as_size(images.read_size("8"), axes=3) == images.sides(8, 3) == (8, 8, 8)
-    assert images.as_size(images.read_size("4x8x16"), axes=3) == images.as_size([4, 8, 16], axes=3) == (4, 8, 16)
+    assert (
+        images.as_size(images.read_size("4x8x16"), axes=3)
+        == images.as_size([4, 8, 16], axes=3)
+        == (4, 8, 16)
+    )
     for wrong in ((8, 8), (0, 8, 8), "8"):
         with pytest.raises(ValueError, match="image_size must be"):
             images.as_size(wrong, axes=3)
     for text in ("", "8x", "8x8x8x8", "-8", "8.5"):
-        with pytest.raises(ValueError, match=f"written as 256, or as 256x512 for height x width, got '{text}'"):
+        with pytest.raises(
+            ValueError, match=f"written as 256, or as 256x512 for height x width, got '{text}'"
+        ):
             images.read_size(text)
 
 
@@ -106,20 +129,31 @@ def test_ranges_of_messages_leave_nodata_out() -> None:
 
 def test_other_channels_are_grey_tiles_as_many_across_as_down() -> None:
     planes = np.broadcast_to(np.array([-1.0, 1.0, 0.0, 1.0, -1.0])[:, None, None], (5, 2, 3))
-    for count, wanted in ((2, [[0, 255]]), (4, [[0, 255], [128, 255]]), (5, [[0, 255, 128], [255, 0, 255]])):
-        assert np.asarray(images.from_array(planes[:count])).tolist() == np.kron(wanted, np.ones((2, 3))).tolist()
+    for count, wanted in (
+        (2, [[0, 255]]),
+        (4, [[0, 255], [128, 255]]),
+        (5, [[0, 255, 128], [255, 0, 255]]),
+    ):
+        assert (
+            np.asarray(images.from_array(planes[:count])).tolist()
+            == np.kron(wanted, np.ones((2, 3))).tolist()
+        )
 
 
 def test_grids_have_names_above_their_columns() -> None:
     """Cells have the size of the largest picture, 30 x 4, and gaps of 2. Names are cut off at their width."""
-    red, green, blue = Image.new("RGB", (3, 2), "red"), Image.new("RGB", (30, 4), "lime"), Image.new("L", (1, 1))
+    red = Image.new("RGB", (3, 2), "red")
+    green = Image.new("RGB", (30, 4), "lime")
+    blue = Image.new("L", (1, 1))
     expected = np.full((14, 66, 3), 255)
     expected[2:4, 2:5] = 255, 0, 0
     expected[2:6, 34:64] = 0, 255, 0
     expected[8, 2] = 0
     plain = np.asarray(images.grid([[red, green], [blue]]))
     np.testing.assert_array_equal(plain, expected)
-    sheet = np.asarray(images.grid([[red, green], [blue]], names=("source", "a result of a long name")))
+    sheet = np.asarray(
+        images.grid([[red, green], [blue]], names=("source", "a result of a long name"))
+    )
     assert (sheet[images.NAME_HEIGHT :] == plain).all()
     dark = np.any(sheet[: images.NAME_HEIGHT].max(axis=2) < 128, axis=0)
     assert dark[2:32].any()
@@ -131,7 +165,9 @@ def test_grids_have_names_above_their_columns() -> None:
 
 def test_bytes_of_no_picture_are_called_by_their_name() -> None:
     for accepted, wanted in ((None, "a picture"), (("PNG", "BMP"), "PNG, BMP")):
-        with pytest.raises(UnknownFormatError, match=f"cannot read the picture of a request: it is not {wanted}$"):
+        with pytest.raises(
+            UnknownFormatError, match=f"cannot read the picture of a request: it is not {wanted}$"
+        ):
             images.open_image(b"text", "of a request", accepted)
 
 
@@ -162,7 +198,12 @@ def test_arrays_are_stretched_or_fit_and_are_copied_where_they_must() -> None:
 
 @pytest.mark.parametrize(
     ("levels", "dtype"),
-    [((0, 255), "uint8"), ((0, 65535), "uint16"), ((-1024, 3071), "int16"), ((-(2**23), 2**23), "int32")],
+    [
+        ((0, 255), "uint8"),
+        ((0, 65535), "uint16"),
+        ((-1024, 3071), "int16"),
+        ((-(2**23), 2**23), "int32"),
+    ],
     ids=str,
 )
 def test_every_level_of_an_integer_type_comes_back(levels: tuple[int, int], dtype: str) -> None:
@@ -171,10 +212,14 @@ def test_every_level_of_an_integer_type_comes_back(levels: tuple[int, int], dtyp
     stored = np.arange(levels[0], levels[1] + 1, step, dtype=dtype).reshape(1, 1, -1)
     scaled = made.scaled(stored)
     assert (scaled.dtype, scaled[0, 0, 0]) == (np.float32, -1)
-    np.testing.assert_allclose(scaled, 2 * (stored.astype(float) - levels[0]) / (levels[1] - levels[0]) - 1, atol=1e-6)
+    np.testing.assert_allclose(
+        scaled, 2 * (stored.astype(float) - levels[0]) / (levels[1] - levels[0]) - 1, atol=1e-6
+    )
     np.testing.assert_array_equal(made.stored(scaled), stored)
     np.testing.assert_array_equal(made.stored(torch.from_numpy(scaled)), stored)
-    assert torch.equal(made.scaled(torch.from_numpy(stored.astype(np.int32))), torch.from_numpy(scaled))
+    assert torch.equal(
+        made.scaled(torch.from_numpy(stored.astype(np.int32))), torch.from_numpy(scaled)
+    )
 
 
 @pytest.mark.parametrize("axes", [2, 3])
@@ -186,13 +231,16 @@ def test_each_channel_has_its_own_range_and_values_outside_are_clipped(axes: int
     assert Values(0, 4).stored(np.array([[[-3.0, 0.5, 3.0]]], np.float32)).tolist() == [[[0, 3, 4]]]
 
 
-def test_percentiles_are_those_of_numpy_and_one_value_is_the_middle(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_percentiles_are_those_of_numpy_and_one_value_is_the_middle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     array = np.random.default_rng(0).normal(size=(2, 30, 40)) * [[[1]], [[50]]]
     made, flat = Percentiles(1, 90).of(array), np.full((1, 4, 4), 7.0)
     np.testing.assert_allclose(made.low, np.percentile(array.reshape(2, -1), 1, axis=1))
     np.testing.assert_allclose(made.high, np.percentile(array.reshape(2, -1), 90, axis=1))
     assert (Percentiles().of(flat).scaled(flat) == 0).all()
-    monkeypatch.setattr(values, "LARGEST_SAMPLE", 8)  # of a larger picture every second value, or third
+    # of a larger picture every second value, or third
+    monkeypatch.setattr(values, "LARGEST_SAMPLE", 8)
     assert Percentiles(0, 100).of(np.arange(16).reshape(1, 4, 4)).high == (14,)
 
 
@@ -216,7 +264,10 @@ def test_values_of_text_and_of_plain_values(text: str, wanted: Any) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: read_values("4095"), "written as LOW:HIGH, LOW:HIGH:UNIT, log:LOW:HIGH, .* or pLOW:HIGH"),
+        (
+            lambda: read_values("4095"),
+            "written as LOW:HIGH, LOW:HIGH:UNIT, log:LOW:HIGH, .* or pLOW:HIGH",
+        ),
         (lambda: read_values("p5"), "written as LOW:HIGH"),
         (lambda: read_values("5:5"), "must have low below high, got 5:5"),
         (lambda: read_values("0:inf"), "high must be finite"),
@@ -228,7 +279,10 @@ def test_values_of_text_and_of_plain_values(text: str, wanted: Any) -> None:
         (lambda: Values("a", 1), "low must be a number, or one for each channel, got 'a'"),  # pyright: ignore
         (lambda: TWO.scaled(np.zeros((3, 1, 1))), "has 3 channels, and there are values of 2"),
         (lambda: TWO.scaled(torch.zeros(1, 1, 1)), "has 1 channels, and there are values of 2"),
-        (lambda: values.from_config({"low": 0}), "values must have low, high, unit and dtype, or percentiles"),
+        (
+            lambda: values.from_config({"low": 0}),
+            "values must have low, high, unit and dtype, or percentiles",
+        ),
     ],
 )
 def test_what_is_refused(make: Callable[[], object], message: str) -> None:
@@ -254,16 +308,21 @@ def test_integers_hold_no_nan(dtype: str) -> None:
     """It was 0, which is water in HU."""
     array = np.array([[[np.nan, 0.0, 1.0]]], np.float32)
     for result in (array, torch.from_numpy(array)):
-        with pytest.raises(ValueError, match=f"NaN is among the values of a result, and {dtype} cannot hold it"):
+        with pytest.raises(
+            ValueError, match=f"NaN is among the values of a result, and {dtype} cannot hold it"
+        ):
             Values(0, 100, dtype=dtype).stored(result)
-    np.testing.assert_array_equal(Values(0, 100, dtype="float32").stored(array), [[[np.nan, 50, 100]]])
+    np.testing.assert_array_equal(
+        Values(0, 100, dtype="float32").stored(array), [[[np.nan, 50, 100]]]
+    )
 
 
 class TestLargePictures:
     @pytest.fixture(autouse=True)
     def limit(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(images, "LARGE", 100)
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow refuses more than twice as many
+        # Pillow refuses more than twice as many
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
 
     def test_ones_own_are_read_whatever_pillow_says(self, tmp_path: Path) -> None:
         array = np.random.default_rng(0).integers(0, 256, (3, 20, 30), np.uint8)
@@ -296,16 +355,22 @@ class TestLargePictures:
         for name, channels in (("a.webp", 3), ("a.png", 1)):
             assert read(tmp_path / name).shape == (channels, 4000, 4000)
 
-    def test_a_limit_of_values_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_limit_of_values_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write(path := tmp_path / "a.png", np.zeros((3, 1000, 1000), np.uint8))
         monkeypatch.setenv("BBDM_LARGEST", "2M")
         for act in (header, read, images.open_image):
-            with pytest.raises(ValueError, match=r"a\.png: .* are 2\.86 MB, and at most 2 MB .*BBDM_LARGEST"):
+            with pytest.raises(
+                ValueError, match=r"a\.png: .* are 2\.86 MB, and at most 2 MB .*BBDM_LARGEST"
+            ):
                 act(path)
         monkeypatch.setenv("BBDM_LARGEST", "3M")
         assert read(path).shape == (3, 1000, 1000)
         monkeypatch.setenv("BBDM_LARGEST", "much")
-        with pytest.raises(ValueError, match=r"a\.png: the environment variable BBDM_LARGEST: .* got 'much'"):
+        with pytest.raises(
+            ValueError, match=r"a\.png: the environment variable BBDM_LARGEST: .* got 'much'"
+        ):
             read(path)
 
     def test_more_than_the_file_can_hold_is_refused(self, tmp_path: Path) -> None:
@@ -316,7 +381,10 @@ class TestLargePictures:
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
         path.write_bytes(data)
         for act in (header, read):
-            with pytest.raises(ValueError, match=r"a\.png: 1 x 60000 x 60000 values of uint8 cannot be in a file of"):
+            with pytest.raises(
+                ValueError,
+                match=r"a\.png: 1 x 60000 x 60000 values of uint8 cannot be in a file of",
+            ):
                 act(path)
 
 

@@ -14,7 +14,13 @@ from bbdm.pictures import Picture
 from bbdm.pictures.values import Values, from_config, read_values
 from tests.conftest import tiny_unet
 
-MIDDLES = {"log:0.1:1000": 10, "sqrt:0:100": 25, "sqrt:4:64": 25, "asinh:-10:10:2": 0, "asinh:0:11013:1": 74.20243}
+MIDDLES = {
+    "log:0.1:1000": 10,
+    "sqrt:0:100": 25,
+    "sqrt:4:64": 25,
+    "asinh:-10:10:2": 0,
+    "asinh:0:11013:1": 74.20243,
+}
 
 
 @pytest.mark.parametrize(("text", "middle"), MIDDLES.items())
@@ -28,7 +34,9 @@ def test_ends_and_middle_are_those_of_the_mapping(text: str, middle: float):
     np.testing.assert_allclose(back, stored, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("text", [*MIDDLES, "log:1:10,0.1:5", "log:0.1:1e4:W/m2", "asinh:-5:500:2:e-", "0:4095:HU"])
+@pytest.mark.parametrize(
+    "text", [*MIDDLES, "log:1:10,0.1:5", "log:0.1:1e4:W/m2", "asinh:-5:500:2:e-", "0:4095:HU"]
+)
 def test_text_and_settings_say_the_same_values(text: str):
     values = read_values(text)
     assert read_values(str(values)) == values
@@ -36,7 +44,12 @@ def test_text_and_settings_say_the_same_values(text: str):
 
 
 def test_settings_without_a_mapping_are_as_they_were():
-    assert read_values("0:255").config() == {"low": 0.0, "high": 255.0, "unit": "", "dtype": "uint8"}
+    assert read_values("0:255").config() == {
+        "low": 0.0,
+        "high": 255.0,
+        "unit": "",
+        "dtype": "uint8",
+    }
     assert from_config({"low": 0, "high": 9, "unit": "", "dtype": "uint8"}) == Values(0, 9)
 
 
@@ -60,8 +73,12 @@ def test_levels_of_16_bits_come_back(text: str):
 def test_tensors_are_scaled_as_arrays(text: str):
     values = read_values(text)
     assert isinstance(values, Values)
-    array = np.linspace(np.min(values.low), np.max(values.high), 60, dtype=np.float32).reshape(1, 6, 10)
-    np.testing.assert_allclose(values.scaled(torch.from_numpy(array)).numpy(), values.scaled(array), atol=1e-6)
+    array = np.linspace(np.min(values.low), np.max(values.high), 60, dtype=np.float32).reshape(
+        1, 6, 10
+    )
+    np.testing.assert_allclose(
+        values.scaled(torch.from_numpy(array)).numpy(), values.scaled(array), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,7 +101,9 @@ def test_what_has_no_mapping_is_refused(text: str, reason: str):
 
 def sampler_of(text: str) -> BridgeSampler:
     """A random network whose results have values by a mapping."""
-    sampler = BridgeSampler(tiny_unet(in_channels=1, out_channels=1), BrownianBridge(50), "sde-dpm2m", 2)
+    sampler = BridgeSampler(
+        tiny_unet(in_channels=1, out_channels=1), BrownianBridge(50), "sde-dpm2m", 2
+    )
     values = read_values(text)
     assert isinstance(values, Values)
     sampler.pictures = Spec(source=values, target=values.stored_like(np.dtype("float32")))

@@ -71,7 +71,9 @@ class TestCZI:
         values = random((3, 1, 2, 10, 12))
         write_czi(tmp_path / "tz.czi", [values])
         assert np.array_equal(read(f"{tmp_path}/tz.czi#time=2"), values[2])
-        with pytest.raises(ValueError, match=r"3 times of 2 planes: choose a time, such as tz\.czi#time=0"):
+        with pytest.raises(
+            ValueError, match=r"3 times of 2 planes: choose a time, such as tz\.czi#time=0"
+        ):
             header(tmp_path / "tz.czi")
 
     def test_colours_have_red_first(self, tmp_path: Path) -> None:
@@ -81,7 +83,9 @@ class TestCZI:
         assert np.array_equal(own_values(tmp_path / "c.czi", 0, 1), blue_first[0, 0, 0])
         colours = blue_first[0, 0, 0, ..., ::-1].transpose(2, 0, 1)
         assert np.array_equal(read(tmp_path / "c.czi"), colours)
-        assert np.array_equal(read(f"{tmp_path}/c.czi#channel=2", (slice(1, 4), slice(2, 9))), colours[2:, 1:4, 2:9])
+        assert np.array_equal(
+            read(f"{tmp_path}/c.czi#channel=2", (slice(1, 4), slice(2, 9))), colours[2:, 1:4, 2:9]
+        )
 
     @pytest.mark.parametrize("kind", ["uint8", "float32"])
     def test_types(self, kind: str, tmp_path: Path) -> None:
@@ -152,7 +156,9 @@ class TestStandIn:
     """What is read is what the plugin says, by parts; scale, names and time come from it too."""
 
     @pytest.mark.parametrize(("suffix", "plugin"), [("lif", "bioio_lif"), ("nd2", "bioio_nd2")])
-    def test_scenes(self, suffix: str, plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_scenes(
+        self, suffix: str, plugin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         scenes = [random((1, 2, 1, 9, 11)), random((5, 1, 1, 9, 11)), random((1, 1, 4, 9, 11))]
         reader = stand_in(monkeypatch, plugin, scenes)
         file = tmp_path / f"a.{suffix}"
@@ -169,7 +175,9 @@ class TestStandIn:
         read(f"{file}#scene=1", (slice(2, 4), slice(0, 9), slice(0, 5)))
         assert reader.computed == 2
 
-    def test_more_pixels_than_the_file_can_have(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_more_pixels_than_the_file_can_have(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """It is refused before an array is made, which would take all memory for its parts alone."""
         stand_in(monkeypatch, "bioio_lif", [random((1, 1, 1, 9, 11))], Boundless)
         (tmp_path / "a.lif").write_bytes(bytes(999))
@@ -219,15 +227,21 @@ def test_other_formats_take_no_part(tmp_path: Path) -> None:
 def test_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.nd2").touch()
     monkeypatch.setitem(sys.modules, "bioio_nd2", None)
-    with pytest.raises(ModuleNotFoundError, match=r"\.nd2 needs the plugin bioio-nd2 .*: pip install bioio-nd2$"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"\.nd2 needs the plugin bioio-nd2 .*: pip install bioio-nd2$"
+    ):
         header(tmp_path / "a.nd2")
     (tmp_path / "a.czi").touch()
     monkeypatch.setitem(sys.modules, "pylibCZIrw", None)
     monkeypatch.delitem(sys.modules, "bbdm.pictures.formats.czi", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"^\.czi needs pylibCZIrw, which is not installed: pip install"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"^\.czi needs pylibCZIrw, which is not installed: pip install"
+    ):
         header(tmp_path / "a.czi")
     monkeypatch.setitem(sys.modules, "bioio", None)
     monkeypatch.delitem(sys.modules, "bbdm.pictures.formats.bioio", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"from Python 3\.11 on, needs bioio, .*: pip install") as caught:
+    with pytest.raises(
+        ModuleNotFoundError, match=r"from Python 3\.11 on, needs bioio, .*: pip install"
+    ) as caught:
         header(tmp_path / "a.nd2")
     assert "bbdm[bioio]" in str(caught.value) or "pip install -U bioio" in str(caught.value)

@@ -30,29 +30,48 @@ import ome_zarr.reader
 import zarr
 from ome_zarr_models import open_ome_zarr
 
-MICROMETRES = (("t", "minute"), ("c", None), ("z", "micrometer"), ("y", "micrometer"), ("x", "micrometer"))
+MICROMETRES = (
+    ("t", "minute"),
+    ("c", None),
+    ("z", "micrometer"),
+    ("y", "micrometer"),
+    ("x", "micrometer"),
+)
 NAMES = ("DAPI", "GFP", "actin")
 FLAT = as_affine(np.diag([0.5, 0.25]), (3, 4))
 DEEP = as_affine(np.diag([0.5, 0.25, 2.0]), (3, 4, 5))
 CASES: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
     "plain": ((1, 300, 517), None, {}),
-    "channels": ((3, 300, 517), FLAT, {"axes": MICROMETRES, "descriptions": NAMES, "colors": ("FF0000",) * 3}),
+    "channels": (
+        (3, 300, 517),
+        FLAT,
+        {"axes": MICROMETRES, "descriptions": NAMES, "colors": ("FF0000",) * 3},
+    ),
     "volume": ((1, 3, 300, 517), DEEP, {"axes": MICROMETRES[2:]}),
     "sequence": ((2, 3, 300, 517), DEEP, {"axes": MICROMETRES, "depth": "t"}),
 }
 
 
-def foreign(path: Path, array: npt.NDArray[Any], names: str, version: str = "0.5", **image: Any) -> Any:
+def foreign(
+    path: Path, array: npt.NDArray[Any], names: str, version: str = "0.5", **image: Any
+) -> Any:
     """A picture of level 0 alone as other programs write it, and its array."""
-    entries = [{"name": axis, "type": {"t": "time", "c": "channel"}.get(axis, "space")} for axis in names]
+    entries = [
+        {"name": axis, "type": {"t": "time", "c": "channel"}.get(axis, "space")} for axis in names
+    ]
     scale = {"type": "scale", "scale": [1.0] * len(names)}
-    about: dict[str, Any] = {"axes": entries, "datasets": [{"path": "s0", "coordinateTransformations": [scale]}]}
+    about: dict[str, Any] = {
+        "axes": entries,
+        "datasets": [{"path": "s0", "coordinateTransformations": [scale]}],
+    }
     about |= image
     if version == "0.5":
         attributes: dict[str, Any] = {"ome": {"version": version, "multiscales": [about]}}
     else:
         attributes = {"multiscales": [{**about, "version": version}]}
-    group = zarr.create_group(str(path), zarr_format=3 if version == "0.5" else 2, attributes=attributes)
+    group = zarr.create_group(
+        str(path), zarr_format=3 if version == "0.5" else 2, attributes=attributes
+    )
     stored: Any = group.create_array(
         "s0", shape=array.shape, chunks=(1,) * (array.ndim - 2) + (8, 8), dtype=array.dtype
     )
@@ -69,12 +88,16 @@ def opened(path: Path) -> tuple[list[npt.NDArray[Any]], Mapping[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("version", ["0.4", "0.5"])
-def test_it_is_valid_and_other_readers_read_the_same(version: str, case: str, tmp_path: Path) -> None:
+def test_it_is_valid_and_other_readers_read_the_same(
+    version: str, case: str, tmp_path: Path
+) -> None:
     """Values of all levels, scales, units, names and colours, and what made the picture."""
     shape, affine, kept = CASES[case]
     array = numbers(shape, "uint16")
     geometry = Geometry(affine, "ome-zarr", {"version": version, **kept})
-    geometry = Geometry(affine, "ome-zarr", geometry.kept, derivation=Derivation("0123456789ab", "dpm2m", 5, (7,)))
+    geometry = Geometry(
+        affine, "ome-zarr", geometry.kept, derivation=Derivation("0123456789ab", "dpm2m", 5, (7,))
+    )
     path = tmp_path / "a.ome.zarr"
     write(path, Picture(array, geometry, "photons"))
     assert type(open_ome_zarr(zarr.open_group(str(path), mode="r"))).__name__ == "Image"
@@ -86,14 +109,24 @@ def test_it_is_valid_and_other_readers_read_the_same(version: str, case: str, tm
         first = first[:, :, 0].swapaxes(0, 1)
     assert (first.reshape(shape) == array).all()
     for finer, coarser in itertools.pairwise(levels):
-        padded = np.pad(finer, [(0, 0)] * (finer.ndim - 2) + [(0, side % 2) for side in finer.shape[-2:]], mode="edge")
-        quarters = [padded[..., row::2, column::2].astype(float) for row in (0, 1) for column in (0, 1)]
+        padded = np.pad(
+            finer,
+            [(0, 0)] * (finer.ndim - 2) + [(0, side % 2) for side in finer.shape[-2:]],
+            mode="edge",
+        )
+        quarters = [
+            padded[..., row::2, column::2].astype(float) for row in (0, 1) for column in (0, 1)
+        ]
         assert (np.rint(sum(quarters) / 4) == coarser).all()
-    transformations = [{each["type"]: each[each["type"]] for each in level} for level in _transformations(path)]
+    transformations = [
+        {each["type"]: each[each["type"]] for each in level} for level in _transformations(path)
+    ]
     if affine is not None:
         assert transformations[1]["scale"][-2:] == [0.5, 1.0]
         assert transformations[1]["translation"][-2:] == [4.125, 3.25]  # half a pixel further
-        assert [axis.get("unit") for axis in metadata["axes"]] == [dict(MICROMETRES)[name] for name in order]
+        assert [axis.get("unit") for axis in metadata["axes"]] == [
+            dict(MICROMETRES)[name] for name in order
+        ]
     if case == "channels":
         assert tuple(metadata["channel_names"]) == NAMES
     found = read(path)
@@ -133,14 +166,19 @@ def test_what_others_write_is_read(tmp_path: Path) -> None:
     """Axes in their order, times of one plane, scales of all levels together; and labels are no pictures."""
     array = numbers((3, 2, 1, 9, 10), "uint8")
     whole = [{"type": "scale", "scale": [0.1, 1, 1, 4, 4]}]
-    axes = [{"name": "t", "type": "time", "unit": "millisecond"}, *({"name": each} for each in "czyx")]
+    axes = [
+        {"name": "t", "type": "time", "unit": "millisecond"},
+        *({"name": each} for each in "czyx"),
+    ]
     foreign(tmp_path / "a.zarr", array, "tczyx", coordinateTransformations=whole, axes=axes)
     foreign(tmp_path / "a.zarr" / "labels" / "cells", array, "tczyx")
     found = read(tmp_path / "a.zarr")
     assert (found == array[:, :, 0].swapaxes(0, 1)).all()
     assert found.geometry.spacing == pytest.approx((0.1, 4, 4))
     assert found.geometry.kept["seconds"] == pytest.approx(1e-4)
-    assert (read(tmp_path / "a.zarr", (slice(1, 3), slice(2, 9), slice(0, 7))) == found[:, 1:, 2:, :7]).all()
+    assert (
+        read(tmp_path / "a.zarr", (slice(1, 3), slice(2, 9), slice(0, 7))) == found[:, 1:, 2:, :7]
+    ).all()
     assert formats.pictures_in(tmp_path) == [tmp_path / "a.zarr"]
 
 
@@ -188,7 +226,9 @@ def test_refusals(tmp_path: Path) -> None:
             read(tmp_path / f"{name}.zarr")
 
 
-def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_picture_is_written_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It takes the place of another one, but not that of a folder of something else."""
     path = tmp_path / "a.ome.zarr"
     first = numbers((1, 9, 9), "uint8")
@@ -203,7 +243,9 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     assert [each.name for each in tmp_path.iterdir()] == ["a.ome.zarr"]
     (tmp_path / "b.zarr").mkdir()
     (tmp_path / "b.zarr" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="it is a folder of something else: delete it, or give another name"):
+    with pytest.raises(
+        ValueError, match="it is a folder of something else: delete it, or give another name"
+    ):
         write(tmp_path / "b.zarr", first)
     assert (tmp_path / "b.zarr" / "thesis.txt").exists()
 
@@ -213,7 +255,9 @@ class TestTranslate:
 
     @pytest.fixture(autouse=True)
     def place(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16)
+        save_checkpoint(
+            tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(num_steps=50), image_size=16
+        )
         monkeypatch.chdir(tmp_path)
 
     def run(self, *flags: str) -> None:
@@ -222,7 +266,9 @@ class TestTranslate:
     def test_results_are_of_the_sources_version_and_are_kept(self) -> None:
         """Until a chunk changes, also where it only moves; a source is never replaced."""
         for name, version in (("a.zarr", "0.4"), ("sub/b.ome.zarr", "0.5")):
-            geometry = Geometry(FLAT, "ome-zarr", {"version": version, "axes": MICROMETRES, "chunk": (16, 16)})
+            geometry = Geometry(
+                FLAT, "ome-zarr", {"version": version, "axes": MICROMETRES, "chunk": (16, 16)}
+            )
             Path("own", name).parent.mkdir(parents=True, exist_ok=True)
             write(Path("own", name), Picture(numbers((3, 32, 32), "uint8"), geometry))
         self.run()
@@ -247,12 +293,20 @@ class TestTranslate:
         array = numbers((3, 16, 16), "uint8")
         for well in ("A/1/0", "B/2/1"):
             foreign(Path("own/plate.zarr", well), array, "cyx")
-        (Path("own/plate.zarr") / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group", "attributes": {}}')
+        (Path("own/plate.zarr") / "zarr.json").write_text(
+            '{"zarr_format": 3, "node_type": "group", "attributes": {}}'
+        )
         self.run()
-        made = sorted(path.relative_to("out").as_posix() for path in formats.pictures_in(Path("out")) if path.is_dir())
+        made = sorted(
+            path.relative_to("out").as_posix()
+            for path in formats.pictures_in(Path("out"))
+            if path.is_dir()
+        )
         assert made == ["plate.zarr/A/1/0.ome.zarr", "plate.zarr/B/2/1.ome.zarr"]
         shutil.rmtree("out")
-        translate.main(["folder", "own/plate.zarr/A/1/0", "c.pt", "out", "--steps", "1", "--size", "keep"])
+        translate.main(
+            ["folder", "own/plate.zarr/A/1/0", "c.pt", "out", "--steps", "1", "--size", "keep"]
+        )
         assert pictures.read("out/0.ome.zarr").shape == array.shape
 
 

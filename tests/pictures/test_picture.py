@@ -46,7 +46,9 @@ class TestParts:
         ],
         ids=str,
     )
-    def test_a_window_lies_where_its_first_pixel_does(self, index: Any, first: tuple[int, ...], tmp_path: Path) -> None:
+    def test_a_window_lies_where_its_first_pixel_does(
+        self, index: Any, first: tuple[int, ...], tmp_path: Path
+    ) -> None:
         """As SimpleITK says of the file that is written of it."""
         part = volume()[index]
         assert (part.geometry.nodata, part.unit, part.name) == (-1, "HU", "a")
@@ -54,7 +56,10 @@ class TestParts:
         image = sitk.ReadImage(str(tmp_path / "a.nrrd"))
         np.testing.assert_allclose(image.GetOrigin(), (np.array(AFFINE) @ (*first, 1))[:3])
         stored = np.asarray(volume())[index]
-        assert (sitk.GetArrayFromImage(image).reshape(*stored.shape[1:], -1) == np.moveaxis(stored, 0, -1)).all()
+        assert (
+            sitk.GetArrayFromImage(image).reshape(*stored.shape[1:], -1)
+            == np.moveaxis(stored, 0, -1)
+        ).all()
 
     @pytest.mark.parametrize(
         "change",
@@ -104,7 +109,8 @@ class TestParts:
         assert (result.geometry.affine, result.geometry.nodata, result.unit) == (None, -1, "HU")
         for name in ("a.nii", "a.mha", "a.tif"):
             with pytest.raises(
-                ValueError, match=rf"{name}: a step, a flip, .* lost where its pixels lie: say it by Pic"
+                ValueError,
+                match=rf"{name}: a step, a flip, .* lost where its pixels lie: say it by Pic",
             ):
                 result.save(tmp_path / name)
         result.save(tmp_path / "a.npy")
@@ -146,14 +152,19 @@ class TestParts:
         """That of a spatial axis the place too, and a channel alone is no picture of fewer axes."""
         picture = volume()
         for part, shape in ((picture[:, 2], (2, 7, 9)), (picture[..., 4], (2, 5, 7))):
-            assert (part.shape, part.geometry) == (shape, Geometry(format="itk", nodata=-1, lost=True))
+            assert (part.shape, part.geometry) == (
+                shape,
+                Geometry(format="itk", nodata=-1, lost=True),
+            )
         assert (picture[1].shape, picture[1].geometry) == ((5, 7, 9), PLACE)
         for part in (picture[:, 2], picture[1]):
             for name in ("a.tif", "a.nii", "a.mha"):
                 with pytest.raises(ValueError, match=r"an index .* lost where its pixels lie"):
                     part.save(tmp_path / name)
         assert picture[0, 1, 2, 3] == np.asarray(picture)[0, 1, 2, 3]
-        assert picture[picture > 0].tolist() == np.asarray(picture)[np.asarray(picture) > 0].tolist()
+        assert (
+            picture[picture > 0].tolist() == np.asarray(picture)[np.asarray(picture) > 0].tolist()
+        )
 
     def test_a_flipped_photograph_is_one(self, tmp_path: Path) -> None:
         """It has no place that could be lost."""
@@ -181,10 +192,14 @@ class TestLinks:
         (tmp_path / "here" / "linked").symlink_to(tmp_path / "there")
         (tmp_path / "here" / "again").symlink_to(tmp_path / "there")
         (tmp_path / "here" / "sub" / "circle").symlink_to(tmp_path / "here")
-        found = sorted(path.relative_to(tmp_path).as_posix() for path in formats.pictures_in(tmp_path / "here"))
+        found = sorted(
+            path.relative_to(tmp_path).as_posix() for path in formats.pictures_in(tmp_path / "here")
+        )
         assert found == ["here/again/sub/a.png", "here/linked/sub/a.png"]
 
-    def test_a_folder_without_permission_is_named(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_folder_without_permission_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         write(tmp_path / "a.png", numbers((1, 4, 4), "uint8"))
         (tmp_path / "locked").mkdir()
         scandir = os.scandir
@@ -204,7 +219,8 @@ class TestLinks:
         assert formats.pictures_in(tmp_path) == [tmp_path / "a.png"]
         assert formats.is_picture(tmp_path / "a.png")
         with pytest.raises(
-            FileNotFoundError, match=r"a\.png: it is a link to \.git/annex/objects/a\.png, .*git annex get"
+            FileNotFoundError,
+            match=r"a\.png: it is a link to \.git/annex/objects/a\.png, .*git annex get",
         ):
             read(tmp_path / "a.png")
 
@@ -267,7 +283,9 @@ class TestFormatsFromOutside:
             (numbers((2, 5, 7), "float64"), "holds 1 channels, got 2"),
             (array[0, 0], r"\(C, H, W\)"),
         ):
-            with pytest.raises(ValueError, match=rf"a\.dat: \.dat {reason}|a\.dat: \.dat holds {reason}"):
+            with pytest.raises(
+                ValueError, match=rf"a\.dat: \.dat {reason}|a\.dat: \.dat holds {reason}"
+            ):
                 write(path, wrong)
         mine.register(suffixes=(".num",))  # a cell of a notebook that runs again
         assert not formats.is_picture(path)
@@ -290,11 +308,17 @@ class TestFormatsFromOutside:
 
     def test_a_folder_that_is_one_picture(self, mine: ModuleType) -> None:
         """Its files are its own, also those below; results have the suffix that the format says."""
-        mine.register("stack", (), is_folder=lambda path: (path / "rows").exists(), results=".nii", types=())
+        mine.register(
+            "stack", (), is_folder=lambda path: (path / "rows").exists(), results=".nii", types=()
+        )
         for name in ("data/a/rows/0", "data/b/1.png"):
             Path(name).parent.mkdir(parents=True)
             Path(name).touch()
-        assert sorted(map(str, formats.pictures_in(Path("data")))) == ["data/a", "data/a/rows/0", "data/b/1.png"]
+        assert sorted(map(str, formats.pictures_in(Path("data")))) == [
+            "data/a",
+            "data/a/rows/0",
+            "data/b/1.png",
+        ]
         assert formats.files_of(Path("data/a")) == [Path("data/a/rows/0")]
         assert formats.suffix_of_result(Path("data/a"), 1, EIGHT_BIT) == ".nii"
         mine.register("seen", (".vsi",), types=(), results=".npy")
@@ -306,16 +330,33 @@ class TestFormatsFromOutside:
         network = tiny_unet(in_channels=1, out_channels=1, condition_channels=1)
         save_checkpoint("c.pt", network, BRIDGE, image_size=8, pictures=spec)
         write(Path("data/a.dat"), np.random.default_rng(0).uniform(0, 7, (1, 8, 8)))
-        words = ["translate", "folder", "data", "c.pt", "out", "--steps", "2", "--seed", "3", "--quiet"]
+        words = [
+            "translate",
+            "folder",
+            "data",
+            "c.pt",
+            "out",
+            "--steps",
+            "2",
+            "--seed",
+            "3",
+            "--quiet",
+        ]
         cli.main(["--import", "table_format", *words])
-        (expected,) = BridgeSampler.from_checkpoint("c.pt", steps=2)("data/a.dat", seed=seed_of("a", 3))
+        (expected,) = BridgeSampler.from_checkpoint("c.pt", steps=2)(
+            "data/a.dat", seed=seed_of("a", 3)
+        )
         np.testing.assert_allclose(np.loadtxt("out/a.dat"), expected[0], atol=1e-6)
 
 
 def test_names_that_are_only_a_suffix(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     (tmp_path / "a.png").rename(path := tmp_path / ".png")
-    assert (formats.suffix_of(path), formats.stem_of(path), formats.is_picture(path)) == ("", ".png", False)
+    assert (formats.suffix_of(path), formats.stem_of(path), formats.is_picture(path)) == (
+        "",
+        ".png",
+        False,
+    )
     for act in (read, lambda path: write(path, numbers((1, 4, 4), "uint8"))):
         with pytest.raises(ValueError, match=r"/\.png: its name is only a suffix: rename it"):
             act(path)

@@ -22,7 +22,9 @@ SIZE = 300, 271  # more than a tile
 MICRO = {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"}
 
 
-@pytest.mark.parametrize("layout", ["strips", "tiles", "plain tiles", "planes", "pages", "predictor", "big-endian"])
+@pytest.mark.parametrize(
+    "layout", ["strips", "tiles", "plain tiles", "planes", "pages", "predictor", "big-endian"]
+)
 def test_layouts(layout: str, tmp_path: Path) -> None:
     options: dict[str, dict[str, Any]] = {
         "strips": {"rowsperstrip": 8, "compression": "zlib"},
@@ -37,24 +39,42 @@ def test_layouts(layout: str, tmp_path: Path) -> None:
     for kind in ("uint8", "uint16", "float32", "int8", "float16"):
         array = numbers((4, 70, 50), kind)
         stored = array if layout in ("planes", "pages") else array.transpose(1, 2, 0)
-        tifffile.imwrite(tmp_path / "a.tif", stored, photometric="minisblack", **options[layout], **extra)
+        tifffile.imwrite(
+            tmp_path / "a.tif", stored, photometric="minisblack", **options[layout], **extra
+        )
         head, found = header(tmp_path / "a.tif"), read(tmp_path / "a.tif")
         assert (head.windowed, head.photograph) == (True, False)
         assert (found.shape, found.dtype) == (array.shape, array.dtype)
         assert found.tobytes() == array.tobytes()
-        for *rows, left, right in ((9, 41, 30, 33), (69, 70, 0, 50), (32, 64, 0, 32), (63, 65, 31, 32)):
+        for *rows, left, right in (
+            (9, 41, 30, 33),
+            (69, 70, 0, 50),
+            (32, 64, 0, 32),
+            (63, 65, 31, 32),
+        ):
             window = slice(*rows), slice(left, right)
-            assert read(tmp_path / "a.tif", window).tobytes() == array[(slice(None), *window)].tobytes()
+            assert (
+                read(tmp_path / "a.tif", window).tobytes()
+                == array[(slice(None), *window)].tobytes()
+            )
     content = (tmp_path / "a.tif").read_bytes()
     (tmp_path / "a.tif").write_bytes(content[:-8])
-    with pytest.raises(ValueError, match=r"cannot read the picture .*a\.tif: .*(truncated|damaged)"):
+    with pytest.raises(
+        ValueError, match=r"cannot read the picture .*a\.tif: .*(truncated|damaged)"
+    ):
         read(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("photometric", ["rgb", "ycbcr"])
 def test_jpeg_in_a_tiff_is_decoded_as_tifffile_does(photometric: str, tmp_path: Path) -> None:
     colours = np.kron(numbers((5, 4, 3), "uint8"), np.ones((8, 8, 1), np.uint8))
-    tifffile.imwrite(path := tmp_path / "a.tif", colours, photometric=photometric, compression="jpeg", rowsperstrip=16)
+    tifffile.imwrite(
+        path := tmp_path / "a.tif",
+        colours,
+        photometric=photometric,
+        compression="jpeg",
+        rowsperstrip=16,
+    )
     wanted = tifffile.imread(path).transpose(2, 0, 1)
     assert (read(path) == wanted).all()
     assert (read(path, (slice(10, 30), slice(3, 9))) == wanted[:, 10:30, 3:9]).all()
@@ -69,14 +89,19 @@ def test_ome_axes(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", stored, metadata=metadata, compression="zlib")
     first = read(tmp_path / "a.ome.tif")
     assert (first == array).all()
-    assert (read(tmp_path / "a.ome.tif", (slice(2, 4), slice(1, 3), slice(8, 9))) == array[:, 2:4, 1:3, 8:]).all()
+    assert (
+        read(tmp_path / "a.ome.tif", (slice(2, 4), slice(1, 3), slice(8, 9)))
+        == array[:, 2:4, 1:3, 8:]
+    ).all()
     assert first.geometry.affine == ((0, 0, 0.1, 0), (0, 0.2, 0, 0), (0.5, 0, 0, 0), (0, 0, 0, 1))
     assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         assert file.series[0].axes == "CZYX"
 
 
-@pytest.mark.parametrize(("unit", "axes"), [*product(["um", "micron", "\\u00B5m", "mm", "inch"], [2, 3]), ("", 3)])
+@pytest.mark.parametrize(
+    ("unit", "axes"), [*product(["um", "micron", "\\u00B5m", "mm", "inch"], [2, 3]), ("", 3)]
+)
 def test_imagej_sizes_and_units(unit: str, axes: int, tmp_path: Path) -> None:
     array = numbers((2, 5, 7, 9)[-1 - axes :], "uint16")
     stored = array.transpose(1, 0, 2, 3) if axes == 3 else array
@@ -88,23 +113,34 @@ def test_imagej_sizes_and_units(unit: str, axes: int, tmp_path: Path) -> None:
     write(tmp_path / "b.tif", found)
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
         pixels = tifffile.xml2dict(file.ome_metadata)["OME"]["Image"]["Pixels"]
-    units = {"mm": "mm", "": "pixel", "inch": "in"}  # which OME would take for micrometres without a unit
+    # which OME would take for micrometres without a unit
+    units = {"mm": "mm", "": "pixel", "inch": "in"}
     assert (pixels["PhysicalSizeY"], pixels["PhysicalSizeYUnit"]) == (0.5, units.get(unit, "µm"))
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
 @pytest.mark.parametrize("program", ["ome", "imagej"])
-def test_a_time_lapse_is_a_sequence_and_so_is_its_result(program: str, compression: str | None, tmp_path: Path) -> None:
+def test_a_time_lapse_is_a_sequence_and_so_is_its_result(
+    program: str, compression: str | None, tmp_path: Path
+) -> None:
     path = tmp_path / "a.tif"
     array = numbers((2, 5, 30, 40), "uint16")
     if program == "ome":
-        sizes = {"PhysicalSizeX": 0.25, "PhysicalSizeY": 0.5, **{k: MICRO[k] for k in list(MICRO)[:2]}}
+        sizes = {
+            "PhysicalSizeX": 0.25,
+            "PhysicalSizeY": 0.5,
+            **{k: MICRO[k] for k in list(MICRO)[:2]},
+        }
         metadata = {"axes": "CTYX", "TimeIncrement": 2, "TimeIncrementUnit": "min", **sizes}
-        tifffile.imwrite(path, array, ome=True, metadata=metadata, compression=compression, rowsperstrip=8)
+        tifffile.imwrite(
+            path, array, ome=True, metadata=metadata, compression=compression, rowsperstrip=8
+        )
     else:
         metadata = {"axes": "TCYX", "finterval": 120.0, "unit": "um"}
         stored = array.transpose(1, 0, 2, 3)
-        tifffile.imwrite(path, stored, imagej=True, metadata=metadata, resolution=(4, 2), compression=compression)
+        tifffile.imwrite(
+            path, stored, imagej=True, metadata=metadata, resolution=(4, 2), compression=compression
+        )
     assert header(path).shape == array.shape
     sequence = read(path)
     assert (np.asarray(sequence) == array).all()
@@ -137,13 +173,19 @@ def test_resolution_and_nodata(tmp_path: Path) -> None:
     assert first.nodata == 7
     assert read_back(tmp_path / "b.tif", array, first.geometry).geometry == first.geometry
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
-        assert (file.pages[0].tags["XResolution"].value, file.pages[0].resolutionunit) == ((72, 7), 3)
+        assert (file.pages[0].tags["XResolution"].value, file.pages[0].resolutionunit) == (
+            (72, 7),
+            3,
+        )
 
 
 @pytest.mark.parametrize(
-    ("channels", "kind", "shown"), [(3, "uint8", "RGB"), (3, "uint16", "RGB"), (4, "uint16", "MINISBLACK")]
+    ("channels", "kind", "shown"),
+    [(3, "uint8", "RGB"), (3, "uint16", "RGB"), (4, "uint16", "MINISBLACK")],
 )
-def test_other_programs_show_three_channels_as_colours(channels: int, kind: str, shown: str, tmp_path: Path) -> None:
+def test_other_programs_show_three_channels_as_colours(
+    channels: int, kind: str, shown: str, tmp_path: Path
+) -> None:
     write(path := tmp_path / "a.tif", Picture(numbers((channels, 6, 5), kind)))
     with tifffile.TiffFile(path) as file:
         assert file.pages.first.photometric.name == shown  # pyright: ignore[reportAttributeAccessIssue]
@@ -154,9 +196,12 @@ def test_a_thumbnail_is_no_page_and_12_bits_are_read(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
         file.write(array[0], metadata=None)
         file.write(array[0, ::3, 5:], subfiletype=1, metadata=None)
-    bits = np.unpackbits(array.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)  # 16 of each value
+    # 16 of each value
+    bits = np.unpackbits(array.astype(">u2").view(np.uint8).reshape(-1, 2), axis=1)
     packed = np.packbits(bits[:, 4:]).tobytes()
-    tifffile.imwrite(tmp_path / "b.tif", iter([packed]), shape=(16, 16), dtype="uint16", bitspersample=12)
+    tifffile.imwrite(
+        tmp_path / "b.tif", iter([packed]), shape=(16, 16), dtype="uint16", bitspersample=12
+    )
     assert (read(tmp_path / "a.tif") == array).all()
     assert (read(tmp_path / "b.tif") == array).all()
 
@@ -167,15 +212,24 @@ def test_a_thumbnail_is_no_page_and_12_bits_are_read(tmp_path: Path) -> None:
         ("0 is white", {"photometric": "miniswhite"}),
         ("turned by a tag", {"extratags": [(274, 3, 1, 3, True)]}),
         ("turned by a tag", {"extratags": [(274, 3, 1, 6, True)], "dtype": "uint16"}),
-        ("indices of a palette", {"photometric": "palette", "colormap": numbers((3, 256), "uint16")}),
+        (
+            "indices of a palette",
+            {"photometric": "palette", "colormap": numbers((3, 256), "uint16")},
+        ),
         ("of fewer than 8 bits", {"bitspersample": 1, "photometric": "minisblack"}),
     ],
 )
-def test_values_that_would_be_read_wrongly(fact: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_values_that_would_be_read_wrongly(
+    fact: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     options = dict(options)
     grey = numbers((16, 24), "uint8").astype(options.pop("dtype", "uint8"))
-    tifffile.imwrite(tmp_path / "a.tif", grey > 99 if "bitspersample" in options else grey, **options)
-    with pytest.raises(ValueError, match=rf"a\.tif: it has values .*{fact}: save .* upright grey or RGB"):
+    tifffile.imwrite(
+        tmp_path / "a.tif", grey > 99 if "bitspersample" in options else grey, **options
+    )
+    with pytest.raises(
+        ValueError, match=rf"a\.tif: it has values .*{fact}: save .* upright grey or RGB"
+    ):
         read(tmp_path / "a.tif")
 
 
@@ -187,7 +241,11 @@ def test_values_that_would_be_read_wrongly(fact: str, options: dict[str, Any], t
     ],
 )
 def test_large_pictures_are_written_in_tiles(
-    shape: tuple[int, ...], kind: str, nodata: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...],
+    kind: str,
+    nodata: float | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tiff, "TILED", 50_000)
     monkeypatch.setattr(tiff, "CLASSIC", 400_000)
@@ -201,10 +259,13 @@ def test_large_pictures_are_written_in_tiles(
         assert file.pages[0].is_tiled
         assert file.is_bigtiff == (mapped.nbytes > 400_000)
         stored = file.asarray()
-    assert stored.shape == ((*shape[1:], shape[0]) if len(shape) == 3 and shape[0] > 1 else mapped.squeeze().shape)
+    assert stored.shape == (
+        (*shape[1:], shape[0]) if len(shape) == 3 and shape[0] > 1 else mapped.squeeze().shape
+    )
 
 
-PLACE = (10.0, 0.5, 500000.25, -0.25, -10.0, 4649776.0)  # x of columns and rows, y of columns and rows
+# x of columns and rows, y of columns and rows
+PLACE = (10.0, 0.5, 500000.25, -0.25, -10.0, 4649776.0)
 
 
 @pytest.mark.parametrize(
@@ -232,20 +293,31 @@ def test_all_of_a_geotiff_is_kept(channels: int, kind: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("text", "kind", "nodata"),
-    [("255.0", "uint8", 255), ("-9999", "int16", -9999), (" 7 ", "uint16", 7), ("nan", "float32", float("nan"))],
+    [
+        ("255.0", "uint8", 255),
+        ("-9999", "int16", -9999),
+        (" 7 ", "uint16", 7),
+        ("nan", "float32", float("nan")),
+    ],
 )
 def test_a_nodata_tag_is_read_as_gdal_reads_it(
     text: str, kind: str, nodata: float, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", numbers((6, 5), kind), extratags=[(42113, 2, 0, text, True)])
+    tifffile.imwrite(
+        tmp_path / "a.tif", numbers((6, 5), kind), extratags=[(42113, 2, 0, text, True)]
+    )
     with rasterio.open(tmp_path / "a.tif") as file:
         assert str(file.nodata) == str(float(nodata))
     assert str(read(tmp_path / "a.tif").nodata) == str(float(nodata))
     assert not caplog.records
 
 
-@pytest.mark.parametrize(("text", "kind"), [("-9999", "uint8"), ("nan", "uint16"), ("1.5", "int16"), ("none", "uint8")])
-def test_black_is_there_where_the_type_cannot_hold_the_nodata_tag(text: str, kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "kind"), [("-9999", "uint8"), ("nan", "uint16"), ("1.5", "int16"), ("none", "uint8")]
+)
+def test_black_is_there_where_the_type_cannot_hold_the_nodata_tag(
+    text: str, kind: str, tmp_path: Path
+) -> None:
     array = np.zeros((6, 5), kind)
     tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(42113, 2, 0, text, True)])
     with pytest.warns(UserWarning, match=rf"a\.tif: its nodata '{text}' is no value of {kind}"):
@@ -258,12 +330,18 @@ def test_two_images_of_an_ome_file_are_refused(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "a.ome.tif", ome=True) as file:
         for _ in range(2):
             file.write(numbers((6, 5), "uint8"), photometric="minisblack")
-    with pytest.raises(ValueError, match=r"a\.ome\.tif: it has 2 images: save each picture as a file of its own"):
+    with pytest.raises(
+        ValueError, match=r"a\.ome\.tif: it has 2 images: save each picture as a file of its own"
+    ):
         read(tmp_path / "a.ome.tif")
 
 
-@pytest.mark.parametrize(("compression", "stored"), [("zlib", "ADOBE_DEFLATE"), ("lzw", "LZW"), ("zstd", "ZSTD")])
-def test_a_result_is_compressed_as_its_source(compression: str, stored: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("compression", "stored"), [("zlib", "ADOBE_DEFLATE"), ("lzw", "LZW"), ("zstd", "ZSTD")]
+)
+def test_a_result_is_compressed_as_its_source(
+    compression: str, stored: str, tmp_path: Path
+) -> None:
     array = numbers((1, 16, 24), "uint16")
     tifffile.imwrite(tmp_path / "a.tif", array[0], compression=compression)
     read_back(tmp_path / "b.tif", array, read(tmp_path / "a.tif").geometry)
@@ -273,7 +351,9 @@ def test_a_result_is_compressed_as_its_source(compression: str, stored: str, tmp
 
 def test_lossy_sources_have_results_without_loss(tmp_path: Path) -> None:
     colours = numbers((3, 16, 16), "uint8")
-    tifffile.imwrite(tmp_path / "a.tif", colours.transpose(1, 2, 0), compression="jpeg", photometric="rgb")
+    tifffile.imwrite(
+        tmp_path / "a.tif", colours.transpose(1, 2, 0), compression="jpeg", photometric="rgb"
+    )
     read_back(tmp_path / "b.tif", colours, read(tmp_path / "a.tif").geometry)
 
 
@@ -301,7 +381,13 @@ def test_names_of_channels_come_back_where_their_number_fits(tmp_path: Path) -> 
     assert "descriptions" not in read(tmp_path / "c.tif").geometry.kept
 
 
-BANDS: dict[str, Any] = {"driver": "GTiff", "count": 2, "height": 30, "width": 20, "dtype": "uint16"}
+BANDS: dict[str, Any] = {
+    "driver": "GTiff",
+    "count": 2,
+    "height": 30,
+    "width": 20,
+    "dtype": "uint16",
+}
 UTM: dict[str, Any] = {"crs": "EPSG:32632", "transform": rasterio.Affine(10, 0, 500, 0, -10, 900)}
 ARRAY = numbers((2, 30, 20), "uint16")
 
@@ -325,7 +411,9 @@ class TestGeotiff:
         ]
         assert crs.to_epsg() == 4326
 
-    def test_names_tags_and_units_of_bands_are_kept_and_statistics_are_not(self, tmp_path: Path) -> None:
+    def test_names_tags_and_units_of_bands_are_kept_and_statistics_are_not(
+        self, tmp_path: Path
+    ) -> None:
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:
             file.write(ARRAY)
             file.descriptions = ("VV", "VH")
@@ -343,12 +431,19 @@ class TestGeotiff:
         with rasterio.open(tmp_path / "c.tif") as file:
             assert (file.descriptions, file.tags(1)) == ((None,), {})
 
-    @pytest.mark.parametrize(("kind", "nodata"), [("uint8", 0), ("int16", -32768), ("float32", float("nan"))])
-    def test_pixels_outside_an_internal_mask_are_absent(self, kind: str, nodata: float, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("kind", "nodata"), [("uint8", 0), ("int16", -32768), ("float32", float("nan"))]
+    )
+    def test_pixels_outside_an_internal_mask_are_absent(
+        self, kind: str, nodata: float, tmp_path: Path
+    ) -> None:
         array = numbers((2, 30, 20), kind)
         inside = np.indices((30, 20)).sum(axis=0) % 3 > 0
         profile = {**BANDS, **UTM, "dtype": kind}
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(tmp_path / "a.tif", "w", **profile) as file,
+        ):
             file.write(array)
             file.write_mask(inside)
         picture = read(tmp_path / "a.tif", (slice(3, 20), slice(2, 19)))
@@ -356,7 +451,8 @@ class TestGeotiff:
         assert str(picture.nodata) == str(float(nodata))
         assert (picture.absent() == ~inside[window]).all()
         expected = array[(slice(None), *window)]
-        expected = np.where(expected == nodata, expected + expected.dtype.type(1), expected)  # is kept apart from it
+        # is kept apart from it
+        expected = np.where(expected == nodata, expected + expected.dtype.type(1), expected)
         assert (np.asarray(picture)[:, inside[window]] == expected[:, inside[window]]).all()
 
     def test_the_nodata_of_a_file_with_a_mask_is_its_own(self, tmp_path: Path) -> None:
@@ -364,7 +460,10 @@ class TestGeotiff:
         profile = {**BANDS, **UTM, "dtype": "uint8", "nodata": 255}
         index = np.arange(600).reshape(30, 20)
         array = np.where(index < 300, 255, 7).astype(np.uint8)
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(tmp_path / "a.tif", "w", **profile) as file:
+        with (
+            rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+            rasterio.open(tmp_path / "a.tif", "w", **profile) as file,
+        ):
             file.write(np.stack([array, array]))
             file.write_mask(index % 2 == 0)
         picture = read(tmp_path / "a.tif")
@@ -382,7 +481,10 @@ class TestGeotiff:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
         try:
             with pytest.raises(OSError, match=r"(cannot be read again|cannot write).*a\.tif"):
-                write(tmp_path / "a.tif", Picture(numbers((3, 90, 90), "uint16"), Geometry(None, "geotiff")))
+                write(
+                    tmp_path / "a.tif",
+                    Picture(numbers((3, 90, 90), "uint16"), Geometry(None, "geotiff")),
+                )
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
@@ -392,7 +494,10 @@ class TestGeotiff:
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS, **UTM) as file:
             file.write(ARRAY)
             file.scales = (0.5, 0.5)
-        with pytest.warns(UserWarning, match=r"a\.tif: bands have a scale of 0\.5 and an offset of 0, which are not"):
+        with pytest.warns(
+            UserWarning,
+            match=r"a\.tif: bands have a scale of 0\.5 and an offset of 0, which are not",
+        ):
             source = read(tmp_path / "a.tif")
         assert (source == ARRAY).all()
         source.save(tmp_path / "b.tif")  # of the same values
@@ -401,12 +506,24 @@ class TestGeotiff:
 
     def test_rational_polynomials_move_with_a_window(self, tmp_path: Path) -> None:
         """As of optical satellites; without an affine the file is known by their tag."""
-        numbers_of = dict.fromkeys(("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff"), [1.0] * 20)
-        scales = dict.fromkeys(("height_scale", "lat_scale", "long_scale", "line_scale", "samp_scale"), 1.0)
-        offsets = {"height_off": 0.0, "lat_off": 1.0, "long_off": 2.0, "line_off": 15.0, "samp_off": 10.0}
+        numbers_of = dict.fromkeys(
+            ("line_num_coeff", "line_den_coeff", "samp_num_coeff", "samp_den_coeff"), [1.0] * 20
+        )
+        scales = dict.fromkeys(
+            ("height_scale", "lat_scale", "long_scale", "line_scale", "samp_scale"), 1.0
+        )
+        offsets = {
+            "height_off": 0.0,
+            "lat_off": 1.0,
+            "long_off": 2.0,
+            "line_off": 15.0,
+            "samp_off": 10.0,
+        }
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS) as file:
             file.write(ARRAY)
-            file.rpcs = rasterio.rpc.RPC(**numbers_of, **scales, **offsets, err_bias=None, err_rand=None)  # pyright: ignore[reportCallIssue]
+            file.rpcs = rasterio.rpc.RPC(
+                **numbers_of, **scales, **offsets, err_bias=None, err_rand=None
+            )  # pyright: ignore[reportCallIssue]
         read(tmp_path / "a.tif", (slice(4, 24), slice(5, 15))).save(tmp_path / "b.tif")
         with rasterio.open(tmp_path / "b.tif") as file:
             assert (file.rpcs.line_off, file.rpcs.samp_off, file.rpcs.long_off) == (11, 5, 2)

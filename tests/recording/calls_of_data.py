@@ -17,13 +17,22 @@ from bbdm.data import Condition, MappedDataset, Pairs, Spec, read_rows
 from tests.recording.running import Case, tried
 from tests.recording.world import colours, numbers, save_geotiff, save_image, save_itk
 
-WIDE: dict[str, Any] = {"source": Values(0, 4000, dtype="uint16"), "target": Values(-1024, 3071, "HU", "int16")}
-UNIT: dict[str, Any] = {"source": Values(0, 4000, dtype="uint16"), "target": Values(0, 1, dtype="float32")}
+WIDE: dict[str, Any] = {
+    "source": Values(0, 4000, dtype="uint16"),
+    "target": Values(-1024, 3071, "HU", "int16"),
+}
+UNIT: dict[str, Any] = {
+    "source": Values(0, 4000, dtype="uint16"),
+    "target": Values(0, 1, dtype="float32"),
+}
 BANDS: dict[str, Any] = {
     "source": Values((-25, -32), (0, -5), "dB", "float32"),
     "target": Values((0, 0, 0), (10000, 9000, 8000), dtype="uint16"),
 }
-SCAN: dict[str, Any] = {"source": Values(0, 900, dtype="int16"), "target": Values(-1024, 3071, "HU", "int16")}
+SCAN: dict[str, Any] = {
+    "source": Values(0, 900, dtype="int16"),
+    "target": Values(-1024, 3071, "HU", "int16"),
+}
 SCANS = "scans/{split}/*/mr,scans/{split}/*/ct"
 COLUMNS = "data,sar=sar,style=labels.csv,text=text"
 CONDITIONS = {
@@ -91,12 +100,19 @@ def plain(cell: Any) -> Any:
 
 def rows_of(dataset: str, data_dir: str, split: str = "train") -> Any:
     """The rows of a layout as texts."""
-    return [{name: plain(cell) for name, cell in row.items()} for row in read_rows(dataset, data_dir, split)]
+    return [
+        {name: plain(cell) for name, cell in row.items()}
+        for row in read_rows(dataset, data_dir, split)
+    ]
 
 
-def pairs_of(data_dir: str, dataset: str = "paired", split: str = "train", **settings: Any) -> Pairs:
+def pairs_of(
+    data_dir: str, dataset: str = "paired", split: str = "train", **settings: Any
+) -> Pairs:
     """The pairs of a layout; settings of Pairs by their names, all others are the spec's."""
-    more = {name: settings.pop(name) for name in ("cache", "prepare", "skip_bad") if name in settings}
+    more = {
+        name: settings.pop(name) for name in ("cache", "prepare", "skip_bad") if name in settings
+    }
     return Pairs(read_rows(dataset, data_dir, split), Spec(**settings), **more)
 
 
@@ -110,13 +126,18 @@ def examples_of(pairs: Pairs, dataset: str = "") -> Any:
     found: dict[str, Any] = {"count": len(pairs)}
     found["size"] = tried(lambda: pairs.image_size)
     found["channels"] = tried(lambda: [pairs.source_channels, pairs.channels])
-    found["digest"] = "" if dataset == "hub" else tried(pairs.digest)  # that of hub depends on the folder's path
+    # that of hub depends on the folder's path
+    found["digest"] = "" if dataset == "hub" else tried(pairs.digest)
     found["spec"] = tried(lambda: pairs.spec.config())
     indices = range(min(len(pairs), 12))
     found["items"] = [tried(lambda index=index: pairs[index]) for index in indices]
     for seed in (0, 1):
-        found[f"read, seed {seed}"] = [tried(partial(read_example, pairs, index, seed)) for index in indices]
-        found[f"order, seed {seed}"] = tried(lambda seed=seed: list(pairs.order(seed)(0, len(pairs))))
+        found[f"read, seed {seed}"] = [
+            tried(partial(read_example, pairs, index, seed)) for index in indices
+        ]
+        found[f"order, seed {seed}"] = tried(
+            lambda seed=seed: list(pairs.order(seed)(0, len(pairs)))
+        )
     return found
 
 
@@ -127,10 +148,15 @@ def read(data_dir: str, dataset: str = "paired", **settings: Any) -> Callable[[]
 
 def both_splits(layout: tuple[str, str]) -> Any:
     """The rows of a layout in train and val, and its examples at one size."""
-    found = {split: tried(lambda split=split: rows_of(*layout, split)) for split in ("train", "val", "test")}
+    found = {
+        split: tried(lambda split=split: rows_of(*layout, split))
+        for split in ("train", "val", "test")
+    }
     dataset, data_dir = layout
     sized: dict[str, Any] = {"size": 8} if "scans" not in data_dir else {**SCAN, "slices": "axial"}
-    return found | {"examples": tried(lambda: examples_of(pairs_of(data_dir, dataset, **sized), dataset))}
+    return found | {
+        "examples": tried(lambda: examples_of(pairs_of(data_dir, dataset, **sized), dataset))
+    }
 
 
 def cached(data_dir: str, **settings: Any) -> Callable[[], Any]:
@@ -140,7 +166,9 @@ def cached(data_dir: str, **settings: Any) -> Callable[[], Any]:
         found: list[Any] = []
         for _ in range(2):
             pairs = pairs_of(data_dir, cache=Path("cache"), **settings)
-            found.append([tried(lambda i=i, pairs=pairs: tuple(pairs.read(i, 1))) for i in range(len(pairs))])
+            found.append(
+                [tried(lambda i=i, pairs=pairs: tuple(pairs.read(i, 1))) for i in range(len(pairs))]
+            )
         return found
 
     return case
@@ -170,7 +198,8 @@ def all_bad() -> Any:
     for path in Path("pairs/A/train").iterdir():
         path.write_bytes(b"no picture")
     return [
-        tried(lambda skip=skip: examples_of(pairs_of("pairs/A/train,pairs/B/train", skip_bad=skip))) for skip in (0, 1)
+        tried(lambda skip=skip: examples_of(pairs_of("pairs/A/train,pairs/B/train", skip_bad=skip)))
+        for skip in (0, 1)
     ]
 
 
@@ -178,7 +207,10 @@ def other_sizes() -> Any:
     """A target of another size, which only a size of examples makes one."""
     save_image(Path("pairs/B/train/00.png"), colours(1, 20, 30))
     settings: list[dict[str, Any]] = [{}, {"size": 8}, {"crop": 8}, {"size": (8, 12)}]
-    return [tried(lambda more=more: examples_of(pairs_of("pairs/A/train,pairs/B/train", **more))) for more in settings]
+    return [
+        tried(lambda more=more: examples_of(pairs_of("pairs/A/train,pairs/B/train", **more)))
+        for more in settings
+    ]
 
 
 def other_grids() -> Any:
@@ -186,7 +218,9 @@ def other_grids() -> Any:
     from rasterio.transform import Affine
 
     bands = numbers(1, (2, 20, 24), np.float32, -30, 1)
-    save_geotiff(Path("S1/train/0.tif"), bands, None, transform=Affine(10, 0, 500_040, 0, -10, 5_400_000))
+    save_geotiff(
+        Path("S1/train/0.tif"), bands, None, transform=Affine(10, 0, 500_040, 0, -10, 5_400_000)
+    )
     volume = numbers(1, (6, 20, 24), np.float32, 0, 900)
     save_itk(Path("scans/train/p1/mr.mha"), volume, spacing=(1.0, 1.5, 2.0))
     return [
@@ -240,7 +274,11 @@ def unknown_values() -> Any:
         tried(lambda: examples_of(pairs_of("wide/{split}/A,wide/{split}/B"))),
         tried(lambda: examples_of(pairs_of("npy/A/{split},npy/B/{split}", **narrow))),
         tried(lambda: examples_of(pairs_of("npy/A/{split},npy/B/{split}", channels=3, **narrow))),
-        tried(lambda: examples_of(pairs_of("S1/{split},S2/{split}", source=BANDS["target"], target=BANDS["target"]))),
+        tried(
+            lambda: examples_of(
+                pairs_of("S1/{split},S2/{split}", source=BANDS["target"], target=BANDS["target"])
+            )
+        ),
     ]
 
 
@@ -260,9 +298,13 @@ def damaged_conditions() -> Any:
     """Rows whose conditions are missing, of other widths, or of no known class."""
     found = [tried(lambda: pairs_of("data", "edge2shoes", conditions=CONDITIONS))]
     np.save("text/01.npy", np.zeros((2, 5), np.float32))
-    found.append(tried(lambda: examples_of(pairs_of(COLUMNS, "edge2shoes", size=8, conditions=CONDITIONS))))
+    found.append(
+        tried(lambda: examples_of(pairs_of(COLUMNS, "edge2shoes", size=8, conditions=CONDITIONS)))
+    )
     np.save("text/01.npy", np.zeros((2, 5, 7, 9, 11), np.float32))
-    found.append(tried(lambda: examples_of(pairs_of(COLUMNS, "edge2shoes", size=8, conditions=CONDITIONS))))
+    found.append(
+        tried(lambda: examples_of(pairs_of(COLUMNS, "edge2shoes", size=8, conditions=CONDITIONS)))
+    )
     shutil.rmtree("sar")
     found.append(tried(lambda: pairs_of(COLUMNS, "edge2shoes", conditions=CONDITIONS)))
     return found
@@ -310,10 +352,15 @@ def mapped() -> Any:
         "none": Items(),
     }
     found: dict[str, Any] = {
-        name: tried(lambda each=each: examples_of(MappedDataset(each))) for name, each in items.items()
+        name: tried(lambda each=each: examples_of(MappedDataset(each)))
+        for name, each in items.items()
     }
-    found["values"] = tried(lambda: examples_of(MappedDataset(Items((wide, wide)), spec=Spec(crop=4, crops=2, **WIDE))))
-    found["by a function"] = tried(lambda: examples_of(MappedDataset(Items(tensor), lambda item: (item, item))))
+    found["values"] = tried(
+        lambda: examples_of(MappedDataset(Items((wide, wide)), spec=Spec(crop=4, crops=2, **WIDE)))
+    )
+    found["by a function"] = tried(
+        lambda: examples_of(MappedDataset(Items(tensor), lambda item: (item, item)))
+    )
     found["no data set"] = tried(lambda: MappedDataset(7))  # pyright: ignore[reportArgumentType]
     return found
 
@@ -329,14 +376,20 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "8 bits, crops": read(PAIRED, crop=8, crops=3),
     "8 bits, a mask": read(f"{PAIRED},mask=masks", size=8),
     "8 bits, a mask and crops": read(f"{PAIRED},mask=masks", crop=(4, 8)),
-    "table with a mask and classes": read("table_{split}.csv", "table", conditions={"style": Condition("class")}),
+    "table with a mask and classes": read(
+        "table_{split}.csv", "table", conditions={"style": Condition("class")}
+    ),
     "stream of tars": read("{split}-*.tar", "stream", conditions={"style": Condition("class")}),
     "hub with classes": read("hub", "hub", conditions={"style": Condition("class")}, size=8),
     "unpaired": read("pairs/A/{split},other/{split}", "unpaired", size=8),
     "unpaired, crops": read("pairs/A/{split},other/{split}", "unpaired", crop=8),
     "conditions": read(COLUMNS, "edge2shoes", conditions=CONDITIONS),
-    "conditions and crops": read(COLUMNS, "edge2shoes", conditions={"sar": CONDITIONS["sar"]}, crop=8),
-    "a class of all": read(COLUMNS, "edge2shoes", conditions={"style": Condition("class", size=("a", "b"), label="b")}),
+    "conditions and crops": read(
+        COLUMNS, "edge2shoes", conditions={"sar": CONDITIONS["sar"]}, crop=8
+    ),
+    "a class of all": read(
+        COLUMNS, "edge2shoes", conditions={"style": Condition("class", size=("a", "b"), label="b")}
+    ),
     "16 bits": read("wide/{split}/A,wide/{split}/B", **WIDE),
     "16 bits, crops": read("wide/{split}/A,wide/{split}/B", crop=8, crops=2, **WIDE),
     "16 bits, a size": read("wide/{split}/A,wide/{split}/B", size=8, **WIDE),
@@ -346,7 +399,10 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "bands with nodata, crops": read("S1/{split},S2/{split}", crop=8, crops=2, **BANDS),
     "volumes": read(f"{SCANS},mask=scans/{{split}}/*/mask", axes=3, **SCAN),
     "volumes, crops": read(f"{SCANS},mask=scans/{{split}}/*/mask", axes=3, crop=(4, 8, 8), **SCAN),
-    **{f"volumes, {plane}": read(SCANS, slices=plane, **SCAN) for plane in ("axial", "coronal", "sagittal")},
+    **{
+        f"volumes, {plane}": read(SCANS, slices=plane, **SCAN)
+        for plane in ("axial", "coronal", "sagittal")
+    },
     "volumes, axial, neighbours": read(SCANS, slices="axial", neighbours=1, **SCAN),
     "volumes, axial, a mask and crops": read(
         f"{SCANS},mask=scans/{{split}}/*/mask", slices="axial", neighbours=2, crop=8, **SCAN
@@ -369,7 +425,10 @@ EXAMPLES: dict[str, Callable[[], Any]] = {
     "map-style data sets": mapped,
 }
 CASES: dict[str, Case] = {
-    **{f"data: rows of {name}": lambda layout=layout: both_splits(layout) for name, layout in LAYOUTS.items()},
+    **{
+        f"data: rows of {name}": lambda layout=layout: both_splits(layout)
+        for name, layout in LAYOUTS.items()
+    },
     "data: rows that are refused": lambda: {
         name: tried(lambda layout=layout: rows_of(*layout)) for name, layout in REFUSED.items()
     },

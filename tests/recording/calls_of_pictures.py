@@ -15,22 +15,91 @@ from tests.recording.world import HEIGHT, VOLUME, WIDTH, numbers
 
 FORMATS = Path("formats")
 PHOTOGRAPHS = (
-    *("rgb.png", "grey.png", "rgba.png", "grey_alpha.png", "palette.png", "palette_clear.png", "one_bit.png"),
-    *("grey16.png", "rgb16.png", "turned2.jpg", "turned6.jpg", "grey.jpg", "inks.jpeg", "rgb.webp", "rgba.webp"),
+    *(
+        "rgb.png",
+        "grey.png",
+        "rgba.png",
+        "grey_alpha.png",
+        "palette.png",
+        "palette_clear.png",
+        "one_bit.png",
+    ),
+    *(
+        "grey16.png",
+        "rgb16.png",
+        "turned2.jpg",
+        "turned6.jpg",
+        "grey.jpg",
+        "inks.jpeg",
+        "rgb.webp",
+        "rgba.webp",
+    ),
     *("rgb.bmp", "palette.bmp", "rgb.GIF"),
 )
 TIFFS = (
-    *("rgb8.tif", "uint8.tif", "uint16.tif", "int16.tif", "int32.tif", "float16.tif", "float32.tif", "float64.tif"),
-    *("strips.tif", "tiles.tif", "plain_tiles.tif", "predictor.tif", "big_endian.tif", "planes.tif", "pages.tiff"),
-    *("stack.ome.tif", "imagej.tif", "nodata.tif", "geo.tif", "geo_float.tif", "geo_turned.tif", "geo_tiles.tif"),
+    *(
+        "rgb8.tif",
+        "uint8.tif",
+        "uint16.tif",
+        "int16.tif",
+        "int32.tif",
+        "float16.tif",
+        "float32.tif",
+        "float64.tif",
+    ),
+    *(
+        "strips.tif",
+        "tiles.tif",
+        "plain_tiles.tif",
+        "predictor.tif",
+        "big_endian.tif",
+        "planes.tif",
+        "pages.tiff",
+    ),
+    *(
+        "stack.ome.tif",
+        "imagej.tif",
+        "nodata.tif",
+        "geo.tif",
+        "geo_float.tif",
+        "geo_turned.tif",
+        "geo_tiles.tif",
+    ),
 )
 MEDICAL = (
-    *("volume.nii", "volume.nii.gz", "flat.nii", "two.nii", "scaled.nii", "vectors.nii", "times.nii", "volume.mha"),
-    *("flat.mha", "vectors.mha", "volume.nrrd", "flat.nrrd", "vectors.nrrd", "other.mhd", "dicom", "dicom_gap"),
+    *(
+        "volume.nii",
+        "volume.nii.gz",
+        "flat.nii",
+        "two.nii",
+        "scaled.nii",
+        "vectors.nii",
+        "times.nii",
+        "volume.mha",
+    ),
+    *(
+        "flat.mha",
+        "vectors.mha",
+        "volume.nrrd",
+        "flat.nrrd",
+        "vectors.nrrd",
+        "other.mhd",
+        "dicom",
+        "dicom_gap",
+    ),
     *("dicom_one", "slice.dcm"),
 )
 ARRAYS = (
-    *("two.npy", "three.npy", "four.npy", "five.npy", "float16.npy", "float64.npy", "int64.npy", "uint8.npy"),
+    *(
+        "two.npy",
+        "three.npy",
+        "four.npy",
+        "five.npy",
+        "float16.npy",
+        "float64.npy",
+        "int64.npy",
+        "uint8.npy",
+    ),
     *("bool.npy", "complex64.npy", "objects.npy", "columns.npy", "several.npz", "tensor.pth"),
 )
 SAVED = (
@@ -44,10 +113,41 @@ SAVED = (
         "tiles.tif",
         "nodata.tif",
     ),
-    *("stack.ome.tif", "imagej.tif", "geo.tif", "geo_float.tif", "volume.nii", "vectors.nii", "volume.mha"),
-    *("vectors.nrrd", "dicom", "two.npy", "three.npy", "four.npy", "float16.npy", "int64.npy", "bool.npy"),
+    *(
+        "stack.ome.tif",
+        "imagej.tif",
+        "geo.tif",
+        "geo_float.tif",
+        "volume.nii",
+        "vectors.nii",
+        "volume.mha",
+    ),
+    *(
+        "vectors.nrrd",
+        "dicom",
+        "two.npy",
+        "three.npy",
+        "four.npy",
+        "float16.npy",
+        "int64.npy",
+        "bool.npy",
+    ),
 )
-SUFFIXES = ("png", "jpg", "webp", "bmp", "tif", "tiff", "nii", "nii.gz", "mha", "nrrd", "npy", "npz", "txt")
+SUFFIXES = (
+    "png",
+    "jpg",
+    "webp",
+    "bmp",
+    "tif",
+    "tiff",
+    "nii",
+    "nii.gz",
+    "mha",
+    "nrrd",
+    "npy",
+    "npz",
+    "txt",
+)
 
 
 def windows(axes: int) -> list[tuple[slice, ...]]:
@@ -61,7 +161,10 @@ def windows(axes: int) -> list[tuple[slice, ...]]:
 
 def reading(path: Path) -> Any:
     """The header of a file, its picture, and windows of it."""
-    found: dict[str, Any] = {"header": tried(lambda: header(path)), "whole": tried(lambda: read(path))}
+    found: dict[str, Any] = {
+        "header": tried(lambda: header(path)),
+        "whole": tried(lambda: read(path)),
+    }
     try:
         axes = len(header(path).sides)
     except (ValueError, OSError):
@@ -86,7 +189,9 @@ def saving(path: Path) -> Any:
 def writing(array: Any, geometry: Geometry | None = None) -> Any:
     """An array written in each format, of which some refuse it."""
     picture = array if geometry is None else Picture(array, geometry, "HU", "made")
-    return {suffix: tried(lambda suffix=suffix: write(f"made.{suffix}", picture)) for suffix in SUFFIXES}
+    return {
+        suffix: tried(lambda suffix=suffix: write(f"made.{suffix}", picture)) for suffix in SUFFIXES
+    }
 
 
 def attributes() -> Any:
@@ -120,7 +225,9 @@ def ranges_of_values() -> Any:
         ((0, 2**30), {"dtype": "int32"}),
         ((0, 1), {"dtype": "complex64"}),
     )
-    return [tried(lambda words=words, more=more: Values(*words, **more)) for words, more in settings]
+    return [
+        tried(lambda words=words, more=more: Values(*words, **more)) for words, more in settings
+    ]
 
 
 def cases_of_files() -> dict[str, Case]:
@@ -135,14 +242,26 @@ def cases_of_files() -> dict[str, Case]:
 
 def bad_files() -> Any:
     """All damaged files, and what is no file."""
-    paths = [*sorted(Path("bad").iterdir()), Path("missing.png"), Path("missing.tif"), Path("missing"), Path("")]
-    return {str(path): [tried(lambda path=path: header(path)), tried(lambda path=path: read(path))] for path in paths}
+    paths = [
+        *sorted(Path("bad").iterdir()),
+        Path("missing.png"),
+        Path("missing.tif"),
+        Path("missing"),
+        Path(""),
+    ]
+    return {
+        str(path): [tried(lambda path=path: header(path)), tried(lambda path=path: read(path))]
+        for path in paths
+    }
 
 
 def geometry_of(axes: int) -> Geometry:
     """An affine of so many axes, and a value for none."""
     return Geometry(
-        tuple(tuple(2.0 * (row == column) for column in range(axes + 1)) for row in range(axes + 1)), nodata=3
+        tuple(
+            tuple(2.0 * (row == column) for column in range(axes + 1)) for row in range(axes + 1)
+        ),
+        nodata=3,
     )
 
 

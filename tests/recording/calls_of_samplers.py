@@ -20,7 +20,17 @@ from tests.recording.world import colours, numbers
 PNG = "pairs/A/val/04.png"
 WIDE = numbers(1, (1, 20, 24), np.uint16, 0, 4000)
 VOLUME = numbers(2, (1, 6, 8, 12), np.int16, 0, 900)
-SOLVERS = ("dpm2m", "sde-dpm2m", "ddim", "midpoint", "ancestral", "posterior", "fast", "mean", "consistency")
+SOLVERS = (
+    "dpm2m",
+    "sde-dpm2m",
+    "ddim",
+    "midpoint",
+    "ancestral",
+    "posterior",
+    "fast",
+    "mean",
+    "consistency",
+)
 
 
 def floats(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -103,7 +113,9 @@ def sources() -> dict[str, Any]:
 def of_source(kind: str, name: str) -> Any:
     """Results of a source by networks that do not see it, and that do."""
     source = sources()[kind][name]
-    return {network: made(source, network) for network in (("c", "seen") if kind == "good" else ("c",))}
+    return {
+        network: made(source, network) for network in (("c", "seen") if kind == "good" else ("c",))
+    }
 
 
 def of_values() -> Any:
@@ -118,7 +130,9 @@ def of_values() -> Any:
         "Picture": made(Picture(stored, place, "u", "a"), "wide"),
         "list": made([Picture(WIDE), "wide/val/A/3.tif"], "wide"),
         "array": made(WIDE[0], "wide", source_values=wide),
-        "array of floats": made(WIDE[None].astype(np.float32), "wide", source_values="0:4000", target_values=(0, 1)),
+        "array of floats": made(
+            WIDE[None].astype(np.float32), "wide", source_values="0:4000", target_values=(0, 1)
+        ),
         "tensor": made([torch.from_numpy(WIDE.astype(np.int32))], "wide", source_values=(0, 4000)),
         "floats as they are": made(floats(1, 1, 8, 8), "wide"),
         "8 bits": made("formats/grey.png", "wide"),
@@ -127,7 +141,8 @@ def of_values() -> Any:
         "percentiles of a batch": made(floats(1, 1, 8, 8), "wide", source_values="p1:99"),
         "unit": made(WIDE[0], "wide", source_values="0:4000:u", target_values="0:1000:mm"),
         "flawed ranges": [
-            made(WIDE[0], "wide", source_values=each) for each in ("4", "3:1", (1, 2, 3, 4, 5), 5, "a:b")
+            made(WIDE[0], "wide", source_values=each)
+            for each in ("4", "3:1", (1, 2, 3, 4, 5), 5, "a:b")
         ],
         "colours": made("formats/rgb.png", "wide"),
         "8-bit network": made(WIDE[0], "c", source_values="0:4000"),
@@ -143,7 +158,12 @@ def of_values() -> Any:
 
 def of_volumes() -> Any:
     """Volumes by slices with neighbours, and in three axes."""
-    affine = ((0.0, 0.0, 1.0, 0.0), (0.0, 1.5, 0.0, 0.0), (4.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
+    affine = (
+        (0.0, 0.0, 1.0, 0.0),
+        (0.0, 1.5, 0.0, 0.0),
+        (4.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
     return {
         "slices": made("scans/val/p3/mr.mha", "slices", batch_size=4),
         "two": made([Picture(VOLUME), Picture(VOLUME)], "slices"),
@@ -160,7 +180,10 @@ def of_volumes() -> Any:
 def of_solvers(network: str) -> Any:
     """Solvers, steps and times."""
     source = floats(2, 3, 8, 8)
-    found = {name: tried(lambda name=name: sampler(network, solver=name)(source, 0)) for name in SOLVERS[:4]}
+    found = {
+        name: tried(lambda name=name: sampler(network, solver=name)(source, 0))
+        for name in SOLVERS[:4]
+    }
     found |= {name: made(source, network, solver=name, steps=3) for name in (*SOLVERS, "euler", 5)}
     steps: tuple[Any, ...] = (0, -1, 1, 2.5, 10**6, "3")
     found |= {f"steps {number}": made(source, network, steps=number) for number in steps}
@@ -175,7 +198,18 @@ def of_seeds() -> Any:
     """Seeds, noise and batches."""
     source = floats(3, 3, 8, 8)
     noise = floats(2, 3, 3, 8, 8, seed=1)
-    seeds: tuple[Any, ...] = (5, [5, 6, 7], (7, 7, 7), np.array([1, 2, 3]), [1, 2], -1, 1.5, 2**63, "a", [])
+    seeds: tuple[Any, ...] = (
+        5,
+        [5, 6, 7],
+        (7, 7, 7),
+        np.array([1, 2, 3]),
+        [1, 2],
+        -1,
+        1.5,
+        2**63,
+        "a",
+        [],
+    )
     found = {f"seed {each!r}": made(source, seed=each) for each in seeds}
     found |= {f"batch_size {size}": made(source, batch_size=size) for size in (1, 2, 3, 100, 0, -1)}
     found["noise"] = made(source, seed=None, noise=noise)
@@ -183,9 +217,13 @@ def of_seeds() -> Any:
     found["noise and a seed"] = made(source, seed=1, noise=noise)
     found["noise with NaN"] = made(source, seed=None, noise=noise * float("nan"))
     found["dtype"] = [
-        tried(lambda each=each: sampler(dtype=each)(source, 0)) for each in ("bf16", "fp32", "fp64", "int8")
+        tried(lambda each=each: sampler(dtype=each)(source, 0))
+        for each in ("bf16", "fp32", "fp64", "int8")
     ]
-    found["device"] = [tried(lambda each=each: sampler(device=each)(source, 0)) for each in ("cpu", "cuda:77", "gpu")]
+    found["device"] = [
+        tried(lambda each=each: sampler(device=each)(source, 0))
+        for each in ("cpu", "cuda:77", "gpu")
+    ]
     found["unknown argument"] = made(source, colour="red")
     found["drawn noise"] = tried(lambda: sampler().noise(source, 3))
     return found
@@ -288,7 +326,10 @@ def of_steps() -> Any:
     """Streams, callbacks, distributions, and the way back to noise."""
     source = floats(1, 3, 8, 8)
     net = sampler("seen")
-    steps = [[each.index, each.t, each.x0hat.clone(), each.preview()] for each in net.stream(source, 0, steps=3)]
+    steps = [
+        [each.index, each.t, each.x0hat.clone(), each.preview()]
+        for each in net.stream(source, 0, steps=3)
+    ]
     pictures = [each.preview() for each in net.stream([PNG], 0)]
     seen: list[Any] = []
     net([PNG, PNG], 0, batch_size=1, callback=lambda step: seen.append([step.index, step.t]))
@@ -301,7 +342,12 @@ def of_steps() -> Any:
         "previews": pictures,
         "callback": seen,
         "distribution": kept,
-        "without samples": [few.mean, few.std, tried(lambda: few.quantile(0.5)), tried(lambda: few.samples)],
+        "without samples": [
+            few.mean,
+            few.std,
+            tried(lambda: few.quantile(0.5)),
+            tried(lambda: few.samples),
+        ],
         "with values": [wide.mean, wide.std, wide.quantile(0.9)],
         "one sample": tried(lambda: net.distribution(source, samples=1)),
         "quantile 2": tried(lambda: spread.quantile(2)),
@@ -319,13 +365,32 @@ def of_files() -> Any:
     found: dict[str, Any] = {}
     for name in names:
         net = sampler(name)
-        found[name] = [repr(net.bridge), net.solver, len(net.table), str(net.dtype), net.image_size, net.unet]
-        save_checkpoint(f"again_{name}.safetensors", net.unet, net.bridge, codec=net.codec, image_size=net.image_size)
+        found[name] = [
+            repr(net.bridge),
+            net.solver,
+            len(net.table),
+            str(net.dtype),
+            net.image_size,
+            net.unet,
+        ]
+        save_checkpoint(
+            f"again_{name}.safetensors",
+            net.unet,
+            net.bridge,
+            codec=net.codec,
+            image_size=net.image_size,
+        )
     wrong = ("damaged.pt", "text.pt", "gone.pt", "pairs", "vqgan.pt", "labels.csv", "pickled.model")
     found |= {name: tried(lambda name=name: load_checkpoint(name)) for name in wrong}
-    found["vqgan"] = [load_vqgan("vqgan.pt"), tried(lambda: load_vqgan("c.pt")), tried(lambda: load_vqgan("text.pt"))]
+    found["vqgan"] = [
+        load_vqgan("vqgan.pt"),
+        tried(lambda: load_vqgan("c.pt")),
+        tried(lambda: load_vqgan("text.pt")),
+    ]
     sampler().save_pretrained("folder")
-    found["pretrained"] = tried(lambda: BridgeSampler.from_pretrained("folder", steps=2)(floats(1, 3, 8, 8), 0))
+    found["pretrained"] = tried(
+        lambda: BridgeSampler.from_pretrained("folder", steps=2)(floats(1, 3, 8, 8), 0)
+    )
     found["a suffix"] = tried(lambda: save_checkpoint("c.bin", sampler().unet, sampler().bridge))
     return found
 
@@ -362,7 +427,12 @@ def saved_results() -> Any:
     """Results saved in files of the sources' formats."""
     found: list[Any] = []
     for index, (network, path) in enumerate(
-        (("wide", "wide/val/A/3.tif"), ("bands", "S1/val/3.tif"), ("slices", "scans/val/p3/mr.mha"), ("c", PNG))
+        (
+            ("wide", "wide/val/A/3.tif"),
+            ("bands", "S1/val/3.tif"),
+            ("slices", "scans/val/p3/mr.mha"),
+            ("c", PNG),
+        )
     ):
         (result,) = sampler(network)([path], seed=index)
         output = f"result{index}{Path(path).suffix}"

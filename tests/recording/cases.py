@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from bbdm import UNetConfig, VQGANConfig
 from bbdm.networks.config import UNETS, VQGANS
-from tests.recording import calls_of_data, calls_of_pictures, calls_of_samplers, commands, commands_of_training
+from tests.recording import (
+    calls_of_data,
+    calls_of_pictures,
+    calls_of_samplers,
+    commands,
+    commands_of_training,
+)
 from tests.recording.running import Case
 from tests.recording.world import TINY, TINY_VQGAN
 

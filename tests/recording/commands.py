@@ -224,7 +224,18 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "info": (
         *(
             f"info {name}.pt"
-            for name in ("c", "seen", "wide", "bands", "slices", "volume", "told", "both", "latent", "sizeless")
+            for name in (
+                "c",
+                "seen",
+                "wide",
+                "bands",
+                "slices",
+                "volume",
+                "told",
+                "both",
+                "latent",
+                "sizeless",
+            )
         ),
         "info c.safetensors",
         "info vqgan.pt",
@@ -269,7 +280,16 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "nothing",
         *(
             f"{name} --help"
-            for name in ("train", "translate", "eval", "calibrate", "restore", "info", "export", "distill")
+            for name in (
+                "train",
+                "translate",
+                "eval",
+                "calibrate",
+                "restore",
+                "info",
+                "export",
+                "distill",
+            )
         ),
         "train --preset demo --help",
         "--import no_such_module info c.pt",

@@ -52,7 +52,10 @@ TRAIN: dict[str, tuple[str, ...]] = {
         f"train paired {PAIRS} u.pt {FIT} --cache_images cache",
     ),
     "workers": (f"train paired {PAIRS} t.pt {FIT} --workers 1",),
-    "grey": (f"train paired {PAIRS} t.pt {FIT} --channels 1", f"translate paired {PAIRS} t.pt results {FEW}"),
+    "grey": (
+        f"train paired {PAIRS} t.pt {FIT} --channels 1",
+        f"translate paired {PAIRS} t.pt results {FEW}",
+    ),
     "from B to A": (f"train paired {PAIRS} t.pt {FIT} --direction BtoA",),
     "both ways": (
         f"train paired {PAIRS} t.pt {FIT} --direction both",
@@ -102,7 +105,9 @@ TRAIN: dict[str, tuple[str, ...]] = {
         f"train paired {WIDE} t.pt {BARE} --crop 8 --source_values 0:1,0:1 --target_values 0:1",
         f"train paired {WIDE} t.pt {BARE} --crop 40 {WIDE_VALUES}",
     ),
-    "floats": (f"train paired 'npy/A/{{split}},npy/B/{{split}}' t.pt {BARE} --crop 8 {WIDE_VALUES}",),
+    "floats": (
+        f"train paired 'npy/A/{{split}},npy/B/{{split}}' t.pt {BARE} --crop 8 {WIDE_VALUES}",
+    ),
     "bands with nodata": (
         f"train paired {BANDS} t.pt {BARE} --crop 8:2 {BAND_VALUES}",
         "info t.pt",

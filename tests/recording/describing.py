@@ -34,7 +34,8 @@ TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp")
 UUID = re.compile(rb"urn:uuid:[0-9a-f-]{36}")  # of OME-TIFF, drawn anew for each file
 KEY = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")  # of a cache's entry
 PROGRESS = re.compile(r"\d+%\||it/s|s/it|\?it/s|(B|ba|examples?)/s")
-TIMED = re.compile(r"second|time_of|hours|throughput|per_s|stamps")  # keys of JSON whose values differ in each run
+# keys of JSON whose values differ in each run
+TIMED = re.compile(r"second|time_of|hours|throughput|per_s|stamps")
 
 
 def sha(content: bytes) -> str:
@@ -45,11 +46,17 @@ def sha(content: bytes) -> str:
 def array_of(array: Any) -> dict[str, Any]:
     """Shape, type and hash of values, and a few numbers that say how far two arrays differ."""
     array = np.ascontiguousarray(np.asarray(array))
-    about: dict[str, Any] = {"shape": list(array.shape), "dtype": str(array.dtype), "sha": sha(array.tobytes())}
+    about: dict[str, Any] = {
+        "shape": list(array.shape),
+        "dtype": str(array.dtype),
+        "sha": sha(array.tobytes()),
+    }
     if array.size and array.dtype.kind in "biuf":
         finite = array[np.isfinite(array)].astype(np.float64)
         if finite.size:
-            about["range"] = [float(f"{number:.6g}") for number in (finite.min(), finite.mean(), finite.max())]
+            about["range"] = [
+                float(f"{number:.6g}") for number in (finite.min(), finite.mean(), finite.max())
+            ]
     return about
 
 
@@ -76,7 +83,11 @@ def picture_of(picture: Any) -> dict[str, Any]:
 def value_of(value: Any) -> Any:
     """Any result of a call, as JSON."""
     if isinstance(value, Picture):
-        about = picture_of(value) | {"unit": value.unit, "name": value.name, "read only": not value.flags.writeable}
+        about = picture_of(value) | {
+            "unit": value.unit,
+            "name": value.name,
+            "read only": not value.flags.writeable,
+        }
         return {"picture": about} | array_of(value)
     if isinstance(value, Header):
         return {"header": picture_of(value), "windowed": value.windowed}
@@ -122,10 +133,21 @@ def _without_tensors(value: Any, path: str, tensors: dict[str, torch.Tensor]) ->
     if isinstance(value, torch.nn.Module):
         return _without_tensors(dict(value.state_dict()), path, tensors)
     if isinstance(value, Mapping):
-        members = {str(name): _without_tensors(each, f"{path}/{name}", tensors) for name, each in value.items()}
-        return members if any(each != "a tensor" for each in members.values()) else f"{len(members)} tensors"
-    if isinstance(value, list | tuple) and any(isinstance(each, torch.Tensor | Mapping) for each in value):
-        return [_without_tensors(each, f"{path}/{index}", tensors) for index, each in enumerate(value)]
+        members = {
+            str(name): _without_tensors(each, f"{path}/{name}", tensors)
+            for name, each in value.items()
+        }
+        return (
+            members
+            if any(each != "a tensor" for each in members.values())
+            else f"{len(members)} tensors"
+        )
+    if isinstance(value, list | tuple) and any(
+        isinstance(each, torch.Tensor | Mapping) for each in value
+    ):
+        return [
+            _without_tensors(each, f"{path}/{index}", tensors) for index, each in enumerate(value)
+        ]
     return value_of(value)
 
 
@@ -147,7 +169,10 @@ def of_safetensors(path: Path) -> dict[str, Any]:
 def of_pillow(path: Path) -> dict[str, Any]:
     """A photograph by Pillow."""
     with Image.open(path) as image:
-        info = {"profile": sha(image.info.get("icc_profile") or b""), "text": str(image.info.get("transparency"))}
+        info = {
+            "profile": sha(image.info.get("icc_profile") or b""),
+            "text": str(image.info.get("transparency")),
+        }
         return {"format": image.format, **image_of(image), "info": info}
 
 
@@ -164,14 +189,30 @@ def of_tiff(path: Path) -> dict[str, Any]:
     with tifffile.TiffFile(path) as file:
         series = file.series[0]
         page: Any = file.pages.first
-        about = {"axes": series.axes, "pages": len(file.pages), "compression": page.compression.name}
-        about |= {"photometric": page.photometric.name, "big": file.is_bigtiff, "tile": str(page.is_tiled)}
-        tags = {name: str(page.tags[name].value) for name in ("XResolution", "GDAL_NODATA") if name in page.tags}
+        about = {
+            "axes": series.axes,
+            "pages": len(file.pages),
+            "compression": page.compression.name,
+        }
+        about |= {
+            "photometric": page.photometric.name,
+            "big": file.is_bigtiff,
+            "tile": str(page.is_tiled),
+        }
+        tags = {
+            name: str(page.tags[name].value)
+            for name in ("XResolution", "GDAL_NODATA")
+            if name in page.tags
+        }
         values = array_of(series.asarray())
         if file.ome_metadata:
             about["ome"] = re.sub(r'(UUID|Creator)="[^"]*"', "", file.ome_metadata)
     with _quiet(), rasterio.open(path) as file:
-        place = {"crs": str(file.crs), "transform": list(file.transform), "nodata": str(file.nodata)}
+        place = {
+            "crs": str(file.crs),
+            "transform": list(file.transform),
+            "nodata": str(file.nodata),
+        }
         place["tags"] = value_of(file.tags()) if file.crs else {}
     return {**about, **tags, **place, "values": values}
 
@@ -186,7 +227,11 @@ def of_nifti(path: Path) -> dict[str, Any]:
 def of_itk(path: Path) -> dict[str, Any]:
     """MetaImage or NRRD by SimpleITK."""
     image = sitk.ReadImage(str(path))
-    place = {"spacing": image.GetSpacing(), "origin": image.GetOrigin(), "direction": image.GetDirection()}
+    place = {
+        "spacing": image.GetSpacing(),
+        "origin": image.GetOrigin(),
+        "direction": image.GetDirection(),
+    }
     return value_of(place) | {"values": array_of(sitk.GetArrayFromImage(image))}
 
 
@@ -224,7 +269,9 @@ def of_onnx(path: Path) -> dict[str, Any]:
 
     graph = onnx.load(path).graph
     operators = sha(" ".join(node.op_type for node in graph.node).encode())
-    weights = {each.name: torch.tensor(onnx.numpy_helper.to_array(each)) for each in graph.initializer}
+    weights = {
+        each.name: torch.tensor(onnx.numpy_helper.to_array(each)) for each in graph.initializer
+    }
     return {"nodes": len(graph.node), "operators": operators, "weights": state_of(weights)}
 
 
@@ -241,7 +288,11 @@ READERS: dict[str, Callable[[Path], Any]] = {
     ".safetensors": of_safetensors,
     ".onnx": of_onnx,
 }
-STABLE = {suffix for suffix, reader in READERS.items() if reader in (of_pillow, of_tiff, of_nifti, of_itk, of_array)}
+STABLE = {
+    suffix
+    for suffix, reader in READERS.items()
+    if reader in (of_pillow, of_tiff, of_nifti, of_itk, of_array)
+}
 
 
 def file_of(path: Path) -> dict[str, Any]:
@@ -304,7 +355,9 @@ def normal(value: Any, folders: Iterable[str]) -> Any:
     if isinstance(value, dict):
         kept: dict[str, Any] = {}
         for name, each in value.items():
-            kept[normal_text(str(name), folders)] = "<timed>" if TIMED.search(str(name)) else normal(each, folders)
+            kept[normal_text(str(name), folders)] = (
+                "<timed>" if TIMED.search(str(name)) else normal(each, folders)
+            )
         return kept
     if isinstance(value, list | tuple):
         return [normal(each, folders) for each in value]

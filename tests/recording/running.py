@@ -29,7 +29,8 @@ Case = Callable[[], Any] | tuple[str, ...]  # a call, or lines of commands
 
 
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
-UNSTEADY = (" hub ", "c.safetensors")  # in lines: digests follow from a folder's path, or a header without order
+# in lines: digests follow from a folder's path, or a header without order
+UNSTEADY = (" hub ", "c.safetensors")
 
 
 def tried(call: Callable[[], Any]) -> Any:
@@ -119,7 +120,11 @@ def _reset() -> None:
 
 def _snapshot(folder: Path) -> dict[str, tuple[int, int]]:
     """Sizes and times of all files, by their paths below a folder."""
-    stats = {path.relative_to(folder).as_posix(): path.stat() for path in folder.rglob("*") if path.is_file()}
+    stats = {
+        path.relative_to(folder).as_posix(): path.stat()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in stats.items()}
 
 
@@ -163,8 +168,12 @@ def run_case(case: Case, world: Path, folder: Path) -> Record:
         os.chdir(home)
         logging.captureWarnings(False)
         shutil.rmtree(folder, ignore_errors=True)
-    folders = sorted({str(folder), str(folder.resolve()), str(folder.parent)}, key=len, reverse=True)
-    content = normal({name: each for name, each in record.items() if each or name == "result"}, folders)
+    folders = sorted(
+        {str(folder), str(folder.resolve()), str(folder.parent)}, key=len, reverse=True
+    )
+    content = normal(
+        {name: each for name, each in record.items() if each or name == "result"}, folders
+    )
     steady = callable(case) or not any(word in line for line in case for word in UNSTEADY)
     return content if steady else json.loads(DIGEST.sub("<digest>", json.dumps(content)))
 
@@ -186,10 +195,16 @@ def differences(old: Any, new: Any, path: str = "") -> list[tuple[str, Any, Any]
     """What differs in two records: where, the old and the new value; None for a missing one."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         names = sorted({*old, *new})
-        parts = [differences(old.get(name), new.get(name), f"{path}/{name}" if path else name) for name in names]
+        parts = [
+            differences(old.get(name), new.get(name), f"{path}/{name}" if path else name)
+            for name in names
+        ]
         return [each for part in parts for each in part]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        parts = [differences(*pair, f"{path}/{index}") for index, pair in enumerate(zip(old, new, strict=True))]
+        parts = [
+            differences(*pair, f"{path}/{index}")
+            for index, pair in enumerate(zip(old, new, strict=True))
+        ]
         return [each for part in parts for each in part]
     if old == new and type(old) is type(new):
         return []

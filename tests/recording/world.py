@@ -50,10 +50,13 @@ TINY_VQGAN: dict[str, Any] = {
     "num_res_blocks": 1,
     "num_groups": 4,
 }
-OBLIQUE = np.array([[1.6, -1.2, 0, 5], [1.2, 1.6, 0, -3], [0, 0, 3, 7], [0, 0, 0, 1]])  # (x, y, z) to the world
+# (x, y, z) to the world
+OBLIQUE = np.array([[1.6, -1.2, 0, 5], [1.2, 1.6, 0, -3], [0, 0, 3, 7], [0, 0, 0, 1]])
 
 
-def numbers(seed: int, shape: Sequence[int], dtype: Any = np.uint8, low: int = 0, high: int = 256) -> Array:
+def numbers(
+    seed: int, shape: Sequence[int], dtype: Any = np.uint8, low: int = 0, high: int = 256
+) -> Array:
     """Random whole numbers, from low to below high."""
     return np.random.default_rng(seed).integers(low, high, tuple(shape)).astype(dtype)
 
@@ -70,7 +73,9 @@ def save_image(path: Path, array: Array, mode: str | None = None, **options: Any
     (image if mode is None else image.convert(mode)).save(path, **options)
 
 
-def save_itk(path: Path, array: Array, spacing: Sequence[float] = (1.0, 1.5, 3.0), vector: bool = False) -> None:
+def save_itk(
+    path: Path, array: Array, spacing: Sequence[float] = (1.0, 1.5, 3.0), vector: bool = False
+) -> None:
     """A picture (H, W) or (D, H, W) by SimpleITK, which lies somewhere; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(array, isVector=vector)
@@ -131,7 +136,9 @@ def make_photographs(folder: Path) -> None:
     save_image(folder / "palette_clear.png", colour, "P", transparency=3)
     save_image(folder / "one_bit.png", grey, "1")
     save_image(folder / "grey16.png", numbers(2, (HEIGHT, WIDTH), np.uint16, 0, 65536))
-    (folder / "rgb16.png").write_bytes(imagecodecs.png_encode(numbers(3, (HEIGHT, WIDTH, 3), np.uint16, 0, 65536)))
+    (folder / "rgb16.png").write_bytes(
+        imagecodecs.png_encode(numbers(3, (HEIGHT, WIDTH, 3), np.uint16, 0, 65536))
+    )
     for turn in (2, 6):
         exif = Image.Exif()
         exif[274] = turn
@@ -162,25 +169,41 @@ def make_tiffs(folder: Path) -> None:
     for name, options in layouts.items():
         tifffile.imwrite(folder / f"{name}.tif", bands, **options, **extra)
     planes = bands.transpose(2, 0, 1)
-    tifffile.imwrite(folder / "planes.tif", planes, planarconfig="separate", compression="zstd", **extra)
-    tifffile.imwrite(folder / "pages.tiff", planes, photometric="minisblack", compression="zlib", metadata=None)
+    tifffile.imwrite(
+        folder / "planes.tif", planes, planarconfig="separate", compression="zstd", **extra
+    )
+    tifffile.imwrite(
+        folder / "pages.tiff", planes, photometric="minisblack", compression="zlib", metadata=None
+    )
     micro = {f"PhysicalSize{axis}Unit": "µm" for axis in "XYZ"}
     sizes = {"PhysicalSizeX": 0.1, "PhysicalSizeY": 0.2, "PhysicalSizeZ": 0.5}
     stack = numbers(7, (4, 2, HEIGHT, WIDTH), np.uint16, 0, 4096)
     metadata: dict[str, Any] = {"axes": "ZCYX", **sizes, **micro, "UUID": "urn:uuid:0"}
     tifffile.imwrite(folder / "stack.ome.tif", stack, metadata=metadata, photometric="minisblack")
     metadata = {"axes": "ZCYX", "spacing": 3.0, "unit": "um"}
-    tifffile.imwrite(folder / "imagej.tif", stack, imagej=True, metadata=metadata, resolution=(4, 2))
+    tifffile.imwrite(
+        folder / "imagej.tif", stack, imagej=True, metadata=metadata, resolution=(4, 2)
+    )
     tags = [(42113, 2, 0, "7", True)]
     resolution: dict[str, Any] = {"resolution": ((72, 7), (31, 3)), "resolutionunit": "CENTIMETER"}
-    tifffile.imwrite(folder / "nodata.tif", numbers(8, (HEIGHT, WIDTH), np.uint16, 0, 20), extratags=tags, **resolution)
+    tifffile.imwrite(
+        folder / "nodata.tif",
+        numbers(8, (HEIGHT, WIDTH), np.uint16, 0, 20),
+        extratags=tags,
+        **resolution,
+    )
     located = numbers(9, (2, HEIGHT, WIDTH), np.int16, -30, 3000)
     located[0, 3, 4] = -99
     save_geotiff(folder / "geo.tif", located, -99)
     floats = located.astype(np.float32)
     floats[:, 2, 2] = np.nan
     save_geotiff(folder / "geo_float.tif", floats, float("nan"), compress="deflate")
-    save_geotiff(folder / "geo_turned.tif", located[:1], None, transform=Affine(6, 8, 500_000, 8, -6, 5_400_000))
+    save_geotiff(
+        folder / "geo_turned.tif",
+        located[:1],
+        None,
+        transform=Affine(6, 8, 500_000, 8, -6, 5_400_000),
+    )
     large = numbers(10, (3, 40, 36), np.uint16, 0, 9000)
     save_geotiff(folder / "geo_tiles.tif", large, 0, tiled=True, blockxsize=16, blockysize=16)
 
@@ -191,7 +214,9 @@ def make_medical(folder: Path) -> None:
     for name in ("volume.nii", "volume.nii.gz"):
         nibabel.Nifti1Image(volume.transpose(), OBLIQUE).to_filename(folder / name)  # pyright: ignore
     nibabel.Nifti1Image(volume[0].transpose(), OBLIQUE).to_filename(folder / "flat.nii")  # pyright: ignore
-    nibabel.Nifti2Image(volume.transpose().astype(np.float32), OBLIQUE).to_filename(folder / "two.nii")  # pyright: ignore
+    nibabel.Nifti2Image(volume.transpose().astype(np.float32), OBLIQUE).to_filename(
+        folder / "two.nii"
+    )  # pyright: ignore
     scaled = nibabel.Nifti1Image(volume.transpose(), OBLIQUE)  # pyright: ignore
     scaled.header.set_slope_inter(0.5, 10)
     scaled.to_filename(folder / "scaled.nii")
@@ -212,7 +237,12 @@ def make_medical(folder: Path) -> None:
 
 def make_arrays(folder: Path) -> None:
     """Files of NumPy and PyTorch."""
-    shapes = {"two": (HEIGHT, WIDTH), "three": (3, HEIGHT, WIDTH), "four": (1, *VOLUME), "five": (1, 1, *VOLUME)}
+    shapes = {
+        "two": (HEIGHT, WIDTH),
+        "three": (3, HEIGHT, WIDTH),
+        "four": (1, *VOLUME),
+        "five": (1, 1, *VOLUME),
+    }
     for name, shape in shapes.items():
         np.save(folder / f"{name}.npy", numbers(15, shape, np.int16, -500, 500))
     for name in ("float16", "float64", "int64", "uint8", "bool", "complex64"):
@@ -227,8 +257,24 @@ def make_damaged(folder: Path, whole: Path) -> None:
     """Files that are cut off, empty, text, or of another format than their suffix."""
     folder.mkdir(parents=True)
     for path in sorted(whole.iterdir()):
-        names = ("rgb.png", "turned6.jpg", "rgb.webp", "rgb.bmp", "tiles.tif", "uint16.tif", "geo.tif", "volume.nii")
-        if path.name in (*names, "volume.nii.gz", "volume.mha", "volume.nrrd", "three.npy", "slice.dcm"):
+        names = (
+            "rgb.png",
+            "turned6.jpg",
+            "rgb.webp",
+            "rgb.bmp",
+            "tiles.tif",
+            "uint16.tif",
+            "geo.tif",
+            "volume.nii",
+        )
+        if path.name in (
+            *names,
+            "volume.nii.gz",
+            "volume.mha",
+            "volume.nrrd",
+            "three.npy",
+            "slice.dcm",
+        ):
             content = path.read_bytes()
             (folder / path.name).write_bytes(content[: len(content) * 2 // 3])
     for suffix in ("png", "jpg", "tif", "nii", "nii.gz", "mha", "nrrd", "npy"):
@@ -256,18 +302,25 @@ def make_pairs(root: Path) -> None:
         save_image(root / f"city/gtFine/{split}/town/{name}_gtFine_color.png", source)
         save_image(root / f"city/leftImg8bit/{split}/town/{name}_leftImg8bit.png", target)
         save_image(root / f"sar/{name}.png", numbers(60 + index, (SIZE, SIZE)))
-        save_image(root / f"masks/{name}.png", 255 * numbers(80 + index, (SIZE, SIZE), low=0, high=2))
+        save_image(
+            root / f"masks/{name}.png", 255 * numbers(80 + index, (SIZE, SIZE), low=0, high=2)
+        )
         (root / "text").mkdir(exist_ok=True)
         np.save(root / f"text/{name}.npy", np.full((1 + index, 3), 0.1 + index, np.float32))
         if index < 5:
             save_image(root / f"other/{split}/X{name}.png", colours(100 + index, SIZE, SIZE))
     np.save(root / "sar.npy", numbers(90, (1, SIZE, SIZE), np.float32, -1, 2))
-    (root / "labels.csv").write_text("".join(f"{index:02d},{'cab'[index % 3]}\n" for index in range(7)))
+    (root / "labels.csv").write_text(
+        "".join(f"{index:02d},{'cab'[index % 3]}\n" for index in range(7))
+    )
     for split, names in (("train", range(4)), ("val", range(4, 7))):
         lines = [
-            f"pairs/A/{split}/{i:02d}.png,pairs/B/{split}/{i:02d}.png,masks/{i:02d}.png,{'cab'[i % 3]}" for i in names
+            f"pairs/A/{split}/{i:02d}.png,pairs/B/{split}/{i:02d}.png,masks/{i:02d}.png,{'cab'[i % 3]}"
+            for i in names
         ]
-        (root / f"table_{split}.csv").write_text("\n".join(["source,target,mask,style", *lines, ""]))
+        (root / f"table_{split}.csv").write_text(
+            "\n".join(["source,target,mask,style", *lines, ""])
+        )
 
 
 def make_values(root: Path) -> None:
@@ -276,12 +329,19 @@ def make_values(root: Path) -> None:
         split = "train" if index < 3 else "val"
         stored = numbers(120 + index, (20, 24), np.uint16, 0, 4000)
         np_folder = root / f"npy/A/{split}"
-        for folder in (np_folder, root / f"npy/B/{split}", root / f"wide/{split}/A", root / f"wide/{split}/B"):
+        for folder in (
+            np_folder,
+            root / f"npy/B/{split}",
+            root / f"wide/{split}/A",
+            root / f"wide/{split}/B",
+        ):
             folder.mkdir(parents=True, exist_ok=True)
         np.save(np_folder / f"{index}.npy", stored[None])
         np.save(root / f"npy/B/{split}/{index}.npy", (stored[None] / 4000).astype(np.float32))
         tifffile.imwrite(root / f"wide/{split}/A/{index}.tif", stored)
-        tifffile.imwrite(root / f"wide/{split}/B/{index}.tif", (stored.astype(int) - 1024).astype(np.int16))
+        tifffile.imwrite(
+            root / f"wide/{split}/B/{index}.tif", (stored.astype(int) - 1024).astype(np.int16)
+        )
         radar = numbers(140 + index, (2, 20, 24), np.float32, -30, 1)
         bands = numbers(160 + index, (3, 20, 24), np.uint16, 1, 9000)
         radar[:, 3, 4] = -9999
@@ -291,8 +351,12 @@ def make_values(root: Path) -> None:
     mask = np.zeros((6, 20, 24), np.uint8)
     mask[1:-1, 4:16, 4:20] = 1
     for index, name in enumerate(("train/p1", "train/p2", "val/p3")):
-        save_itk(root / f"scans/{name}/mr.mha", numbers(180 + index, mask.shape, np.float32, 0, 900))
-        save_itk(root / f"scans/{name}/ct.mha", numbers(190 + index, mask.shape, np.int16, -1024, 1500))
+        save_itk(
+            root / f"scans/{name}/mr.mha", numbers(180 + index, mask.shape, np.float32, 0, 900)
+        )
+        save_itk(
+            root / f"scans/{name}/ct.mha", numbers(190 + index, mask.shape, np.int16, -1024, 1500)
+        )
         save_itk(root / f"scans/{name}/mask.mha", mask)
 
 
@@ -323,11 +387,15 @@ def make_tables(root: Path) -> None:
             "style": [row % 3 for row in rows],
         }
         features = datasets.Features(
-            edges=datasets.Image(), photo=datasets.Image(), style=datasets.ClassLabel(names=["c", "a", "b"])
+            edges=datasets.Image(),
+            photo=datasets.Image(),
+            style=datasets.ClassLabel(names=["c", "a", "b"]),
         )
         (root / "hub").mkdir(exist_ok=True)
         name = "validation" if split == "val" else split
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(root / f"hub/{name}-00000-of-00001.parquet")
+        datasets.Dataset.from_dict(columns, features=features).to_parquet(
+            root / f"hub/{name}-00000-of-00001.parquet"
+        )
 
 
 def make_sources(root: Path) -> None:
@@ -369,7 +437,11 @@ def make_networks(root: Path) -> None:
     hu = bbdm.Values(-1024, 3071, "HU", "int16")
     bands = bbdm.Values((0, 0, 0), (10000, 9000, 8000), dtype="uint16")
     radar = bbdm.Values((-25, -32), (0, -5), "dB", "float32")
-    conditions = {"images": {"sar": 1}, "classes": {"style": ("a", "b", "c")}, "tokens": {"text": 3}}
+    conditions = {
+        "images": {"sar": 1},
+        "classes": {"style": ("a", "b", "c")},
+        "tokens": {"text": 3},
+    }
     two_ways = {"classes": {"direction": ("AtoB", "BtoA")}}
     one = {"in_channels": 1, "out_channels": 1, "condition_channels": 1}
     networks: dict[str, tuple[dict[str, Any], Any, Any, Spec | None]] = {
@@ -403,12 +475,19 @@ def make_networks(root: Path) -> None:
             (4, 8, 8),
             Spec(source=bbdm.Values(0, 900, dtype="int16"), target=hu, crop=(4, 8, 8), axes=3),
         ),
-        "told": ({"condition_channels": 3, **conditions, "drop": {"style": 0.1, "text": 0.1}}, abridge, SIZE, None),
+        "told": (
+            {"condition_channels": 3, **conditions, "drop": {"style": 0.1, "text": 0.1}},
+            abridge,
+            SIZE,
+            None,
+        ),
         "both": ({"condition_channels": 3, **two_ways}, abridge, SIZE, None),
         "sizeless": ({}, abridge, None, None),
     }
     for seed, (name, (settings, bridge, size, spec)) in enumerate(networks.items()):
-        bbdm.save_checkpoint(root / f"{name}.pt", unet(seed, **settings), bridge, image_size=size, pictures=spec)
+        bbdm.save_checkpoint(
+            root / f"{name}.pt", unet(seed, **settings), bridge, image_size=size, pictures=spec
+        )
     bbdm.save_checkpoint(root / "c.safetensors", unet(0), abridge, image_size=SIZE)
     bbdm.save_vqgan(root / "vqgan.pt", vqgan())
     codec = bbdm.VQGANCodec(vqgan())

@@ -59,10 +59,14 @@ def sampler(folder: Path) -> OnnxBridgeSampler:
     return OnnxBridgeSampler(folder)
 
 
-def compare(network: Network, sampler: OnnxBridgeSampler, conditions: dict[str, Any], **settings: Any) -> np.ndarray:
+def compare(
+    network: Network, sampler: OnnxBridgeSampler, conditions: dict[str, Any], **settings: Any
+) -> np.ndarray:
     """The runtime's result, which is PyTorch's to 1e-4."""
     reference = BridgeSampler(network, BRIDGE, "sde-dpm2m", 3)
-    tensors = {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in conditions.items()}
+    tensors = {
+        k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in conditions.items()
+    }
     expected = reference(torch.from_numpy(SOURCE), seed=7, conditions=tensors, **settings)
     result = sampler(SOURCE, seed=7, conditions=conditions, **settings)
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
@@ -70,18 +74,23 @@ def compare(network: Network, sampler: OnnxBridgeSampler, conditions: dict[str, 
 
 
 @pytest.mark.parametrize("settings", GUIDED.values(), ids=GUIDED.keys())
-def test_a_guided_call_is_pytorch_s(network: Network, sampler: OnnxBridgeSampler, settings: dict[str, Any]):
+def test_a_guided_call_is_pytorch_s(
+    network: Network, sampler: OnnxBridgeSampler, settings: dict[str, Any]
+):
     guided = compare(network, sampler, CONDITIONS, **settings)
     plain = {name: value for name, value in settings.items() if name != "guidance"}
     unguided = compare(network, sampler, CONDITIONS, **plain)
     assert np.abs(guided - unguided).max() > 0.01
-    for changed in ({"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}):  # each condition is seen
+    # each condition is seen
+    for changed in ({"style": "ink"}, {"text": None}, {"sar": np.zeros_like(SAR)}):
         other = compare(network, sampler, CONDITIONS | changed, **plain)
         assert np.abs(other - unguided).max(axis=(1, 2, 3)).min() > 1e-3
 
 
 def test_the_whole_translation_in_one_graph(network: Network, folder: Path):
-    whole = onnxruntime.InferenceSession(folder / "pipeline.onnx", providers=["CPUExecutionProvider"])
+    whole = onnxruntime.InferenceSession(
+        folder / "pipeline.onnx", providers=["CPUExecutionProvider"]
+    )
     text = np.zeros((2, 5, 6), np.float32)
     for row, tokens in zip(text, TEXTS, strict=True):
         row[: len(tokens)] = tokens
@@ -90,7 +99,9 @@ def test_the_whole_translation_in_one_graph(network: Network, folder: Path):
     feeds = {"source": SOURCE, "sar": SAR, "style": np.array([1, 2]), "text": text}
     (result,) = whole.run(None, feeds | {"noise": normals[sampler.table.noisy]})
     conditions = CONDITIONS | {"sar": torch.from_numpy(SAR)}
-    expected = sampler(torch.from_numpy(SOURCE), noise=torch.from_numpy(normals), conditions=conditions)
+    expected = sampler(
+        torch.from_numpy(SOURCE), noise=torch.from_numpy(normals), conditions=conditions
+    )
     np.testing.assert_allclose(np.asarray(result), expected, rtol=0, atol=1e-4)
 
 
@@ -100,7 +111,9 @@ def test_settings_say_what_the_network_sees(folder: Path, tmp_path: Path):
     assert {name: settings[name] for name in SEEN} == json.loads(json.dumps(SEEN))
     copy = Path(shutil.copytree(folder, tmp_path / "copy"))
     (copy / "bridge.json").write_text(json.dumps(settings | {"drop": {"other": 0.1}}))
-    with pytest.raises(ValueError, match="drop must be of the conditions sar, style, text, got 'other'"):
+    with pytest.raises(
+        ValueError, match="drop must be of the conditions sar, style, text, got 'other'"
+    ):
         OnnxBridgeSampler(copy)
 
 
@@ -109,21 +122,34 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
     np.save(tmp_path / "text.npy", TEXTS[0])
     np.save(tmp_path / "sar.npy", SAR[0])
     command = [str(folder), str(tmp_path / "a.png"), "-o", str(tmp_path / "out"), "--seed", "3"]
-    words = [f"--condition=text={tmp_path}/text.npy", f"--condition=sar={tmp_path}/sar.npy", "--condition=style=oil"]
+    words = [
+        f"--condition=text={tmp_path}/text.npy",
+        f"--condition=sar={tmp_path}/sar.npy",
+        "--condition=style=oil",
+    ]
     conditions = {"text": TEXTS[0], "sar": SAR[:1], "style": "oil"}
     guided = {"guidance": {"style": 3, "sar": 0.5}}
     for flags, options in (
         (words, {"conditions": conditions}),
         ([*words, "--guidance", "style=3,sar=0.5"], {"conditions": conditions, **guided}),
-        ([f"--condition={name}=none" for name in conditions], {"conditions": dict.fromkeys(conditions)}),
+        (
+            [f"--condition={name}=none" for name in conditions],
+            {"conditions": dict.fromkeys(conditions)},
+        ),
     ):
         Runtime.main([*command, *flags])
         result = np.asarray(Image.open(tmp_path / "out" / "a.png"))
         assert np.array_equal(result, np.asarray(sampler(tmp_path / "a.png", 3, **options)[0]))
     for flags, message in (
         (words[:2], "condition 'style' is missing: this network has 'sar'"),
-        ([*words[:2], "--condition=style=comic"], "condition 'style' must be of ink, oil, got 'comic'"),
-        ([*words[1:], "--condition=text=hello"], r"condition 'text' takes FILE\.npy or none, got 'hello'"),
+        (
+            [*words[:2], "--condition=style=comic"],
+            "condition 'style' must be of ink, oil, got 'comic'",
+        ),
+        (
+            [*words[1:], "--condition=text=hello"],
+            r"condition 'text' takes FILE\.npy or none, got 'hello'",
+        ),
         (
             [*words, "--condition=light=1"],
             r"--condition takes NAME=VALUE, once of .* 'sar' .*; got 'light=1'",
@@ -136,7 +162,9 @@ def test_command_line(folder: Path, sampler: OnnxBridgeSampler, tmp_path: Path):
         Runtime.main([*command, *words, "--guidance", "much"])
 
 
-@pytest.mark.parametrize("flags", [["--quantize", "int8", "--calibrate", "."], []], ids=["int8", "codec"])
+@pytest.mark.parametrize(
+    "flags", [["--quantize", "int8", "--calibrate", "."], []], ids=["int8", "codec"]
+)
 def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
     network = tiny_unet(0, condition_channels=3, images={"sar": 2}, classes={"style": 2})
     save_checkpoint(tmp_path / "c.pt", network, BRIDGE, codec=None if flags else tiny_codec())
@@ -147,7 +175,9 @@ def test_exports_that_are_refused(tmp_path: Path, flags: list[str]):
 
 @pytest.mark.nightly
 def test_another_network(tmp_path: Path):
-    unet = tiny_unet(0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **SEEN).eval()
+    unet = tiny_unet(
+        0, condition_channels=3, channel_mult=(1,), attention_resolutions=(1,), **SEEN
+    ).eval()
     save_checkpoint(tmp_path / "c.pt", unet, BRIDGE, solver="sde-dpm2m", steps=3)
     sampler = OnnxBridgeSampler(export(tmp_path / "c.pt", tmp_path / "onnx", "--check"))
     compare(unet, sampler, CONDITIONS, guidance={"style": 2, "text": 3})
@@ -156,17 +186,23 @@ def test_another_network(tmp_path: Path):
 PRECONDITIONED = DDBM(sigma_data=0.3, sigma_source=0.6, cov=0.1)  # whose tables differ by direction
 
 
-@pytest.mark.parametrize(("bridge", "version"), sweep([(BRIDGE, 6), (PRECONDITIONED, 7)], [(PRECONDITIONED, 7)]))
+@pytest.mark.parametrize(
+    ("bridge", "version"), sweep([(BRIDGE, 6), (PRECONDITIONED, 7)], [(PRECONDITIONED, 7)])
+)
 def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) -> None:
     parts = nn.ModuleDict({"conv": nn.Conv2d(6, 3, 3, padding=1), "way": nn.Embedding(2, 3)})
 
     def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
-        return m["conv"](torch.cat([x, c["source"]], 1)) + (m["way"](c["direction"]) + t[:, None] / 50)[..., None, None]
+        return (
+            m["conv"](torch.cat([x, c["source"]], 1))
+            + (m["way"](c["direction"]) + t[:, None] / 50)[..., None, None]
+        )
 
     network = bbdm.wrap(parts, 3, 3, call=call, classes={"direction": ("AtoB", "BtoA")}).eval()
     save_checkpoint(tmp_path / "c.pt", network, bridge, image_size=8)
     folder = export(tmp_path / "c.pt", tmp_path / "onnx", "--steps", "3", network=network)
-    assert json.loads((folder / "bridge.json").read_text())["version"] == version  # which the page refuses, or reads
+    # which the page refuses, or reads
+    assert json.loads((folder / "bridge.json").read_text())["version"] == version
     exported, sampler = OnnxBridgeSampler(folder), BridgeSampler(network, bridge, steps=3)
     for how in ({}, {"steps": 2}):
         results = [exported(SOURCE, seed=7, direction=way, **how) for way in ("AtoB", "BtoA")]
@@ -177,11 +213,18 @@ def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) 
     noise(3, 8, 8).save(tmp_path / "x.png")
     command = [str(folder), str(tmp_path / "x.png"), "-o", str(tmp_path / "out"), "--seed", "5"]
     (expected,) = exported([tmp_path / "x.png"], 5, direction="BtoA")
-    for flags in (["--direction", "BtoA"], ["--condition", "direction=BtoA"], ["--condition", "direction=1"]):
+    for flags in (
+        ["--direction", "BtoA"],
+        ["--condition", "direction=BtoA"],
+        ["--condition", "direction=1"],
+    ):
         Runtime.main([*command, *flags])
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "x.png")), np.asarray(expected))
+        assert np.array_equal(
+            np.asarray(Image.open(tmp_path / "out" / "x.png")), np.asarray(expected)
+        )
     with pytest.raises(
-        ValueError, match=r"^give the direction once, by --direction; got --condition direction=AtoB too$"
+        ValueError,
+        match=r"^give the direction once, by --direction; got --condition direction=AtoB too$",
     ):
         Runtime.main([*command, "--direction", "BtoA", "--condition", "direction=AtoB"])
     with pytest.raises(ValueError, match=r"^direction must be AtoB or BtoA, .* got None$"):
@@ -206,7 +249,9 @@ def test_a_class_may_be_called_direction(tmp_path: Path) -> None:
     Runtime.main([*command, "--condition", "direction=south"])
     result = np.asarray(Image.open(tmp_path / "out" / "x.png"))
     conditions = {"direction": "south"}
-    (expected,) = BridgeSampler(network, BRIDGE, steps=2)([tmp_path / "x.png"], 5, conditions=conditions)
+    (expected,) = BridgeSampler(network, BRIDGE, steps=2)(
+        [tmp_path / "x.png"], 5, conditions=conditions
+    )
     assert np.abs(result.astype(int) - np.asarray(expected).astype(int)).max() <= 1
     with pytest.raises(ValueError, match=r"^the network has one direction, got --direction BtoA$"):
         Runtime.main([*command, "--direction", "BtoA"])

@@ -43,7 +43,9 @@ def near(made: Any, wanted: Any, tolerance: float = 1e-4) -> None:
 
 def tensors(options: dict[str, Any]) -> dict[str, Any]:
     """Arrays as the other sampler takes them."""
-    return {name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in options.items()}
+    return {
+        name: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for name, v in options.items()
+    }
 
 
 ODD, LARGE = SOURCE[:2, :, :15, :13], RNG.uniform(-1, 1, (2, 3, 29, 45)).astype(np.float32)
@@ -62,7 +64,10 @@ CALLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "mean": (SOURCE, {"solver": "mean"}),
     "windows": (LARGE, {"window": 16, "overlap": 0.4, "margin": 2}),
     "values": (LARGE * 2000, {"source_values": (-2000, 2000), "target_values": (0, 1)}),
-    "mapped values": (abs(LARGE) * 900 + 1, {"source_values": "log:1:1000", "target_values": "sqrt:0:1"}),
+    "mapped values": (
+        abs(LARGE) * 900 + 1,
+        {"source_values": "log:1:1000", "target_values": "sqrt:0:1"},
+    ),
 }
 
 
@@ -96,13 +101,17 @@ def test_threads_and_solvers(sampler: OnnxBridgeSampler):
         assert len(list(sampler.stream(SOURCE, seed=0, solver=solver))) == steps
 
 
-def test_what_a_network_returns_is_checked(sampler: OnnxBridgeSampler, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_network_returns_is_checked(
+    sampler: OnnxBridgeSampler, monkeypatch: pytest.MonkeyPatch
+):
     class Grey:
         def run(self, _: None, inputs: dict[str, Any]) -> list[Any]:
             return [inputs["x"][:, :1]]
 
     monkeypatch.setitem(sampler.backend.graphs, "unet", Grey())
-    with pytest.raises(ValueError, match=r"shape \(5, 3, 16, 16\), got float32 of \(5, 1, 16, 16\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(5, 3, 16, 16\), got float32 of \(5, 1, 16, 16\)"
+    ):
         sampler(SOURCE, seed=0)
 
 
@@ -110,12 +119,17 @@ def test_bad_calls(sampler: OnnxBridgeSampler):
     for arguments, message in (
         ({"solver": "euler"}, "solver must be one of"),
         ({"source": SOURCE.astype(np.uint8)}, r"floats in \[-1, 1\], got uint8"),
-        ({"source": None}, "an array, a picture, a path, a NumPy array or a list of them, got NoneType"),
+        (
+            {"source": None},
+            "an array, a picture, a path, a NumPy array or a list of them, got NoneType",
+        ),
         ({"noise": [1]}, "noise must be an array of shape .*, got list"),
     ):
         with pytest.raises(ValueError, match=message):
             sampler(**{"source": SOURCE, **arguments})
-    with pytest.warns(UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"):
+    with pytest.warns(
+        UserWarning, match="was trained on pictures of 16 x 16, and is given 32 x 16"
+    ):
         sampler(np.zeros((1, 3, 32, 16), np.float32), seed=0)
 
 
@@ -155,12 +169,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"files": {}}, r"lists no step\.onnx"),
     ({"files": {"../unet.onnx": "", "unet.onnx": "", "step.onnx": ""}}, r"lists \.\./unet\.onnx"),
     ({"files": {"evil.pkl": "", "unet.onnx": "", "step.onnx": ""}}, r"lists evil\.pkl"),
-    ({"image_size": "16"}, r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)"),
+    (
+        {"image_size": "16"},
+        r"cannot read .*bridge\.json: image_size must be an integer or \(height, width\)",
+    ),
     ({"bridge": 9}, r"cannot read .*bridge\.json: a bridge's settings must be a dictionary, got 9"),
     ({"stride": 0.5}, "stride must be of integers, got 0.5"),
     ({"solver": None}, "solver must be a str, got (null|None)"),
     ({"image_channels": 0}, "image_channels must be an integer of at least 1, got 0"),
-    ({"prediction": [[1.0, 0.0]]}, r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)"),
+    (
+        {"prediction": [[1.0, 0.0]]},
+        r"prediction of a table must be finite numbers of shape \(4, 3\), got \(1, 2\)",
+    ),
     ({"start": [1.0, None]}, r"start of a table must be finite numbers of shape \(2,\)"),
 ]
 
@@ -182,9 +202,13 @@ def test_providers(exported: Path, sampler: OnnxBridgeSampler, monkeypatch: pyte
     message = r"provider 'FastExecutionProvider' did not start: it is none of \[.*'CPUExecutionProvider'\], or lacks"
     with pytest.warns(match="Fast"), pytest.raises(ValueError, match=message):
         OnnxBridgeSampler(exported, ["FastExecutionProvider"])
-    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]  # of a machine whose card does not start
+    # of a machine whose card does not start
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: names)
-    with pytest.warns(match="CUDA"), pytest.raises(ValueError, match="'CUDAExecutionProvider' did not start"):
+    with (
+        pytest.warns(match="CUDA"),
+        pytest.raises(ValueError, match="'CUDAExecutionProvider' did not start"),
+    ):
         OnnxBridgeSampler(exported)
 
 
@@ -198,7 +222,9 @@ def test_the_command_with_values(exported: Path, reference: BridgeSampler, tmp_p
     Runtime.main([str(copy), str(source), "-o", str(tmp_path / "out"), "--seed", "4"])
     (file,) = (tmp_path / "out").iterdir()
     scaled = torch.from_numpy(levels / 4095 * 2 - 1).float()
-    expected = ((reference(scaled[None], seed=4)[0].clamp(-1, 1) + 1) / 2 * (high - low) + low).numpy()
+    expected = (
+        (reference(scaled[None], seed=4)[0].clamp(-1, 1) + 1) / 2 * (high - low) + low
+    ).numpy()
     assert (file.name, np.load(file).dtype) == ("a.npy", np.int16)
     assert np.abs(np.load(file) - expected).max() < 1.5
 
@@ -213,17 +239,32 @@ def test_the_command_with_values(exported: Path, reference: BridgeSampler, tmp_p
     ids=["together", "apart", "windows"],
 )
 def test_the_command(
-    flags: str, options: dict[str, Any], exported: Path, tmp_path: Path, sampler: OnnxBridgeSampler, capsys: Any
+    flags: str,
+    options: dict[str, Any],
+    exported: Path,
+    tmp_path: Path,
+    sampler: OnnxBridgeSampler,
+    capsys: Any,
 ):
     """Pictures of several sizes and modes get the seeds 4, 5 and 6."""
-    sources = {"a": Image.new("RGB", (16, 12), "red"), "b": Image.new("L", (8, 8), 9), "wide": noise(0, 40, 24)}
+    sources = {
+        "a": Image.new("RGB", (16, 12), "red"),
+        "b": Image.new("L", (8, 8), 9),
+        "wide": noise(0, 40, 24),
+    }
     for name, picture in sources.items():
         picture.save(tmp_path / f"{name}.png")
     paths = [str(tmp_path / f"{name}.png") for name in sources]
-    Runtime.main([str(exported), *paths, "-o", str(tmp_path / "out"), "--seed", "4", *flags.split()])
+    Runtime.main(
+        [str(exported), *paths, "-o", str(tmp_path / "out"), "--seed", "4", *flags.split()]
+    )
     assert "3 results in" in capsys.readouterr().out
     for seed, (name, picture) in enumerate(sources.items(), 4):
-        near(Image.open(tmp_path / "out" / f"{name}.png"), sampler(picture, seed=seed, **options)[0], 1)
+        near(
+            Image.open(tmp_path / "out" / f"{name}.png"),
+            sampler(picture, seed=seed, **options)[0],
+            1,
+        )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +285,10 @@ def test_what_the_command_refuses(words: str, message: str, exported: Path, tmp_
     for name in ("a.png", "twice/a.jpg"):
         Image.new("L", (8, 8), 9).save(tmp_path / name)
     (tmp_path / "text.png").write_text("no picture")
-    paths = [each if each.startswith("-") or each.isdecimal() else str(tmp_path / each) for each in words.split()]
+    paths = [
+        each if each.startswith("-") or each.isdecimal() else str(tmp_path / each)
+        for each in words.split()
+    ]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         Runtime.main([str(exported), *paths])
     assert not (tmp_path / "out").exists()
@@ -256,28 +300,45 @@ def test_without_torch(exported: Path, reference: BridgeSampler, tmp_path: Path)
     start = f"import runpy, sys; sys.path[:0] = [{str(ROOT)!r}]; sys.modules |= dict.fromkeys({sorted(hidden)}); "
 
     def run(script: str, *words: Path | str) -> str:
-        command, variables = [sys.executable, "-c", start + script, *words], {**os.environ, "PYTHONPATH": ""}
-        return subprocess.run(command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True).stderr
+        command = [sys.executable, "-c", start + script, *words]
+        variables = {**os.environ, "PYTHONPATH": ""}
+        return subprocess.run(
+            command, cwd=tmp_path, env=variables, stderr=subprocess.PIPE, text=True
+        ).stderr
 
     source = noise(0, 20, 12)
     source.save(tmp_path / "a.png")
     words = [exported, tmp_path / "a.png", "-o", tmp_path / "out", "--seed", "0"]
     run("runpy.run_module('bbdm.runtime', run_name='__main__')", *words)
-    near(np.asarray(Image.open(tmp_path / "out" / "a.png"), dtype=int), reference(source, seed=0)[0], 1)
+    near(
+        np.asarray(Image.open(tmp_path / "out" / "a.png"), dtype=int),
+        reference(source, seed=0)[0],
+        1,
+    )
     missing = "BridgeSampler needs PyTorch, which is not installed; bbdm.runtime runs without it"
     assert missing in run("from bbdm import BridgeSampler")
 
 
 @pytest.mark.parametrize(("solver", "steps"), [("consistency", 2), ("sde-dpm2m", 4)])
 def test_the_loop_of_the_documentation_makes_the_pictures_of_a_call(
-    solver: str, steps: int, exported: Path, sampler: OnnxBridgeSampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    solver: str,
+    steps: int,
+    exported: Path,
+    sampler: OnnxBridgeSampler,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """Also of a table that starts with noise."""
     page = (ROOT / "docs" / "deployment.md").read_text()
     (snippet,) = re.findall(r"```python\n(import json\n.*?InferenceSession.*?)```", page, re.DOTALL)
     shutil.copytree(exported, tmp_path / "out" / "onnx")
     table = solvers.build(sampler.bridge, solver, None, steps)
-    settings = {**sampler.settings, **table.description(), "solver": solver, "noise_rows": table.noisy}
+    settings = {
+        **sampler.settings,
+        **table.description(),
+        "solver": solver,
+        "noise_rows": table.noisy,
+    }
     (tmp_path / "out" / "onnx" / "bridge.json").write_text(json.dumps(settings))
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}

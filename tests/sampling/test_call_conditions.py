@@ -31,7 +31,9 @@ TABLE = solvers.build(BRIDGE, "dpm2m", None, STEPS)
 
 
 def network() -> Network:
-    return tiny_unet(classes={"style": 3}, tokens={"text": 5}, drop={"style": 0.1, "text": 0.1}).eval()
+    return tiny_unet(
+        classes={"style": 3}, tokens={"text": 5}, drop={"style": 0.1, "text": 0.1}
+    ).eval()
 
 
 def test_the_estimates_of_all_steps_are_those_of_the_formulas():
@@ -44,17 +46,23 @@ def test_the_estimates_of_all_steps_are_those_of_the_formulas():
         with torch.no_grad():
             return net(i_x * x + i_y * SOURCE, torch.full((1,), t), conditions)
 
-    seen: list[tuple[int, torch.Tensor]] = [(1, TEXT), (3, NONE), (3, TEXT), (1, NONE)]  # no text, and 3 is no style
+    # no text, and 3 is no style
+    seen: list[tuple[int, torch.Tensor]] = [(1, TEXT), (3, NONE), (3, TEXT), (1, NONE)]
     cases: list[tuple[Any, Any]] = [
         (0.0, lambda full, none, no_style, no_text: none),
         (0.5, lambda full, none, no_style, no_text: none + 0.5 * (full - none)),
         (3.0, lambda full, none, no_style, no_text: none + 3 * (full - none)),
         ({"text": 4}, lambda full, none, no_style, no_text: full + 3 * (full - no_text)),
-        ({"style": 2.5, "text": 4}, lambda f, _, no_style, no_text: f + 1.5 * (f - no_style) + 3 * (f - no_text)),
+        (
+            {"style": 2.5, "text": 4},
+            lambda f, _, no_style, no_text: f + 1.5 * (f - no_style) + 3 * (f - no_text),
+        ),
     ]
     for guidance, formula in cases:
         x = SOURCE
-        for step in BridgeSampler(net, BRIDGE, steps=STEPS).stream(SOURCE, 0, conditions=SEEN, guidance=guidance):
+        for step in BridgeSampler(net, BRIDGE, steps=STEPS).stream(
+            SOURCE, 0, conditions=SEEN, guidance=guidance
+        ):
             full, none, no_style, no_text = (predicted(x, step.index, *each) for each in seen)
             assert (full - none).abs().max() > 1e-3
             p_x, p_y, p = TABLE.prediction[step.index].tolist()
@@ -84,12 +92,16 @@ def test_windows_of_a_guided_call_are_those_of_the_whole_picture():
     def call(module: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
         return module(x, t + 300 * c["style"], c["source"])
 
-    net = bbdm.wrap(Convolutions(), condition_channels=3, call=call, classes={"style": 3}, drop={"style": 0.1})
+    net = bbdm.wrap(
+        Convolutions(), condition_channels=3, call=call, classes={"style": 3}, drop={"style": 0.1}
+    )
     sampler, settings = BridgeSampler(net, BRIDGE, steps=STEPS), {"style": 2, "guidance": 3.0}
     whole = sampler(source, 0, **settings)
     cut = sampler(source, 0, window=12, margin=REACH, **settings)
     torch.testing.assert_close(cut, whole, rtol=0, atol=1e-5)
-    both = sampler(torch.cat([source, source]), [0, 0], batch_size=1, window=12, margin=REACH, **settings)
+    both = sampler(
+        torch.cat([source, source]), [0, 0], batch_size=1, window=12, margin=REACH, **settings
+    )
     torch.testing.assert_close(both[1:], cut, rtol=0, atol=1e-5)
 
 
@@ -139,7 +151,9 @@ def test_statistics_of_both_ends_change_places() -> None:
     """BtoA is what a sampler of the other bridge makes with the other class."""
     turned = replace(PRECONDITIONED, sigma_data=0.6, sigma_source=0.3)
     assert PRECONDITIONED.turned == turned
-    assert ABridge(sigma_data=0.3, sigma_source=0.6).turned == ABridge(sigma_data=0.3, sigma_source=0.6)
+    assert ABridge(sigma_data=0.3, sigma_source=0.6).turned == ABridge(
+        sigma_data=0.3, sigma_source=0.6
+    )
     sampler = sampler_of()
     back, unet = sampler(GREY, seed=3, direction="BtoA"), cast(Any, sampler.unet)
     with torch.no_grad():
@@ -173,7 +187,9 @@ def test_values_and_files_follow_the_direction(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", [["AtoB", "BtoA"], "forward", None, 2, {}, []])
 def test_a_call_has_one_direction(direction: Any) -> None:
-    with pytest.raises(ValueError, match=r"direction must be AtoB or BtoA, one for all of a call, got .*"):
+    with pytest.raises(
+        ValueError, match=r"direction must be AtoB or BtoA, one for all of a call, got .*"
+    ):
         sampler_of()(GREY, direction=direction)
 
 

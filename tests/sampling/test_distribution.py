@@ -39,7 +39,9 @@ def standard_errors(solver: str, steps: int) -> Array:
     """
     weights, means, spreads = map(np.array, MIXTURE)
     times = [TIMES.top, *(int(t) for t in TIMES.time_at(np.geomspace(50, 3e-3, steps - 1)))]
-    sampler = BridgeSampler(wrap(IdealOfMixture(TIMES, weights, means, spreads), 1, 1), TIMES, solver, timesteps=times)
+    sampler = BridgeSampler(
+        wrap(IdealOfMixture(TIMES, weights, means, spreads), 1, 1), TIMES, solver, timesteps=times
+    )
     source = torch.tensor([-0.4, 0.4]).repeat_interleave(32).reshape(1, 1, 8, 8)
     found = sampler.distribution(source, samples := 1024, seed=0, batch_size=1024)
     made = {q: found.quantile(q).double() for q in (0.05, 0.25, 0.5, 0.9)}
@@ -52,7 +54,8 @@ def standard_errors(solver: str, steps: int) -> Array:
         fourth = weights @ (3 * spreads**4 + 6 * spreads**2 * off**2 + off**4)
         distances += [
             float(found.mean[here].double().mean() - y / 4 - mean) / np.sqrt(variance / count),
-            float(found.std[here].double().square().mean() - variance) / np.sqrt((fourth - variance**2) / count),
+            float(found.std[here].double().square().mean() - variance)
+            / np.sqrt((fourth - variance**2) / count),
         ]
         for q, each in made.items():
             true: Any = brentq(lambda v, q=q: weights @ norm.cdf(v, means, spreads) - q, -2, 2)
@@ -77,12 +80,16 @@ def test_samples_are_calls_and_their_moments_are_those_of_numpy(sampler: BridgeS
     torch.testing.assert_close(found.std, calls.std(0), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.quantile(0.3), calls.quantile(0.3, 0), rtol=0, atol=1e-5)
     found = sampler.distribution(SOURCE[:2], 2, [[4, 9], [8, 1]])
-    torch.testing.assert_close(found.samples[1], sampler(SOURCE[:2], seed=[9, 1]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        found.samples[1], sampler(SOURCE[:2], seed=[9, 1]), rtol=0, atol=1e-5
+    )
     assert sampler.distribution(SOURCE, 2).seeds != sampler.distribution(SOURCE, 2).seeds
     sums = sampler.distribution(SOURCE, 5, seed=0, keep=False)
     torch.testing.assert_close(sums.mean, sampler.distribution(SOURCE, 5, seed=0).mean)
     for what in (lambda: sums.samples, lambda: sums.quantile(0.5)):
-        with pytest.raises(ValueError, match="quantiles and samples need the samples: leave out keep=False"):
+        with pytest.raises(
+            ValueError, match="quantiles and samples need the samples: leave out keep=False"
+        ):
             what()
 
 
@@ -90,7 +97,11 @@ def test_a_source_is_encoded_once_in_batches_of_any_size(monkeypatch: pytest.Mon
     codec, encoded = tiny_codec(), list[int]()
     sampler = BridgeSampler(tiny_unet(condition_channels=3), BRIDGE, "sde-dpm2m", 2, codec=codec)
     encode = type(codec).encode
-    monkeypatch.setattr(type(codec), "encode", lambda self, x, *rest: encoded.append(len(x)) or encode(self, x, *rest))
+    monkeypatch.setattr(
+        type(codec),
+        "encode",
+        lambda self, x, *rest: encoded.append(len(x)) or encode(self, x, *rest),
+    )
     for batch_size, sizes in ((1, [1, 1, 1]), (4, [1, 1, 1]), (14, [2, 1]), (None, [2, 1])):
         encoded.clear()
         found = sampler.distribution(SOURCE, 6, 0, batch_size=batch_size)
@@ -99,8 +110,10 @@ def test_a_source_is_encoded_once_in_batches_of_any_size(monkeypatch: pytest.Mon
 
 
 def test_memory_does_not_grow_with_the_number_of_samples():
-    sampler, source = BridgeSampler(tiny_unet(), BRIDGE, steps=1), -np.ones((1, 3, 64, 64), np.float32)
-    sampler.distribution(source, 2, seed=0, keep=False, batch_size=2)  # what is imported and kept at a first call
+    sampler = BridgeSampler(tiny_unet(), BRIDGE, steps=1)
+    source = -np.ones((1, 3, 64, 64), np.float32)
+    # what is imported and kept at a first call
+    sampler.distribution(source, 2, seed=0, keep=False, batch_size=2)
     tracemalloc.start()
     sampler.distribution(source, 40, seed=0, keep=False, batch_size=2)
     _, peak = tracemalloc.get_traced_memory()
@@ -112,17 +125,33 @@ def test_results_have_the_kind_of_their_sources(sampler: BridgeSampler, tmp_path
     """8-bit pictures in levels, floats in their range; of lists each in its own."""
     noise(0, 8, 8).save(tmp_path / "a.png")
     array = np.asarray(noise(0, 8, 8))
-    source = [noise(0, 8, 8), tmp_path / "a.png", array, array / 255, torch.from_numpy(array / 127.5 - 1).movedim(2, 0)]
+    source = [
+        noise(0, 8, 8),
+        tmp_path / "a.png",
+        array,
+        array / 255,
+        torch.from_numpy(array / 127.5 - 1).movedim(2, 0),
+    ]
     seeds = [[1, 2, 3, 4]] * 5
     found = sampler.distribution(source, 4, seeds)
     kinds = [Image.Image, Image.Image, np.ndarray, np.ndarray, torch.Tensor]
     for name in ("mean", "std"):
-        assert all(isinstance(each, kind) for each, kind in zip(getattr(found, name), kinds, strict=True))
+        assert all(
+            isinstance(each, kind) for each, kind in zip(getattr(found, name), kinds, strict=True)
+        )
     samples = np.stack([np.asarray(each[4]) for each in found.samples]).transpose(0, 2, 3, 1)
     for i in range(3):
-        assert abs(np.asarray(found.std[i], float) - samples.std(0, ddof=1) * 127.5).max() <= 0.5 + 1e-3
-        assert abs(np.asarray(found.mean[i], float) - (samples.mean(0) + 1) * 127.5).max() <= 0.5 + 1e-3
-    unit = sampler.distribution(array / 255, 4, seeds[:1], source_values=(0, 1), target_values=(0, 1))
+        assert (
+            abs(np.asarray(found.std[i], float) - samples.std(0, ddof=1) * 127.5).max()
+            <= 0.5 + 1e-3
+        )
+        assert (
+            abs(np.asarray(found.mean[i], float) - (samples.mean(0) + 1) * 127.5).max()
+            <= 0.5 + 1e-3
+        )
+    unit = sampler.distribution(
+        array / 255, 4, seeds[:1], source_values=(0, 1), target_values=(0, 1)
+    )
     np.testing.assert_allclose(unit.std, samples.std(0, ddof=1) / 2, rtol=0, atol=1e-5)
     assert unit.std.dtype == np.float32
 
@@ -137,7 +166,11 @@ def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value():
     found = sampler.distribution([picture], 6, seed=0)
     samples = np.stack([np.asarray(each[0], float) for each in found.samples])
     std = found.std[0]
-    assert (std.unit, std.dtype, std.geometry.affine) == ("HU", np.float32, found.mean[0].geometry.affine)
+    assert (std.unit, std.dtype, std.geometry.affine) == (
+        "HU",
+        np.float32,
+        found.mean[0].geometry.affine,
+    )
     assert found.mean[0][0, 0, 0] == found.quantile(0.1)[0][0, 0, 0] == -2000
     inside = stored != -2000
     assert np.array_equal(np.isnan(std), ~inside)
@@ -148,9 +181,14 @@ def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value():
 def test_samples_that_agree_have_a_deviation_of_0_where_0_is_no_value(slices: Any):
     """Another stored value stands for none in the map, or who looks at it loses the certain pixels."""
     values = Values(0, 4095, dtype="uint16")
-    sampler = BridgeSampler(tiny_unet(in_channels=1, out_channels=1), BRIDGE, "ddim", 1)  # which draws nothing
+    # which draws nothing
+    sampler = BridgeSampler(tiny_unet(in_channels=1, out_channels=1), BRIDGE, "ddim", 1)
     sampler.pictures = Spec(source=values, target=values, nodata=0, slices=slices)
-    stored = np.random.default_rng(0).integers(1, 4096, (1, 3, 8, 8) if slices else (1, 8, 8)).astype(np.uint16)
+    stored = (
+        np.random.default_rng(0)
+        .integers(1, 4096, (1, 3, 8, 8) if slices else (1, 8, 8))
+        .astype(np.uint16)
+    )
     stored[..., 2, 3] = 0
     std = sampler.distribution([Picture(stored, Geometry(nodata=0))], 2, seed=0).std[0]
     assert np.array_equal(std.absent(), (stored == 0)[0])

@@ -50,19 +50,28 @@ def test_without_noise_it_is_what_takes_the_place_of_the_source():
     sampler = BridgeSampler(shift, BrownianBridge(100, 0.0, "displacement"), "ddim", 10)
     target = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) / 4 - 0.5
     found = sampler.encode(target, torch.zeros(1, 3, 8, 8), steps=10)
-    torch.testing.assert_close(sampler(found, seed=0), target, atol=2e-3, rtol=0)  # 0.1 of the last step's 1 / 100
+    # 0.1 of the last step's 1 / 100
+    torch.testing.assert_close(sampler(found, seed=0), target, atol=2e-3, rtol=0)
 
 
 def test_pictures_batches_windows_and_latents():
     sampler = BridgeSampler(tiny_unet(condition_channels=3), ABridge(100))
-    source, target = (np.asarray((SOURCE[0].expand(3, 8, 8) + 0.5 + i / 9) * 255 / 2, np.uint8) for i in range(2))
+    source, target = (
+        np.asarray((SOURCE[0].expand(3, 8, 8) + 0.5 + i / 9) * 255 / 2, np.uint8) for i in range(2)
+    )
     sources, targets = ([side.transpose(1, 2, 0)] * 3 for side in (source, target))
     noise = sampler.encode(targets, sources, steps=4)
     assert noise.shape == (4, 3, 3, 8, 8)
     torch.testing.assert_close(sampler.encode(targets, sources, steps=4, batch_size=2), noise)
     assert sampler.encode(targets, sources, steps=4, window=4).shape == noise.shape
     latent = BridgeSampler(tiny_unet(), ABridge(100), codec=VQGANCodec(VQGAN.from_preset("demo")))
-    assert latent.encode(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), steps=3).shape == (3, 1, 3, 8, 8)
+    assert latent.encode(torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), steps=3).shape == (
+        3,
+        1,
+        3,
+        8,
+        8,
+    )
 
 
 def test_noise_is_a_tensor_of_its_own():
@@ -77,7 +86,12 @@ def test_noise_is_a_tensor_of_its_own():
 def test_options_of_calls_alone_are_refused():
     sampler = BridgeSampler(tiny_unet(), ABridge(100))
     zeros = torch.zeros(1, 3, 8, 8)
-    for name, value in {"solver": "dpm2m", "mask": zeros[:, :1], "noise": zeros[None], "callback": print}.items():
+    for name, value in {
+        "solver": "dpm2m",
+        "mask": zeros[:, :1],
+        "noise": zeros[None],
+        "callback": print,
+    }.items():
         with pytest.raises(ValueError, match=f"encode takes no {name}"):
             sampler.encode(zeros, zeros, steps=3, **{name: value})
 
@@ -97,7 +111,9 @@ def test_bad_calls():
     ):
         with pytest.raises(ValueError, match=message):
             sampler.encode(torch.zeros(shape), torch.zeros(2, 3, 8, 8), steps=steps)
-    assert sampler.encode(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), steps=2).isfinite().all()
+    assert (
+        sampler.encode(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8), steps=2).isfinite().all()
+    )
 
 
 def test_noise_is_what_seeds_draw():

@@ -98,7 +98,9 @@ def stream(
 ) -> Any:
     """The values of the result that is made of a source."""
     strips = strips_of(sampler, source) if isinstance(source, Path) else source
-    grid = sampler.window_grid(GuidanceOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size)
+    grid = sampler.window_grid(
+        GuidanceOptions(**{**SETTINGS, **settings}), strips.shape[1:], batch_size
+    )
     assert grid is not None
     LargePicture(sampler, strips, grid, seed, memory, report).run(result, {"of": "a test"})
     assert not folder_of(result).exists()
@@ -116,7 +118,9 @@ def same(one: Any, other: Any) -> None:
 
 
 @pytest.mark.parametrize(("memory", "batch_size"), [(LITTLE, 4), (MUCH, None), (LITTLE, 1)])
-@pytest.mark.parametrize(("solver", "bridge"), [("dpm2m", DDBM()), ("posterior", BRIDGE)], ids=["dpm2m", "posterior"])
+@pytest.mark.parametrize(
+    ("solver", "bridge"), [("dpm2m", DDBM()), ("posterior", BRIDGE)], ids=["dpm2m", "posterior"]
+)
 def test_the_result_is_that_of_a_call_at_every_memory_and_batch_size(
     solver: str, bridge: Bridge, memory: int, batch_size: int | None, source: Path, tmp_path: Path
 ):
@@ -189,7 +193,8 @@ def test_an_interrupted_run_goes_on_at_the_next_step(source: Path, tmp_path: Pat
     again = Counted()
     stream(sampler, source, result, report=again)
     assert result.read_bytes() == expected
-    assert again.seen == [0, *range(2 * calls + 1, 3 * calls + 1)]  # the first two steps are not made again
+    # the first two steps are not made again
+    assert again.seen == [0, *range(2 * calls + 1, 3 * calls + 1)]
 
 
 @pytest.mark.parametrize("change", ["seed", "solver", "window", "marker"])
@@ -207,7 +212,9 @@ def test_states_of_other_work_are_not_used(change: str, source: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("at", [0, 1, 15, "result", "disk"])
-def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_error_leaves_nothing(
+    at: int | str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Also a full disk: files take their space before they are mapped, where it would be a signal.
 
     An interruption before the first state leaves nothing either.
@@ -216,7 +223,8 @@ def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, mo
 
     def report(done: int, total: int) -> None:
         calls.append(done)
-        if done == at or (at == "result" and calls.count(total) == 2):  # the last call, and a part of the result
+        # the last call, and a part of the result
+        if done == at or (at == "result" and calls.count(total) == 2):
             raise StoppedError("as asked") if at == 0 else RuntimeError("as asked")
 
     def full(self: FileArray) -> FileArray:
@@ -232,25 +240,36 @@ def test_an_error_leaves_nothing(at: int | str, source: Path, tmp_path: Path, mo
     assert [path.name for path in tmp_path.iterdir()] == ["source.npy"]
 
 
-@pytest.mark.parametrize(("memory", "windows", "rows"), [(2 * 73_728 + 4 * 18_432, 1, 3), (500_000, 3, 6)])
-def test_memory_is_for_windows_and_rows(memory: int, windows: int, rows: int, source: Path, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("memory", "windows", "rows"), [(2 * 73_728 + 4 * 18_432, 1, 3), (500_000, 3, 6)]
+)
+def test_memory_is_for_windows_and_rows(
+    memory: int, windows: int, rows: int, source: Path, tmp_path: Path
+):
     """Half for windows of 16 x 16 x 6 values of 48 bytes, a quarter for rows of 48 x 6 of 64 bytes."""
     sampler, seen, calls = make(), list[int](), list[int]()
     body = sampler.backend.body
     sampler.backend.body = lambda x, *others: seen.append(len(x)) or body(x, *others)
-    stream(sampler, source, tmp_path / "result.npy", memory, lambda done, _: calls.append(done), None)
+    stream(
+        sampler, source, tmp_path / "result.npy", memory, lambda done, _: calls.append(done), None
+    )
     assert max(seen) == windows
     assert calls.count(0) == 2 * math.ceil(56 / rows)  # parts of the source, and of the first state
     with pytest.raises(ValueError, match="memory must be at least 216 KB for windows of 16 x 16"):
         stream(make(), source, tmp_path / "less.npy", 2 * 73_728 + 4 * 18_432 - 1)
 
 
-def test_a_second_run_and_a_disk_that_is_too_small_are_refused(source: Path, tmp_path: Path, monkeypatch: Any):
+def test_a_second_run_and_a_disk_that_is_too_small_are_refused(
+    source: Path, tmp_path: Path, monkeypatch: Any
+):
     """The first run goes on."""
     result, refused = tmp_path / "result.npy", []
 
     def second() -> None:
-        with pytest.raises(InUseError, match=r"another process works in .*\.result\.npy\.steps: wait for it, or give"):
+        with pytest.raises(
+            InUseError,
+            match=r"another process works in .*\.result\.npy\.steps: wait for it, or give",
+        ):
             stream(make(), source, result)
         refused.append(True)
 
@@ -278,7 +297,9 @@ class Pointwise(nn.Module):
 def with_holes(path: Path, fill: float = 0, kind: str = "uint16") -> np.ndarray[Any, Any]:
     """An OME-Zarr of chunks of 8 x 8 of which few are stored, and where those are."""
     array = numbers(kind=kind)
-    geometry = Geometry(SCALED, "ome-zarr", {"chunk": (8, 8)}, math.nan if math.isnan(fill) else None)
+    geometry = Geometry(
+        SCALED, "ome-zarr", {"chunk": (8, 8)}, math.nan if math.isnan(fill) else None
+    )
     blank = Picture(np.broadcast_to(array.dtype.type(fill), array.shape), geometry)
     canvas = formats.module("omezarr").create(path, blank, fill)
     stored = np.zeros((HEIGHT, WIDTH), bool)
@@ -302,7 +323,14 @@ def test_windows_without_a_stored_chunk_are_not_computed(
     sampler.pictures = Spec(source=U16, target=Values(0, 4000, dtype=kind))
     stored = with_holes(tmp_path / "source.zarr", fill, kind)
     report = Counted()
-    made = stream(sampler, tmp_path / "source.zarr", tmp_path / "result.ome.zarr", memory, report, batch_size=1)
+    made = stream(
+        sampler,
+        tmp_path / "source.zarr",
+        tmp_path / "result.ome.zarr",
+        memory,
+        report,
+        batch_size=1,
+    )
     expected = called(sampler, read(tmp_path / "source.zarr"))
     np.testing.assert_allclose(made[:, stored], expected[:, stored], atol=1)
     assert expected[:, stored].std() > 100
@@ -339,7 +367,12 @@ def test_an_ome_zarr_goes_on_after_an_interruption(holes: bool, tmp_path: Path):
     assert used > 0
     assert (stream(sampler, source, result) == expected).all()
     with pytest.raises(RuntimeError, match="as asked"):
-        stream(sampler, source, tmp_path / "error.zarr", report=_stops_while_the_result_is_written(whole.total))
+        stream(
+            sampler,
+            source,
+            tmp_path / "error.zarr",
+            report=_stops_while_the_result_is_written(whole.total),
+        )
     assert not [*tmp_path.glob("*error*")]
 
 
@@ -348,13 +381,16 @@ def _stops_while_the_result_is_written(total: int) -> Callable[[int, int], Any]:
 
     def report(done: int, _: int) -> None:
         calls.append(done)
-        if calls.count(total) == 4:  # after the last call, blocks of the last step, and a part of the result
+        # after the last call, blocks of the last step, and a part of the result
+        if calls.count(total) == 4:
             raise RuntimeError("as asked")
 
     return report
 
 
-@pytest.mark.skipif(not hasattr(os.stat_result, "st_blocks"), reason="the system does not say what files take")
+@pytest.mark.skipif(
+    not hasattr(os.stat_result, "st_blocks"), reason="the system does not say what files take"
+)
 def test_a_sparse_file_takes_disk_where_it_was_written(tmp_path: Path):
     array = FileArray(tmp_path / "a", (1, 2, 3000, 5000), np.float32, sparse=True).create()
     box = (slice(None), slice(None), slice(1000, 1010), slice(700, 900))
@@ -371,11 +407,18 @@ def test_refusals(source: Path, tmp_path: Path):
     np.save(tmp_path / "infinite.npy", array)
     whole = tmp_path / "whole.mha"  # of which no part is read alone
     write(whole, numbers())
-    decoded = r"must be decoded whole, which needs 57.1 KB, and half of the memory, 48.8 KB, is for that"
+    decoded = (
+        r"must be decoded whole, which needs 57.1 KB, and half of the memory, 48.8 KB, is for that"
+    )
     for of, memory, name, message in (
         (source, LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
         (whole, 100_000, "result.npy", decoded),
-        (tmp_path / "infinite.npy", LITTLE, "result.npy", "inf stands in channel 2, where a finite"),
+        (
+            tmp_path / "infinite.npy",
+            LITTLE,
+            "result.npy",
+            "inf stands in channel 2, where a finite",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             stream(make(), of, tmp_path / name, memory)
@@ -386,7 +429,10 @@ def test_networks_that_see_more_than_windows_are_refused(source: Path, tmp_path:
     latent = BridgeSampler(tiny_unet(), BRIDGE, codec=tiny_codec())
     for sampler, message in (
         (latent, "only networks of image space translate pictures larger than memory"),
-        (BridgeSampler(of_square(), BRIDGE), "the network prepares the whole source, which a picture"),
+        (
+            BridgeSampler(of_square(), BRIDGE),
+            "the network prepares the whole source, which a picture",
+        ),
     ):
         sampler.pictures = Spec(source=U16, target=U16)
         with pytest.raises(ValueError, match=message):

@@ -25,7 +25,9 @@ def small_unet(channels: int = 3) -> UNet:
 
 
 def picture(size: tuple[int, int] = (8, 6)) -> Image.Image:
-    return Image.fromarray(np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3))
+    return Image.fromarray(
+        np.arange(size[0] * size[1] * 3, dtype=np.uint8).reshape(size[1], size[0], 3)
+    )
 
 
 UNET = small_unet()
@@ -40,11 +42,13 @@ def sampler_of(solver: Any = None, steps: int | None = 3, **settings: Any) -> Br
 def test_image_of_a_batch_equals_the_image_alone(solver: str):
     sampler = sampler_of(solver, 6)
     together = sampler(SOURCE, seed=7)
-    for i in range(5):  # rows of dpm2m near T weigh x by 33 and 4, and float32 rounding of x by as much
+    # rows of dpm2m near T weigh x by 33 and 4, and float32 rounding of x by as much
+    for i in range(5):
         same(together[i : i + 1], sampler(SOURCE[i : i + 1], seed=7 + i), 2e-5)
 
 
-WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {  # settings, options and the warning
+# settings, options and the warning
+WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "values": ({}, {}, "pass source_values="),
     "size": ({"image_size": 32}, {}, "trained on pictures of 32 x 32"),
     "calls": ({"calls": 2}, {"solver": "dpm2m", "steps": 3}, "distilled for calls=2"),
@@ -96,18 +100,24 @@ def test_a_stream_takes_what_a_call_takes(options: dict[str, Any], images: list[
     pictures = [np.asarray(picture(size)) for size in ((8, 6), (4, 4), (8, 6))]
     steps = list(sampler.stream(pictures, seed=3, callback=called.append, **options))
     times = [*enumerate(sampler.table.timesteps.tolist())]
-    assert [(step.images, step.index, step.t) for step in steps] == [(each, *t) for each in images for t in times]
+    assert [(step.images, step.index, step.t) for step in steps] == [
+        (each, *t) for each in images for t in times
+    ]
     assert called == steps
     assert not torch.equal(steps[0].x, steps[1].x), "steps share their memory"
     results = sampler(pictures, seed=3, callback=called.append, **options)
     for step, expected in zip(called[len(steps) :], steps, strict=True):
         assert (step.index, step.images) == (expected.index, expected.images)
-        assert torch.equal(torch.stack([step.x, step.x0hat]), torch.stack([expected.x, expected.x0hat]))
+        assert torch.equal(
+            torch.stack([step.x, step.x0hat]), torch.stack([expected.x, expected.x0hat])
+        )
     top = 1 if "target_values" in options else 255
     for step in steps[1::2]:
         for image, x in zip(step.images, step.x.clamp(-1, 1), strict=True):
             wanted = (x.permute(1, 2, 0).numpy() + 1) / 2 * top
-            np.testing.assert_allclose(results[image], wanted, rtol=0, atol=0.5 + 1e-3 if top == 255 else 1e-6)
+            np.testing.assert_allclose(
+                results[image], wanted, rtol=0, atol=0.5 + 1e-3 if top == 255 else 1e-6
+            )
 
 
 def test_previews_are_pictures_of_the_source_s_size():
@@ -124,7 +134,10 @@ def test_a_solver_that_is_the_own_one_has_the_own_steps():
     """Also of a distilled network, of its own calls."""
     cases: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
         ({}, [{"solver": "dpm2m"}, {"steps": 10}, {"solver": "dpm2m", "steps": 10}]),
-        ({"solver": "ddim", "steps": 3}, [{"solver": "ddim"}, {"steps": 3}, {"solver": "ddim", "steps": 3}]),
+        (
+            {"solver": "ddim", "steps": 3},
+            [{"solver": "ddim"}, {"steps": 3}, {"solver": "ddim", "steps": 3}],
+        ),
         ({"calls": 2}, [{"solver": "consistency"}, {"steps": 2}]),
     ]
     for settings, alike in cases:
@@ -175,7 +188,9 @@ def test_from_checkpoint(tmp_path: Path):
     for ema, unet in ((True, second), (False, first)):
         sampler = BridgeSampler.from_checkpoint(tmp_path / "c.pt", ema=ema, solver="ddim", steps=3)
         assert sampler.bridge == bridge
-        assert torch.equal(sampler(SOURCE, seed=0), BridgeSampler(unet, bridge, "ddim", 3)(SOURCE, seed=0))
+        assert torch.equal(
+            sampler(SOURCE, seed=0), BridgeSampler(unet, bridge, "ddim", 3)(SOURCE, seed=0)
+        )
     for name, value in {"num_steps": 60, "c_lambda": 3.0, "config": "bbdm"}.items():
         with pytest.raises(ValueError, match=f"{name}={value} was given, but the"):
             BridgeSampler.from_checkpoint(tmp_path / "c.pt", **{name: value})
@@ -185,31 +200,68 @@ def test_from_checkpoint(tmp_path: Path):
 
 GOOD = torch.full((2, 3, 8, 8), -0.5)
 SIZES = [picture(), picture((9, 8))]
-BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is none, and the message
-    ({"source": torch.zeros(2, 4, 8, 8)}, r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 4, 8, 8\)"),
+# a source of two, if there is none, and the message
+BAD_CALLS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"source": torch.zeros(2, 4, 8, 8)},
+        r"source must be a non-empty \(B, 3, H, W\) batch, got shape \(2, 4, 8, 8\)",
+    ),
     ({"source": np.zeros((1, 8, 8, 3))}, r"batch, got shape \(1, 8, 8, 3\)"),
     ({"source": torch.full((1, 3, 8, 8), float("nan"))}, "source must be finite"),
     ({"source": GOOD + 200.0}, r"source must be in \[-1, 1\], got values up to 199.5"),
     ({"source": []}, "source must hold at least one picture"),
-    ({"source": {}}, "source must be a tensor, a picture, a path, a NumPy array or a list of them, got dict"),
-    ({"source": [Image.new("RGB", (8, 8)), 5]}, r"source\[1\]: must be a tensor, a picture, .* got int"),
-    ({"source": [GOOD[0], GOOD]}, r"source\[1\]: a tensor in a list must be \(3, H, W\), got shape \(2, 3, 8, 8\)"),
-    ({"source": [GOOD[0].to(torch.uint8)], "batch_size": 1}, r"source\[0\]: must be floats in \[-1, 1\], got uint8"),
+    (
+        {"source": {}},
+        "source must be a tensor, a picture, a path, a NumPy array or a list of them, got dict",
+    ),
+    (
+        {"source": [Image.new("RGB", (8, 8)), 5]},
+        r"source\[1\]: must be a tensor, a picture, .* got int",
+    ),
+    (
+        {"source": [GOOD[0], GOOD]},
+        r"source\[1\]: a tensor in a list must be \(3, H, W\), got shape \(2, 3, 8, 8\)",
+    ),
+    (
+        {"source": [GOOD[0].to(torch.uint8)], "batch_size": 1},
+        r"source\[0\]: must be floats in \[-1, 1\], got uint8",
+    ),
     ({"source": Image.new("F", (8, 8))}, "pictures of float32 have no agreed range"),
-    ({"source": np.zeros((8, 8, 2), np.uint8)}, r"uint8 must be \(H, W\), .* got shape \(8, 8, 2\)"),
-    ({"source": np.zeros((8, 8, 4))}, r"floats must be \(H, W\) or \(H, W, 3\), got shape \(8, 8, 4\)"),
-    ({"source": np.full((8, 8, 3), 300, np.uint16)}, "uint16 have no agreed range .* 300 to 300.*'0:1023'"),
-    ({"source": np.full((8, 8, 3), 255.0)}, r"values up to 255 in size: .* pass source_values=\(0, 255\)"),
+    (
+        {"source": np.zeros((8, 8, 2), np.uint8)},
+        r"uint8 must be \(H, W\), .* got shape \(8, 8, 2\)",
+    ),
+    (
+        {"source": np.zeros((8, 8, 4))},
+        r"floats must be \(H, W\) or \(H, W, 3\), got shape \(8, 8, 4\)",
+    ),
+    (
+        {"source": np.full((8, 8, 3), 300, np.uint16)},
+        "uint16 have no agreed range .* 300 to 300.*'0:1023'",
+    ),
+    (
+        {"source": np.full((8, 8, 3), 255.0)},
+        r"values up to 255 in size: .* pass source_values=\(0, 255\)",
+    ),
     ({"seed": [1, 2, 3]}, "one for each of 2 images, got 3"),
     ({"seed": -1}, r"seed must be in \[0, 2\^63\), got -1"),
     ({"seed": [0.7, 1]}, "seed must be an integer or a list of integers"),
     ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
-    ({"noise": torch.zeros(2, 2, 3, 8, 8)}, r"noise must be a tensor of shape \(3, 2, 3, 8, 8\), got \(2, 2"),
+    (
+        {"noise": torch.zeros(2, 2, 3, 8, 8)},
+        r"noise must be a tensor of shape \(3, 2, 3, 8, 8\), got \(2, 2",
+    ),
     ({"noise": torch.full((3, 2, 3, 8, 8), float("nan"))}, "noise must be finite"),
     ({"source_values": (1, 0)}, "values must have low below high, got 1:0"),
     ({"solver": "euler"}, "solver must be one of"),
-    ({"solver": "ancestral", "steps": 3}, "solver 'ancestral' takes every time, steps=1000; got steps=3"),
-    ({"mask": torch.zeros(2, 1, 8, 7)}, r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got"),
+    (
+        {"solver": "ancestral", "steps": 3},
+        "solver 'ancestral' takes every time, steps=1000; got steps=3",
+    ),
+    (
+        {"mask": torch.zeros(2, 1, 8, 7)},
+        r"mask must have shape \(2, 1, 8, 8\) or \(1, 1, 8, 8\), got",
+    ),
     ({"mask": torch.full((2, 1, 8, 8), 2.0)}, r"mask must be in \[0, 1\], got values from 2 to 2"),
     ({"mask": torch.full((2, 1, 8, 8), float("nan"))}, r"mask must be in .*, got values from nan"),
     ({"mask": [1]}, "mask must be a tensor, a picture, a path or an .* array, got list"),
@@ -218,7 +270,9 @@ BAD_CALLS: list[tuple[dict[str, Any], str]] = [  # a source of two, if there is 
 ]
 
 
-@pytest.mark.parametrize(("call", "message"), BAD_CALLS, ids=[message[:40] for _, message in BAD_CALLS])
+@pytest.mark.parametrize(
+    ("call", "message"), BAD_CALLS, ids=[message[:40] for _, message in BAD_CALLS]
+)
 def test_bad_calls(call: dict[str, Any], message: str):
     for run in (sampler_of(), sampler_of().stream):  # a stream checks at the call
         with pytest.raises(ValueError, match=message):
@@ -229,7 +283,10 @@ def test_bad_calls(call: dict[str, Any], message: str):
     ("settings", "message"),
     [
         ({"dtype": torch.int8}, "dtype must be a floating-point dtype"),
-        ({"dtype": "bf61"}, "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'"),
+        (
+            {"dtype": "bf61"},
+            "dtype must be a floating-point dtype such as bf16, fp16, fp32, fp64, got 'bf61'",
+        ),
         ({"device": "nowhere"}, "device 'nowhere' cannot be used here"),
         ({"steps": 0}, "steps must be an integer in"),
     ],
@@ -246,7 +303,9 @@ def test_a_mask_keeps_the_source_elsewhere():
     assert torch.equal(torch.where(mask == 0, result, SOURCE), SOURCE)
     assert not torch.equal(result, SOURCE)
     for step in sampler.stream(SOURCE, seed=0, mask=mask):
-        assert torch.equal(step.x0hat[:, :, 0], SOURCE[:, :, 0]), "the estimate leaves the source outside the mask"
+        assert torch.equal(step.x0hat[:, :, 0], SOURCE[:, :, 0]), (
+            "the estimate leaves the source outside the mask"
+        )
     same(sampler(SOURCE, seed=0, mask=torch.ones(1, 1, 8, 8)), sampler(SOURCE, seed=0), 1e-6)
 
 
@@ -255,7 +314,9 @@ def test_masks_of_every_type(tmp_path: Path):
     pixels[1:3, 2:5] = 255
     Image.fromarray(pixels).save(tmp_path / "mask.png")
     masks = [Image.fromarray(pixels), tmp_path / "mask.png", pixels, pixels / 255, pixels > 0]
-    first, *others = (np.asarray(sampler_of()([source] * 2, seed=0, mask=mask, batch_size=1)[1]) for mask in masks)
+    first, *others = (
+        np.asarray(sampler_of()([source] * 2, seed=0, mask=mask, batch_size=1)[1]) for mask in masks
+    )
     for other in others:
         np.testing.assert_array_equal(first, other)
     np.testing.assert_array_equal(first[pixels == 0], np.asarray(source)[pixels == 0])
@@ -285,10 +346,20 @@ def test_a_call_with_another_solver_takes_its_default_steps(monkeypatch: pytest.
         return solvers.build(bridge, "ddim", [1000 >> i for i in range(steps or 5)])
 
     bridge = ABridge()
-    for sampler in (BridgeSampler(UNET, bridge, steps=3), BridgeSampler(UNET, bridge, timesteps=[1000, 300, 4])):
-        for solver, steps in (("ancestral", 1000), ("halves", 5), (halves, 5), (Unhashable([1000, 300, 20, 4]), 3)):
+    for sampler in (
+        BridgeSampler(UNET, bridge, steps=3),
+        BridgeSampler(UNET, bridge, timesteps=[1000, 300, 4]),
+    ):
+        for solver, steps in (
+            ("ancestral", 1000),
+            ("halves", 5),
+            (halves, 5),
+            (Unhashable([1000, 300, 20, 4]), 3),
+        ):
             assert len(sampler.read(GOOD, 0, {"solver": solver}).groups[0].plan.table) == steps
-        assert len(list(sampler.stream(GOOD, 0, solver="dpm2m"))) == 3, "its own solver has its own steps"
+        assert len(list(sampler.stream(GOOD, 0, solver="dpm2m"))) == 3, (
+            "its own solver has its own steps"
+        )
     again = Unhashable([1000, 300, 20, 4])
     assert len(list(BridgeSampler(UNET, bridge, again).stream(GOOD, 0, solver=again, steps=2))) == 2
 
@@ -345,5 +416,7 @@ def test_a_package_has_its_network_on_the_device(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("bbdm.sampling.sampler.PackagedNetwork", Package)
     sampler = BridgeSampler(UNET, ABridge(), steps=3, device="meta", compiled="unet.pt2")
     assert {each.device.type for each in sampler.unet.parameters()} == {"meta"}
-    with pytest.raises(ValueError, match="a package is of one device, meta, and cannot move to cpu"):
+    with pytest.raises(
+        ValueError, match="a package is of one device, meta, and cannot move to cpu"
+    ):
         sampler.to("cpu")

@@ -35,11 +35,18 @@ def echo(source: Any, channels: int = 3, **options: Any) -> Any:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
 def test_an_array_comes_back(dtype: Any):
     colour = COLOUR if dtype == np.uint8 else FLOATS.astype(dtype)
-    for array, channels in ((colour, 3), (colour[:, :, 0], 3), (colour[:, :, 0], 1), (colour[:, :, :1], 1)):
+    for array, channels in (
+        (colour, 3),
+        (colour[:, :, 0], 3),
+        (colour[:, :, 0], 1),
+        (colour[:, :, :1], 1),
+    ):
         made = echo(array, channels)
         grey = array.ndim == 2 and channels == 3
         assert (type(made), made.dtype) == (np.ndarray, array.dtype)
-        np.testing.assert_allclose(made, np.repeat(array[:, :, None], 3, axis=2) if grey else array, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(
+            made, np.repeat(array[:, :, None], 3, axis=2) if grey else array, rtol=0, atol=1e-6
+        )
     assert echo(COLOUR, 1).shape == (6, 8, 1)
     assert echo(Image.fromarray(COLOUR), 1)[0].mode == "L"
     clear = np.dstack([COLOUR, np.zeros((6, 8), np.uint8)])  # transparent pixels are white
@@ -53,7 +60,9 @@ def test_nan_of_weights_is_no_black_picture(tmp_path: Path):
     sampler = BridgeSampler(network, ABridge(), steps=1)
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
     for source in (tmp_path / "a.png", Image.fromarray(COLOUR), COLOUR):
-        with pytest.raises(ValueError, match="the result has NaN, which uint8 cannot hold: take dtype float32"):
+        with pytest.raises(
+            ValueError, match="the result has NaN, which uint8 cannot hold: take dtype float32"
+        ):
             sampler(source, seed=0)
     assert np.isnan(sampler(FLOATS, seed=0)).all()
 
@@ -64,7 +73,9 @@ def test_a_picture_that_a_call_has_no_memory_for_is_refused_by_its_header(tmp_pa
     (tmp_path / "large.png").write_bytes(png_of(110_000, 110_000, bytes(1000)))
     assert sampler_of()(tmp_path / "small.png", seed=0)[0].size == (16, 16)
     advice = "bbdm restore and bbdm translate --window go by windows and files"
-    with pytest.raises(ValueError, match=rf"large\.png of 110000 x 110000 needs at least .* of memory .*{advice}"):
+    with pytest.raises(
+        ValueError, match=rf"large\.png of 110000 x 110000 needs at least .* of memory .*{advice}"
+    ):
         sampler_of()(tmp_path / "large.png", seed=0)
 
 
@@ -87,7 +98,13 @@ def test_a_mixed_list_keeps_order_and_types(tmp_path: Path):
     types = [np.ndarray, Image.Image, Image.Image, torch.Tensor, Image.Image, np.ndarray]
     assert [type(result) for result in made] == types
     np.testing.assert_allclose(made[0], FLOATS, atol=1e-6)
-    for result in (made[1], made[2], made[4], made[5], *(echo(source)[0] for source in (file, picture))):
+    for result in (
+        made[1],
+        made[2],
+        made[4],
+        made[5],
+        *(echo(source)[0] for source in (file, picture)),
+    ):
         np.testing.assert_array_equal(np.asarray(result), COLOUR)
     assert made[3].dtype == torch.float64
     torch.testing.assert_close(made[3], tensor, rtol=0, atol=1e-6)
@@ -117,7 +134,9 @@ def test_an_8_bit_tiff_comes_out_as_it_was(tmp_path: Path):
     picture = Picture(COLOUR.transpose(2, 0, 1), Geometry(affine, "geotiff", {"crs": "EPSG:32632"}))
     picture.save(tmp_path / "a.tif")
     (result,) = sampler_of()(tmp_path / "a.tif", seed=0)
-    assert (result.transpose(1, 2, 0) == np.asarray(sampler_of()([Image.fromarray(COLOUR)], seed=0)[0])).all()
+    assert (
+        result.transpose(1, 2, 0) == np.asarray(sampler_of()([Image.fromarray(COLOUR)], seed=0)[0])
+    ).all()
     result.save(tmp_path / "b.tif")
     assert header(tmp_path / "b.tif").geometry == header(tmp_path / "a.tif").geometry
     Picture(picture[:1]).save(tmp_path / "grey.tif")
@@ -155,8 +174,14 @@ def test_a_file_gives_the_targets_values_at_its_place(suffix: str, tmp_path: Pat
     path = tmp_path / f"a{suffix}"
     Picture(STORED, Geometry(PLACE) if suffix == ".nii" else None).save(path)
     (result,) = sampler(str(path), **CALL)
-    assert (type(result), result.dtype, result.unit, result.shape) == (Picture, np.int16, "HU", STORED.shape)
-    assert np.abs(result - expected).max() <= 1  # float32 at half a level, and ONNX Runtime's order of sums
+    assert (type(result), result.dtype, result.unit, result.shape) == (
+        Picture,
+        np.int16,
+        "HU",
+        STORED.shape,
+    )
+    # float32 at half a level, and ONNX Runtime's order of sums
+    assert np.abs(result - expected).max() <= 1
     assert result.geometry.affine == (PLACE if suffix == ".nii" else None)
     np.testing.assert_array_equal(sampler(Picture(STORED), **CALL), result)
 
@@ -184,7 +209,9 @@ def test_arrays_have_values_where_the_call_says_so() -> None:
     grey = sampler(STORED[0], source_values=MR, **CALL)
     assert (grey.dtype, grey.shape) == (np.int16, STORED.shape[1:])
     assert np.abs(grey - expected[0]).max() <= 1
-    batch = sampler(STORED[None].astype(np.float32), source_values="0:4095", target_values=(0, 1), **CALL)
+    batch = sampler(
+        STORED[None].astype(np.float32), source_values="0:4095", target_values=(0, 1), **CALL
+    )
     np.testing.assert_allclose(batch[0], (expected + 1024) / 4095, atol=1 / 4095)
     (tensor,) = sampler([torch.from_numpy(STORED.astype(np.int32))], source_values=MR, **CALL)
     assert (type(tensor), tensor.dtype) == (torch.Tensor, torch.int16)
@@ -200,11 +227,15 @@ def test_percentiles_are_of_each_picture() -> None:
 
 
 @pytest.mark.parametrize("neighbours", [0, 1])
-def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, tmp_path: Path) -> None:
+def test_volumes_are_translated_by_slices_that_share_a_seed(
+    neighbours: int, tmp_path: Path
+) -> None:
     """With neighbours, the bridge begins at the slice itself."""
     kind = Spec(source=MR, target=HU, slices="sagittal", neighbours=neighbours)
     count = 1 + 2 * neighbours
-    network = tiny_unet(in_channels=1, out_channels=1, condition_channels=count, endpoint=kind.endpoint(count, 1))
+    network = tiny_unet(
+        in_channels=1, out_channels=1, condition_channels=count, endpoint=kind.endpoint(count, 1)
+    )
     sampler: Any = BridgeSampler(network, ABridge())
     sampler.pictures = kind
     Picture(VOLUME).save(tmp_path / "v.npy")
@@ -215,7 +246,9 @@ def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, tmp
     for index in range(4):
         stack = padded[:, :, index : index + count].transpose(2, 0, 1)
         assert np.abs(result[..., index] - made_of(stack, network)).max() <= 1
-    with pytest.raises(ValueError, match=r"source must be \(1, D, H, W\), a volume, as in training; b has shape"):
+    with pytest.raises(
+        ValueError, match=r"source must be \(1, D, H, W\), a volume, as in training; b has shape"
+    ):
         sampler(Picture(np.concatenate([VOLUME] * 3), name="b"), **CALL)
     floats = VOLUME.astype("float32")
     floats[0, 1, 2, 3] = np.nan
@@ -225,8 +258,15 @@ def test_volumes_are_translated_by_slices_that_share_a_seed(neighbours: int, tmp
 
 def test_voxels_of_another_size_are_warned_of() -> None:
     sampler = valued(slices="axial", spacing=(3.0, 1.0, 1.0))
-    affine = ((0.0, 0.0, 1.11, 0.0), (0.0, 1.0, 0.0, 0.0), (3.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 1.0))
-    with pytest.warns(match=r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"):
+    affine = (
+        (0.0, 0.0, 1.11, 0.0),
+        (0.0, 1.0, 0.0, 0.0),
+        (3.0, 0.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0, 1.0),
+    )
+    with pytest.warns(
+        match=r"^v has voxels of 3 x 1 x 1.11, and .* trained on 3 x 1 x 1: it knows"
+    ):
         sampler(Picture(VOLUME[:, :2], Geometry(affine), name="v"), **CALL)
 
 

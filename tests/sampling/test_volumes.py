@@ -29,7 +29,9 @@ def unet(**settings: Any) -> UNet:
 def pointwise(**settings: Any) -> tuple[Recorder, BridgeSampler]:
     """A function of single voxels, which notes the shapes that it is called with."""
     module = Recorder()
-    return module, BridgeSampler(wrap(module, 1, axes=3, **settings).eval(), ABridge(), "sde-dpm2m", steps=3)
+    return module, BridgeSampler(
+        wrap(module, 1, axes=3, **settings).eval(), ABridge(), "sde-dpm2m", steps=3
+    )
 
 
 def test_a_seed_is_a_volume_at_every_batch_size() -> None:
@@ -49,7 +51,8 @@ def test_mask_and_from_array() -> None:
     same(result[..., :3], SOURCE[..., :3])
     assert (result - SOURCE)[..., 3:].abs().max() > 0.01
     *_, last = sampler.stream(SOURCE, seed=1)
-    assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2  # planes of 10 x 7, 5 x 7, 5 x 10
+    # planes of 10 x 7, 5 x 7, 5 x 10
+    assert [picture.size for picture in last.preview()] == [(3 * 10, 10)] * 2
     volume = np.full((1, 4, 6, 8), -1.0)
     volume[0, 2], volume[0, :, 3], volume[0, :, :, 4] = 1.0, 0.0, 0.5
     pixels = np.asarray(from_array(volume).convert("L"))
@@ -90,7 +93,12 @@ def test_values_of_files_and_arrays() -> None:
     stored = np.random.default_rng(0).integers(-1024, 3072, (4, 6, 8)).astype(np.int16)
     geometry = Geometry(format="medical", kept={"spacing": (1.0, 1.0, 3.0)})
     made: Any = sampler(Picture(stored[None], geometry), seed=1)
-    assert (type(made), made.shape, made.dtype, made.unit) == (Picture, (1, 4, 6, 8), np.int16, "HU")
+    assert (type(made), made.shape, made.dtype, made.unit) == (
+        Picture,
+        (1, 4, 6, 8),
+        np.int16,
+        "HU",
+    )
     assert made.geometry == geometry
     scaled = torch.from_numpy(HU.scaled(stored[None, None].astype(np.float32), axes=4))
     expected = (sampler(scaled, seed=1).numpy()[0, 0] + 1) * (4095 / 2) - 1024
@@ -102,26 +110,52 @@ def test_values_of_files_and_arrays() -> None:
 
 
 REFUSED: list[tuple[int, Any, dict[str, Any], str]] = [  # axes, a source, options
-    (3, SOURCE[:, :, 0], {}, "source must be a non-empty (B, 1, D, H, W) batch, got shape (2, 1, 10, 7)"),
+    (
+        3,
+        SOURCE[:, :, 0],
+        {},
+        "source must be a non-empty (B, 1, D, H, W) batch, got shape (2, 1, 10, 7)",
+    ),
     (2, SOURCE, {}, "source must be a non-empty (B, 3, H, W) batch, got shape (2, 1, 5, 10, 7)"),
     (3, [SOURCE[0, :, 0]], {}, "a tensor in a list must be (1, D, H, W), got shape (1, 10, 7)"),
-    (3, [np.zeros((2, 4, 6, 8), np.uint8)], {}, "source[0]: must be (1, D, H, W), a volume, as in training"),
+    (
+        3,
+        [np.zeros((2, 4, 6, 8), np.uint8)],
+        {},
+        "source[0]: must be (1, D, H, W), a volume, as in training",
+    ),
     (3, from_array(SOURCE[0].numpy()), {}, "source must be (1, D, H, W), a volume, as in training"),
-    (3, SOURCE, {"window": (3, 5, 8)}, "window must be a multiple of the network's stride (1, 2, 2), got (3, 5, 8)"),
-    (3, SOURCE, {"window": (8, 8)}, "window must be a side, (depth, height, width), 'auto' or None, got (8, 8)"),
+    (
+        3,
+        SOURCE,
+        {"window": (3, 5, 8)},
+        "window must be a multiple of the network's stride (1, 2, 2), got (3, 5, 8)",
+    ),
+    (
+        3,
+        SOURCE,
+        {"window": (8, 8)},
+        "window must be a side, (depth, height, width), 'auto' or None, got (8, 8)",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("axes", "source", "options", "message"), REFUSED)
 def test_what_is_refused(axes: int, source: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        BridgeSampler(unet() if axes == 3 else tiny_unet().eval(), BrownianBridge(), steps=1)(source, **options)
+        BridgeSampler(unet() if axes == 3 else tiny_unet().eval(), BrownianBridge(), steps=1)(
+            source, **options
+        )
 
 
 def test_a_file_says_its_axes(tmp_path: Path) -> None:
     network, kind = unet(dropout=0.1), Spec(crop=(8, 6, 4))
-    save_checkpoint(tmp_path / "v.safetensors", network, BrownianBridge(), image_size=(8, 6, 4), pictures=kind)
+    save_checkpoint(
+        tmp_path / "v.safetensors", network, BrownianBridge(), image_size=(8, 6, 4), pictures=kind
+    )
     sampler = BridgeSampler.from_checkpoint(tmp_path / "v.safetensors", steps=2)
     own = BridgeSampler(network, BrownianBridge(), steps=2)
     assert (sampler.axes, sampler.image_size, sampler.pictures.crop) == (3, (8, 6, 4), (8, 6, 4))
-    assert torch.equal(sampler(SOURCE[..., :4], seed=1), own(SOURCE[..., :4], seed=1, window=(8, 6, 4)))
+    assert torch.equal(
+        sampler(SOURCE[..., :4], seed=1), own(SOURCE[..., :4], seed=1, window=(8, 6, 4))
+    )

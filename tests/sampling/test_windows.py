@@ -29,7 +29,8 @@ class Convolutions(nn.Module):
         super().__init__()
         cell = 6 * stride**2
         self.layers = nn.ModuleList(
-            nn.Conv2d(*channels, 3, padding=1) for channels in ((cell, width), (width, width), (width, cell // 2))
+            nn.Conv2d(*channels, 3, padding=1)
+            for channels in ((cell, width), (width, width), (width, cell // 2))
         )
         self.stride = stride
 
@@ -54,8 +55,15 @@ def same(one: Tensor, other: Tensor, tolerance: float = 1e-5) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
 
 
-@given(size=st.integers(1, 300), length=st.integers(1, 60), overlap=st.integers(0, 59), unit=st.integers(1, 8))
-def test_windows_cover_a_side_and_overlap_by_what_is_asked(size: int, length: int, overlap: int, unit: int):
+@given(
+    size=st.integers(1, 300),
+    length=st.integers(1, 60),
+    overlap=st.integers(0, 59),
+    unit=st.integers(1, 8),
+)
+def test_windows_cover_a_side_and_overlap_by_what_is_asked(
+    size: int, length: int, overlap: int, unit: int
+):
     size *= unit
     windows = Windows.spread(size, length, overlap, unit)
     assert windows.starts[0] == 0
@@ -69,7 +77,10 @@ def test_windows_cover_a_side_and_overlap_by_what_is_asked(size: int, length: in
 def test_weights_are_a_gaussian_of_an_eighth_of_the_side():
     """That of MONAI's sliding windows: where two overlap, shares are as the Gaussians, above a floor."""
     first, second = Windows(96, 64, (0, 32)).gaussians()
-    bells = [np.maximum(np.exp(-((np.arange(32, 64) - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3) for shift in (0, 32)]
+    bells = [
+        np.maximum(np.exp(-((np.arange(32, 64) - shift - 31.5) ** 2) / (2 * 8**2)), 1e-3)
+        for shift in (0, 32)
+    ]
     np.testing.assert_allclose(first[32:] / second[:32], bells[0] / bells[1], rtol=1e-9)
 
 
@@ -79,8 +90,10 @@ def test_with_the_networks_reach_as_margin_windows_are_the_whole(solver: str, ma
     settings: dict[str, Any] = {"seed": 3, "mask": MASK if masked else None}
     made = sampler(solver)
     whole = made(SOURCE, **settings)
-    same(made(SOURCE, window=(24, 32), margin=REACH, **settings), whole, 2e-5)  # dpm2m weighs x by 33 near T
-    assert (made(SOURCE, window=(24, 32), **settings) - whole).abs().max() > 1e-4  # a window's edge is seen
+    # dpm2m weighs x by 33 near T
+    same(made(SOURCE, window=(24, 32), margin=REACH, **settings), whole, 2e-5)
+    # a window's edge is seen
+    assert (made(SOURCE, window=(24, 32), **settings) - whole).abs().max() > 1e-4
 
 
 def test_a_network_of_a_stride_on_a_picture_off_it():
@@ -92,7 +105,8 @@ def test_a_network_of_a_stride_on_a_picture_off_it():
 
 def test_batch_size_changes_nothing():
     """In float64: processors round float32 differently in batches of another size."""
-    made, source = BridgeSampler(network().double(), ABridge(), "sde-dpm2m", steps=4), SOURCE.double()
+    made = BridgeSampler(network().double(), ABridge(), "sde-dpm2m", steps=4)
+    source = SOURCE.double()
     first = made(source, seed=3, window=24)
     for batch_size in (1, 3, 64):
         same(made(source, seed=3, window=24, batch_size=batch_size), first, 1e-12)
@@ -125,7 +139,11 @@ def test_windows_in_a_call_and_of_training_crops():
     made = BridgeSampler(wrap(module).eval(), ABridge(), "ddim", steps=2)
     made.pictures = Spec(crop=(16, 24))
     for shape, settings, expected in (
-        ((1, 3, 100, 40), {"window": 32, "batch_size": 3}, [(3, 3, 32, 32), (3, 3, 32, 32), (2, 3, 32, 32)] * 2),
+        (
+            (1, 3, 100, 40),
+            {"window": 32, "batch_size": 3},
+            [(3, 3, 32, 32), (3, 3, 32, 32), (2, 3, 32, 32)] * 2,
+        ),
         ((2, 3, 100, 40), {"window": 32, "batch_size": 5}, [(4, 3, 32, 32)] * 8),
         ((1, 3, 30, 30), {}, [(6, 3, 16, 24)] * 2),
         ((1, 3, 40, 40), {"window": None}, [(1, 3, 40, 40)] * 2),
@@ -141,8 +159,16 @@ def test_latents_are_seen_by_windows():
     """A codec of single cells of 4 x 4 pixels: windows of 32 pixels are 8 x 8 latents."""
     down, up, module = nn.PixelUnshuffle(4), nn.PixelShuffle(4), Recorder()
     holder = nn.ModuleList([nn.Conv2d(1, 1, 1)])
-    codec = wrap_codec(holder, channels=48, stride=4, encode=lambda _, image: down(image), decode=lambda _, z: up(z))
-    made = BridgeSampler(wrap(module, channels=48).eval(), ABridge(), "sde-dpm2m", steps=2, codec=codec)
+    codec = wrap_codec(
+        holder,
+        channels=48,
+        stride=4,
+        encode=lambda _, image: down(image),
+        decode=lambda _, z: up(z),
+    )
+    made = BridgeSampler(
+        wrap(module, channels=48).eval(), ABridge(), "sde-dpm2m", steps=2, codec=codec
+    )
     whole = made(SOURCE, seed=1)
     module.shapes.clear()
     same(made(SOURCE, seed=1, window=32), whole)
@@ -179,14 +205,23 @@ def test_what_a_network_prepares_is_the_same_on_windows():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        *(({"window": side}, f"multiple of the network's stride 4, got {side}") for side in (30, 0)),
+        *(
+            ({"window": side}, f"multiple of the network's stride 4, got {side}")
+            for side in (30, 0)
+        ),
         *(
             ({"window": side}, "must be a side, .height, width., 'auto' or None, got")
             for side in ("32", (4, 4, 4), True)
         ),
-        *(({"overlap": share}, f"above 0 and at most 0.9, got '?{share}") for share in (0, 0.95, "a quarter")),
+        *(
+            ({"overlap": share}, f"above 0 and at most 0.9, got '?{share}")
+            for share in (0, 0.95, "a quarter")
+        ),
         ({"margin": -1}, "margin must be an integer of at least 0, got -1"),
-        ({"window": 32, "margin": 15}, "margin must leave at least 4 pixels of a window of 32, got 15"),
+        (
+            {"window": 32, "margin": 15},
+            "margin must leave at least 4 pixels of a window of 32, got 15",
+        ),
     ],
 )
 def test_what_is_refused(settings: dict[str, Any], message: str):

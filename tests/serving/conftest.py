@@ -31,7 +31,14 @@ def same(picture: Any, output: Any) -> bool:
     """Whether two pictures, or the first in a PNG, differ by rounding alone."""
     picture = Image.open(io.BytesIO(picture)) if isinstance(picture, bytes) else picture
     assert picture.size == output.size
-    return int(np.abs(np.asarray(picture.convert("RGB"), int) - np.asarray(output.convert("RGB"), int)).max()) <= 1
+    return (
+        int(
+            np.abs(
+                np.asarray(picture.convert("RGB"), int) - np.asarray(output.convert("RGB"), int)
+            ).max()
+        )
+        <= 1
+    )
 
 
 def encoded(image: Image.Image, kind: str = "png", **options: Any) -> bytes:
@@ -44,7 +51,12 @@ def png_of(width: int, height: int, rows: bytes) -> bytes:
     """A PNG file whose header claims a size, with compressed rows of its own."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
@@ -73,7 +85,9 @@ FOLDERS = [
     "%2e%2e/",
 ]
 STEMS = ["x", "", ".", "..", "x\0y", "con", "x\ny", "\u202egnp"]
-HOSTILE_NAMES = [folder + stem + suffix for folder in FOLDERS for stem in STEMS for suffix in ("", ".png")]
+HOSTILE_NAMES = [
+    folder + stem + suffix for folder in FOLDERS for stem in STEMS for suffix in ("", ".png")
+]
 HOSTILE = {
     "empty": b"",
     "text": b"hello",

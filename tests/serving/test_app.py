@@ -31,7 +31,13 @@ from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
 from tests.serving.conftest import HOSTILE_NAMES, encoded, png_of, same, tree
 
-INPUTS: dict[str, Any] = {"drawing": None, "files": None, "count": 1, "maps": False, "direction": None}
+INPUTS: dict[str, Any] = {
+    "drawing": None,
+    "files": None,
+    "count": 1,
+    "maps": False,
+    "direction": None,
+}
 INPUTS |= {"solver": "sde-dpm2m", "steps": 3, "seed": 5}
 
 
@@ -46,7 +52,9 @@ def saved(folder: Path, *pictures: Image.Image) -> list[tuple[str, None]]:
     return [(str(folder / f"{i}.png"), None) for i in range(len(pictures))]
 
 
-def run(of: Panel, progress: Any = lambda *_, **__: None, **inputs: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def run(
+    of: Panel, progress: Any = lambda *_, **__: None, **inputs: Any
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """The status, pictures and files of the zip that a page shows at the end."""
     updates = list(of.run(progress, *{**INPUTS, **inputs}.values()))
     status, gallery, button = updates[0]
@@ -66,10 +74,19 @@ def run(of: Panel, progress: Any = lambda *_, **__: None, **inputs: Any) -> tupl
 
 @pytest.mark.parametrize(
     ("solver", "settings", "first"),
-    [("sde-dpm2m", {}, (16, 16)), ("posterior", {}, (16, 16)), ("dpm2m", {"window": SIZE, "overlap": 0.5}, (40, 24))],
+    [
+        ("sde-dpm2m", {}, (16, 16)),
+        ("posterior", {}, (16, 16)),
+        ("dpm2m", {"window": SIZE, "overlap": 0.5}, (40, 24)),
+    ],
 )
 def test_results_are_those_of_the_sampler(
-    solver: str, settings: dict[str, Any], first: Any, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
+    solver: str,
+    settings: dict[str, Any],
+    first: Any,
+    checkpoint: Path,
+    sampler: BridgeSampler,
+    tmp_path: Path,
 ):
     """Of two sources, each before its results, by windows in turn; the zip has them all, but no source."""
     pictures, calls = [noise(0, *first), noise(1, 16, 8)], list[tuple[int, int]]()
@@ -83,7 +100,9 @@ def test_results_are_those_of_the_sampler(
     assert status == "done, seeds 5 to 8"
     assert [*gallery] == ["0", "0_5", "0_6", "1", "1_7", "1_8"]
     assert same(gallery["1"], pictures[1])
-    outputs = sampler([pictures[i // 2] for i in range(4)], seed=5, solver=solver, steps=3, **settings)
+    outputs = sampler(
+        [pictures[i // 2] for i in range(4)], seed=5, solver=solver, steps=3, **settings
+    )
     assert [*files] == [f"{i // 2}_{5 + i}.png" for i in range(4)]
     for (name, picture), output in zip(files.items(), outputs, strict=True):
         assert same(picture, output)
@@ -128,15 +147,21 @@ def test_mean_and_spread_of_each_source(
 ):
     """Against those of the distribution of the same seeds, but for the rounding of results."""
     pictures = [noise(0), noise(1, 16, 8)]
-    status, _, files = run(panel(checkpoint), files=saved(tmp_path, *pictures), count=count, maps=True)
-    assert status.startswith(f"done, seeds 5 to {4 + 2 * samples}<br>mean: their average; spread: white is")
+    status, _, files = run(
+        panel(checkpoint), files=saved(tmp_path, *pictures), count=count, maps=True
+    )
+    assert status.startswith(
+        f"done, seeds 5 to {4 + 2 * samples}<br>mean: their average; spread: white is"
+    )
     assert [*files][:3] == ["0_mean.png", "0_spread.png", "0_5.png"]
     for i, picture in enumerate(pictures):
         seeds = [[*range(5 + samples * i, 5 + samples * (i + 1))]]
         found = sampler.distribution(picture, samples, seeds, solver="sde-dpm2m", steps=3)
         assert same(files[f"{i}_mean.png"], found.mean[0])
         levels = 127.5 * found.scaled_std[0].mean(0)
-        assert np.abs(np.asarray(files[f"{i}_spread.png"]) - np.minimum(2 * levels, 255)).max() < 2.5
+        assert (
+            np.abs(np.asarray(files[f"{i}_spread.png"]) - np.minimum(2 * levels, 255)).max() < 2.5
+        )
 
 
 @pytest.mark.parametrize(
@@ -148,7 +173,9 @@ def test_mean_and_spread_of_each_source(
         ({"window": None}, SIZE, (16, 10)),
     ],
 )
-def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, size: Any, tmp_path: Path):
+def test_sources_are_made_to_fit_unless_by_windows(
+    settings: Any, crop: Any, size: Any, tmp_path: Path
+):
     """Drawings always; of one name, each has a name of its own."""
     unet = tiny_unet(0, condition_channels=3)
     save_checkpoint(tmp_path / "c.pt", unet, BRIDGE, image_size=SIZE, pictures=Spec(crop=crop))
@@ -156,7 +183,11 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     sheet.putpixel((20, 20), (0, 0, 0, 255))
     of, files = panel(tmp_path / "c.pt", **settings), saved(tmp_path, noise(2, 40, 24))
     found = of.sources({"composite": sheet}, files * 2)
-    assert {name: each.size for name, each in found.items()} == {"drawing": (16, 8), "0": size, "0_2": size}
+    assert {name: each.size for name, each in found.items()} == {
+        "drawing": (16, 8),
+        "0": size,
+        "0_2": size,
+    }
     noise(2, 40, 24).save(tmp_path / "drawing.png")  # which was not drawn here
     assert of.sources(None, [(str(tmp_path / "drawing.png"), None)])["drawing"].size == size
 
@@ -165,8 +196,14 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     ("inputs", "message"),
     [
         ({"files": None}, "choose a picture first, or draw one"),
-        ({"files": None, "drawing": {"composite": Image.new("RGBA", (64, 64), "white")}}, "choose a picture first"),
-        ({"files": ["<b>.png"]}, "cannot read the picture &lt;b&gt;.png: it is not BMP, JPEG, PNG, WEBP"),
+        (
+            {"files": None, "drawing": {"composite": Image.new("RGBA", (64, 64), "white")}},
+            "choose a picture first",
+        ),
+        (
+            {"files": ["<b>.png"]},
+            "cannot read the picture &lt;b&gt;.png: it is not BMP, JPEG, PNG, WEBP",
+        ),
         ({"files": ["0.png"] * 3}, "at most 2 pictures, got 3"),
         (
             {"files": ["1.png"]},
@@ -177,7 +214,11 @@ def test_sources_are_made_to_fit_unless_by_windows(settings: Any, crop: Any, siz
     ],
 )
 def test_an_error_is_a_message_without_old_results(
-    inputs: dict[str, Any], message: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inputs: dict[str, Any],
+    message: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(app, "FILES", 2)
     (tmp_path / "<b>.png").write_bytes(b"")
@@ -192,27 +233,37 @@ def test_an_error_is_a_message_without_old_results(
 
 def eps(path: Path) -> Path:
     """A file of PostScript, which Pillow would give to Ghostscript."""
-    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n")
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 16\n%%EndComments\nshowpage\n%%EOF\n"
+    )
     return path
 
 
-def test_no_file_reaches_another_program(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_file_reaches_another_program(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """As an upload, and as a drawing, whatever its name says."""
     run_programs: list[Any] = []
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *args, **_: run_programs.append(args))
     path = eps(tmp_path / "x.png")
-    with pytest.raises(ValueError, match=r"cannot read the picture x\.png: it is not BMP, JPEG, PNG, WEBP$"):
+    with pytest.raises(
+        ValueError, match=r"cannot read the picture x\.png: it is not BMP, JPEG, PNG, WEBP$"
+    ):
         panel(checkpoint).sources(None, [(str(path), None)])
     blocks = app.build(App(model=checkpoint, device="cpu")).blocks.values()
     (editor,) = [block for block in blocks if isinstance(block, gr.ImageEditor)]
     for composite in (path, large(tmp_path / "large.png")):
         with pytest.raises(gr.Error) as caught:
-            editor.preprocess(EditorData(background=None, layers=[], composite=FileData(path=str(composite))))
+            editor.preprocess(
+                EditorData(background=None, layers=[], composite=FileData(path=str(composite)))
+            )
         assert str(tmp_path) not in caught.value.message
     assert run_programs == []
     sheet = tmp_path / "sheet.png"
     Image.new("RGBA", (64, 64), (0, 0, 0, 255)).save(sheet)
-    drawn = editor.preprocess(EditorData(background=None, layers=[], composite=FileData(path=str(sheet))))
+    drawn = editor.preprocess(
+        EditorData(background=None, layers=[], composite=FileData(path=str(sheet)))
+    )
     assert drawn is not None
     assert panel(checkpoint).sources(drawn, None)["drawing"].getpixel((8, 8)) == (0, 0, 0)
 
@@ -233,7 +284,8 @@ def test_a_large_picture_is_refused_before_any_is_decoded(
     advice = "the commands bbdm restore and bbdm translate --window take larger ones$"
     with pytest.raises(ValueError, match=f"{limit} height x width 6000 x 6000: {advice}"):
         panel(checkpoint).sources(None, files)
-    (tmp_path / "large.png").write_bytes(png_of(20_000, 20_000, bytes(1000)))  # at which Pillow would fail
+    # at which Pillow would fail
+    (tmp_path / "large.png").write_bytes(png_of(20_000, 20_000, bytes(1000)))
     with pytest.raises(ValueError, match=f"{limit} height x width 20000 x 20000: {advice}"):
         panel(checkpoint).sources(None, files)
     assert decoded == []
@@ -241,7 +293,11 @@ def test_a_large_picture_is_refused_before_any_is_decoded(
 
 def test_an_upload_is_refused_by_its_header_before_a_browser_shows_it(tmp_path: Path):
     """Then those that are refused are deleted; good ones and other requests pass."""
-    files = {"small.png": encoded(noise(0)), "large.png": png_of(20_000, 20_000, b""), "text.png": b"hello"}
+    files = {
+        "small.png": encoded(noise(0)),
+        "large.png": png_of(20_000, 20_000, b""),
+        "text.png": b"hello",
+    }
 
     async def uploaded(request: Request) -> Response:
         form = await request.form()
@@ -256,7 +312,9 @@ def test_an_upload_is_refused_by_its_header_before_a_browser_shows_it(tmp_path: 
     async def other(request: Request) -> Response:
         return PlainTextResponse("other")
 
-    gradio = Starlette(routes=[Route("/gradio_api/upload", uploaded, methods=["POST"]), Route("/", other)])
+    gradio = Starlette(
+        routes=[Route("/gradio_api/upload", uploaded, methods=["POST"]), Route("/", other)]
+    )
     transport = httpx.ASGITransport(app.CheckedUploads(gradio, 2**20))
 
     async def ask() -> None:
@@ -264,25 +322,35 @@ def test_an_upload_is_refused_by_its_header_before_a_browser_shows_it(tmp_path: 
             assert (await http.get("/")).text == "other"
             for names, status, words in (
                 (["small.png"], 200, "small.png"),
-                (["large.png", "small.png", "text.png"], 422, "large.png may have at most 1048576 pixels"),
+                (
+                    ["large.png", "small.png", "text.png"],
+                    422,
+                    "large.png may have at most 1048576 pixels",
+                ),
                 (["text.png"], 422, "text.png: it is not BMP, JPEG, PNG, WEBP"),
             ):
                 sent = [("files", (name, files[name])) for name in names]
                 reply = await http.post("/gradio_api/upload", files=sent)
                 assert (reply.status_code, words in reply.text) == (status, True), reply.text
                 assert (str(tmp_path) in reply.text) == (status == 200)
-                assert [(tmp_path / name).exists() for name in names] == [name == "small.png" for name in names]
+                assert [(tmp_path / name).exists() for name in names] == [
+                    name == "small.png" for name in names
+                ]
 
     asyncio.run(ask())
 
 
-def test_a_refusal_deletes_no_picture_that_was_sent_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_refusal_deletes_no_picture_that_was_sent_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Gradio keeps equal files as one: that of a visitor whose picture another sends beside one too large."""
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
     with gr.Blocks(analytics_enabled=False) as page:
         gr.File()
     check = Middleware(app.CheckedUploads, max_pixels=2**20)
-    _, address, _ = page.launch(quiet=True, prevent_thread_lock=True, app_kwargs={"middleware": [check]})
+    _, address, _ = page.launch(
+        quiet=True, prevent_thread_lock=True, app_kwargs={"middleware": [check]}
+    )
     small = ("files", ("small.png", encoded(noise(0))))
     large = ("files", ("large.png", png_of(20_000, 20_000, b"")))
     try:
@@ -324,7 +392,9 @@ def test_uploads_of_equal_names_have_a_result_each(checkpoint: Path, tmp_path: P
     assert [*results] == ["x_5.png", "x_2_6.png", "x_3_7.png", "X_4_8.png"]
 
 
-def test_no_name_of_an_upload_leads_elsewhere(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_name_of_an_upload_leads_elsewhere(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Each is refused in a sentence, or has a result inside of the folder that the zip is unpacked to."""
     of, inbox = panel(checkpoint), tmp_path / "inbox" / "deep"
     inbox.mkdir(parents=True)
@@ -363,7 +433,9 @@ def test_a_page_offers_what_a_network_takes(checkpoint: Path, monkeypatch: pytes
     assert [value for _, value in found["Solver"]["choices"]] == [
         *("dpm2m", "sde-dpm2m", "midpoint", "ddim", "posterior", "fast")  # not each takes 10 calls
     ]
-    numbers = [(found[name]["value"], found[name]["maximum"]) for name in ("Network calls", "Results")]
+    numbers = [
+        (found[name]["value"], found[name]["maximum"]) for name in ("Network calls", "Results")
+    ]
     assert numbers == [(10, 30), (4, 8)]
     assert not found["Direction"]["visible"]
     monkeypatch.setattr(app, "BUNDLED", [(demo.WEIGHTS, *rest) for _, *rest in app.BUNDLED])
@@ -373,7 +445,8 @@ def test_a_page_offers_what_a_network_takes(checkpoint: Path, monkeypatch: pytes
     examples = [Path(file["path"]).name for (file,) in found["Examples"]["samples"]]
     assert examples == ["1F36D.png", "1F383.png", "1F427.png", "1F980.png"]
     sheet = found["imageeditor"]
-    assert (sheet["canvas_size"], sheet["brush"]["default_size"]) == ([512, 512], 8)  # a radius: 2 pixels of 64
+    # a radius: 2 pixels of 64
+    assert (sheet["canvas_size"], sheet["brush"]["default_size"]) == ([512, 512], 8)
 
 
 def test_a_network_of_two_directions_has_a_switch_and_others_no_conditions(tmp_path: Path):
@@ -384,12 +457,18 @@ def test_a_network_of_two_directions_has_a_switch_and_others_no_conditions(tmp_p
     save_checkpoint(tmp_path / "c.pt", unet.eval(), BRIDGE, steps=2)
     files, sampler = saved(tmp_path, noise(0)), BridgeSampler.from_checkpoint(tmp_path / "c.pt")
     for way in ("AtoB", "BtoA"):
-        _, gallery, _ = run(panel(tmp_path / "c.pt"), files=files, direction=way, solver="dpm2m", steps=2)
+        _, gallery, _ = run(
+            panel(tmp_path / "c.pt"), files=files, direction=way, solver="dpm2m", steps=2
+        )
         assert same(gallery["0_5"], sampler(noise(0), 5, direction=way)[0])
     found = components(App(model=tmp_path / "c.pt", device="cpu"))["Direction"]
     assert ([value for _, value in found["choices"]], found["value"], found["visible"]) == (
         *(["AtoB", "BtoA"], "AtoB", True),
     )
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(0, condition_channels=3, classes={"style": 2}), BRIDGE)
-    with pytest.raises(ValueError, match="the app is for networks without conditions, and this one has style"):
+    save_checkpoint(
+        tmp_path / "c.pt", tiny_unet(0, condition_channels=3, classes={"style": 2}), BRIDGE
+    )
+    with pytest.raises(
+        ValueError, match="the app is for networks without conditions, and this one has style"
+    ):
         panel(tmp_path / "c.pt")

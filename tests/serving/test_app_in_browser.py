@@ -41,12 +41,25 @@ class Visitor:
             port = free.getsockname()[1]
         self.downloads, self.files = folder, folder / "files"
         self.files.mkdir()
-        command = [sys.executable, "-m", "bbdm", "app", *map(str, words), "--device", "cpu", "--port", str(port)]
+        command = [
+            sys.executable,
+            "-m",
+            "bbdm",
+            "app",
+            *map(str, words),
+            "--device",
+            "cpu",
+            "--port",
+            str(port),
+        ]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(self.files)}
-        self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True
+        )
         assert self.process.stdout is not None
         self.url = f"http://127.0.0.1:{port}/"
-        assert self.process.stdout.readline() == f"the app is at {self.url}; Ctrl-C ends it\n"  # and no public link
+        # and no public link
+        assert self.process.stdout.readline() == f"the app is at {self.url}; Ctrl-C ends it\n"
         self.driver = chromium(folder, "performance")
         self.driver.get(self.url)
         self.until(lambda: self.button("Translate"), "the page")
@@ -71,7 +84,10 @@ class Visitor:
 
     def open(self, tab: str) -> None:
         """Open a tab."""
-        self.until(lambda: next((each for each in self.all("button[role=tab]") if each.text == tab), None), tab).click()
+        self.until(
+            lambda: next((each for each in self.all("button[role=tab]") if each.text == tab), None),
+            tab,
+        ).click()
 
     def upload(self, *paths: Path) -> None:
         """Give files to the tab of pictures, in place of those that are there."""
@@ -80,7 +96,10 @@ class Visitor:
         before = len(self.all("button[aria-label^=Thumbnail] img"))
         (field, *_) = self.driver.find_elements("css selector", "input[type=file]")
         field.send_keys("\n".join(map(str, paths)))
-        self.until(lambda: len(self.all("button[aria-label^=Thumbnail] img")) == before + len(paths), "the upload")
+        self.until(
+            lambda: len(self.all("button[aria-label^=Thumbnail] img")) == before + len(paths),
+            "the upload",
+        )
 
     def enter(self, **values: int | str) -> None:
         """Enter numbers, by label, with _ in place of spaces."""
@@ -126,14 +145,19 @@ def test_an_example_its_four_results_and_a_picture_that_is_too_large(tmp_path: P
         page.until(lambda: page.all(".gallery-item"), "the examples")[1].click()
         page.says("done, seeds 0 to 3")
         captions = page.until(lambda: page.all(".results .caption-label"), "the results")
-        assert [each.text for each in captions] == ["1F383", *(f"1F383_{seed}" for seed in range(4))]
+        assert [each.text for each in captions] == [
+            "1F383",
+            *(f"1F383_{seed}" for seed in range(4)),
+        ]
         assert page.driver.execute_script(CUT) == 0
         fits = "return getComputedStyle(document.querySelector('.results img')).objectFit"
         assert page.driver.execute_script(fits) == "contain"
         large = tmp_path / "large.png"
         large.write_bytes(png_of(20_000, 20_000, bytes(20_000 * 20_001)))
         page.all("button[aria-label='Clear']")[0].click()
-        page.until(lambda: page.driver.find_elements("css selector", "input[type=file]"), "the field")
+        page.until(
+            lambda: page.driver.find_elements("css selector", "input[type=file]"), "the field"
+        )
         began = time.monotonic()
         (field, *_) = page.driver.find_elements("css selector", "input[type=file]")
         field.send_keys(str(large))
@@ -183,7 +207,20 @@ def test_uploads_maps_a_zip_and_a_drawing(page: Visitor, sampler: BridgeSampler,
     (box,) = page.all("//label[.//span[normalize-space()='Where it is uncertain']]//input", "xpath")
     box.click()
     results = page.translate("done, seeds 10 to 15")
-    names = ["0", "0_mean", "0_spread", "0_10", "0_11", "0_12", "1", "1_mean", "1_spread", "1_13", "1_14", "1_15"]
+    names = [
+        "0",
+        "0_mean",
+        "0_spread",
+        "0_10",
+        "0_11",
+        "0_12",
+        "1",
+        "1_mean",
+        "1_spread",
+        "1_13",
+        "1_14",
+        "1_15",
+    ]
     assert [*results] == names
     assert same(results["1_mean"], sampler.distribution(noise(1), 3, 13, steps=6).mean[0])
     outputs = sampler([noise(j // 3) for j in range(6)], 10, steps=6)
@@ -195,7 +232,8 @@ def test_uploads_maps_a_zip_and_a_drawing(page: Visitor, sampler: BridgeSampler,
     page.upload(tmp_path / "1.png")
     box.click()
     page.enter(Seed="", Results=1)
-    (_, result), seed = page.translate("done, seeds ", "mean").values(), page.text().split("done, seeds ")[1].split()[0]
+    (_, result) = page.translate("done, seeds ", "mean").values()
+    seed = page.text().split("done, seeds ")[1].split()[0]
     assert seed not in ("0", "10")
     assert same(result, sampler(noise(1), int(seed), steps=6)[0])
     for each in page.all("button[aria-label='Clear']"):
@@ -212,9 +250,15 @@ def test_uploads_maps_a_zip_and_a_drawing(page: Visitor, sampler: BridgeSampler,
     assert dark[[0, 1, -2, -1]].max() == 0
     assert same(result, sampler(source, 2, steps=3)[0])
     events = [json.loads(each["message"])["message"] for each in page.driver.get_log("performance")]
-    sent = [each["params"]["request"]["url"] for each in events if each["method"] == "Network.requestWillBeSent"]
+    sent = [
+        each["params"]["request"]["url"]
+        for each in events
+        if each["method"] == "Network.requestWillBeSent"
+    ]
     assert any(each.startswith(page.url) for each in sent)
-    assert [each for each in sent if not each.startswith((page.url, "data:", "blob:", "chrome"))] == []
+    assert [
+        each for each in sent if not each.startswith((page.url, "data:", "blob:", "chrome"))
+    ] == []
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
@@ -237,4 +281,5 @@ def test_errors_stop_and_an_end_that_leaves_no_files(stop: int, page: Visitor, t
     page.until(page.running, "progress")
     page.process.send_signal(stop)
     assert page.process.wait(60) == 0
-    assert [path for path in page.files.rglob("*") if not path.is_dir()] == []  # Gradio makes a folder as it starts
+    # Gradio makes a folder as it starts
+    assert [path for path in page.files.rglob("*") if not path.is_dir()] == []

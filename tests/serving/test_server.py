@@ -29,11 +29,18 @@ with warnings.catch_warnings():
     from bbdm.serving import cluster, server
     from bbdm.serving.server import Query, decode, facts, translate_together
 
-FACTS = {"solver": "dpm2m", "steps": {"dpm2m": 10, "fast": 199, "mean": 1}, "max_steps": 20, "max_bytes": 4096}
+FACTS = {
+    "solver": "dpm2m",
+    "steps": {"dpm2m": 10, "fast": 199, "mean": 1},
+    "max_steps": 20,
+    "max_bytes": 4096,
+}
 FACTS |= {"max_total_bytes": 8192, "body_timeout": 30.0}
 
 
-def client(translate: Callable[..., Any], known: dict[str, Any] = FACTS) -> tuple[server.Front, httpx.AsyncClient]:
+def client(
+    translate: Callable[..., Any], known: dict[str, Any] = FACTS
+) -> tuple[server.Front, httpx.AsyncClient]:
     """The front, with a function in place of replicas, and a client of it."""
     replicas: Any = SimpleNamespace(translate=SimpleNamespace(remote=translate))
     front = server.Front(replicas, known)
@@ -41,12 +48,19 @@ def client(translate: Callable[..., Any], known: dict[str, Any] = FACTS) -> tupl
     return front, httpx.AsyncClient(transport=transport, base_url="http://bbdm")
 
 
-def test_each_request_gets_its_own_picture(checkpoint: Path, sampler: BridgeSampler, monkeypatch: pytest.MonkeyPatch):
+def test_each_request_gets_its_own_picture(
+    checkpoint: Path, sampler: BridgeSampler, monkeypatch: pytest.MonkeyPatch
+):
     """Of several solvers, steps and sizes at once, by windows: each is what a sampler makes of it alone."""
     limits: Any = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=16))
     monkeypatch.setattr(server.serve, "get_replica_context", lambda: limits)
     config = Serve(model=checkpoint, window=8)
-    options: list[dict[str, Any]] = [{}, {"steps": 3}, {"solver": "ddim", "steps": 2}, {"solver": "mean"}]
+    options: list[dict[str, Any]] = [
+        {},
+        {"steps": 3},
+        {"solver": "ddim", "steps": 2},
+        {"solver": "mean"},
+    ]
     pictures = [noise(i, *((16, 16), (24, 8))[i // 4 % 2]) for i in range(12)]
 
     async def ask() -> list[httpx.Response]:
@@ -55,7 +69,9 @@ def test_each_request_gets_its_own_picture(checkpoint: Path, sampler: BridgeSamp
             http.post("/translate", params={**options[i % 4], "seed": i}, content=encoded(picture))
             for i, picture in enumerate(pictures)
         ]
-        return await asyncio.gather(*requests, http.post("/translate", content=GOOD), http.get("/model"))
+        return await asyncio.gather(
+            *requests, http.post("/translate", content=GOOD), http.get("/model")
+        )
 
     *replies, model = asyncio.run(ask())
     for i, (reply, picture) in enumerate(zip(replies, [*pictures, noise(0)], strict=True)):
@@ -116,7 +132,12 @@ def test_pictures_that_are_translated_alike_are_a_batch(caplog: pytest.LogCaptur
             raise ValueError("why")
         return sources
 
-    kinds: list[Any] = [((16, 16), "ddim", 2), ((16, 16), "ddim", 3), ((8, 24), "ddim", 2), ((16, 16), "fast", None)]
+    kinds: list[Any] = [
+        ((16, 16), "ddim", 2),
+        ((16, 16), "ddim", 3),
+        ((8, 24), "ddim", 2),
+        ((16, 16), "fast", None),
+    ]
     items = [
         (np.asarray(noise(i, *size)), Query(solver=solver, steps=steps, seed=i))
         for i, (size, solver, steps) in enumerate(kinds * 2)
@@ -126,7 +147,12 @@ def test_pictures_that_are_translated_alike_are_a_batch(caplog: pytest.LogCaptur
     for i, (output, (pixels, _)) in enumerate(zip(outputs, items, strict=True)):
         assert (
             output
-            == ((200, output[1]), (200, output[1]), (500, "the picture could not be translated"), (422, "why"))[i % 4]
+            == (
+                (200, output[1]),
+                (200, output[1]),
+                (500, "the picture could not be translated"),
+                (422, "why"),
+            )[i % 4]
         )
         assert i % 4 > 1 or output[1] is pixels
     assert "CUDA out of memory" in caplog.text
@@ -136,7 +162,9 @@ async def refusal(http: httpx.AsyncClient, status: int, *words: str, **request: 
     """That a request gets a status and one sentence with some words."""
     reply = await http.post("/translate", **request)
     detail = reply.json()["detail"]
-    assert (reply.status_code, [word for word in words if word not in detail]) == (status, []), detail
+    assert (reply.status_code, [word for word in words if word not in detail]) == (status, []), (
+        detail
+    )
     assert "\n" not in detail
     assert "Traceback" not in detail
 
@@ -160,7 +188,9 @@ def test_pictures_are_read_and_a_bomb_is_not():
     limit = r"^the picture of the request may have at most 4096 pixels \(max_pixels\), .* multiples of 8; got"
     advice = "the commands bbdm restore and bbdm translate --window take larger ones$"
     for width, height in ((4000, 2500), (1, 4096)):
-        with pytest.raises(ValueError, match=rf"{limit} height x width {height} x {width}: {advice}"):
+        with pytest.raises(
+            ValueError, match=rf"{limit} height x width {height} x {width}: {advice}"
+        ):
             decode(png_of(width, height, bytes(10**7)), 3, 8, 4096)
     with pytest.raises(ValueError, match=f"{limit} height x width 20000 x 20000: {advice}"):
         decode(png_of(20_000, 20_000, bytes(10**7)), 3, 8, 4096)
@@ -179,16 +209,26 @@ def test_queries_and_bodies_are_checked():
             "steps=1e1": "steps 1e1",
             "steps=0": "steps 0",
         }
-        queries |= {f"seed={seed}": f"seed {seed[:20]}" for seed in (str(2**63), "9" * 5000, "-1", "1.5")}
+        queries |= {
+            f"seed={seed}": f"seed {seed[:20]}" for seed in (str(2**63), "9" * 5000, "-1", "1.5")
+        }
         queries |= {"solver=../dpm2m": "solver dpm2m ../dpm2m", "model=x": "model"}
         for query, words in queries.items():
             await refusal(http, 422, *words.split(), content=GOOD, params=httpx.QueryParams(query))
         for query in ("steps=20", "solver=mean", f"seed={2**63 - 1}"):
             assert (await http.post(f"/translate?{query}", content=GOOD)).status_code == 200
-        bodies: list[tuple[Any, ...]] = [(bytes(4097), {}), (chunks(), {}), (b"", {"content-length": "9" * 18})]
+        bodies: list[tuple[Any, ...]] = [
+            (bytes(4097), {}),
+            (chunks(), {}),
+            (b"", {"content-length": "9" * 18}),
+        ]
         for content, headers in bodies:
             await refusal(http, 413, "4096 bytes", content=content, headers=headers)
-        for method, path, status in (("PUT", "/translate", 405), ("POST", "/health", 405), ("GET", "/redoc", 404)):
+        for method, path, status in (
+            ("PUT", "/translate", 405),
+            ("POST", "/health", 405),
+            ("GET", "/redoc", 404),
+        ):
             assert (await http.request(method, path)).status_code == status
 
     asyncio.run(ask())
@@ -203,12 +243,21 @@ def test_the_root_leads_to_a_page_that_loads_nothing_from_elsewhere():
         assert (page.status_code, page.url.path, page.headers["content-type"]) == (
             *(200, "/docs", "text/html; charset=utf-8"),
         )
-        assert re.findall(r"(?:src|href)=[\"']?([^\"' >]+)", page.text) == ["data:,", "openapi.json", "openapi.json"]
+        assert re.findall(r"(?:src|href)=[\"']?([^\"' >]+)", page.text) == [
+            "data:,",
+            "openapi.json",
+            "openapi.json",
+        ]
         assert "//" not in re.sub(r"^ *//.*|; // .*", "", page.text)  # but for comments
         about = (await http.get("/openapi.json")).json()
         assert {*about["paths"]} == {"/translate", "/model", "/health"}
         translate = about["paths"]["/translate"]["post"]
-        assert {*translate["requestBody"]["content"]} == {"image/bmp", "image/jpeg", "image/png", "image/webp"}
+        assert {*translate["requestBody"]["content"]} == {
+            "image/bmp",
+            "image/jpeg",
+            "image/png",
+            "image/webp",
+        }
         assert "image/png" in translate["responses"]["200"]["content"]
         described = {each["name"]: each["description"] for each in translate["parameters"]}
         assert {*described} == {"solver", "steps", "seed", "direction"}
@@ -217,7 +266,8 @@ def test_the_root_leads_to_a_page_that_loads_nothing_from_elsewhere():
 
 
 @pytest.mark.parametrize(
-    ("host", "asked"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]")]
+    ("host", "asked"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "127.0.0.1"), ("::1", "[::1]")],
 )
 def test_a_ready_server_says_its_address_and_a_command(host: str, asked: str):
     first, page, command = server.ready(Serve(model=Path("c.pt"), host=host), 8123).splitlines()
@@ -238,7 +288,10 @@ def test_a_body_that_comes_too_slowly_is_not_waited_for():
         front, http = client(AsyncMock(return_value=(200, GOOD)), {**FACTS, "body_timeout": 0.1})
         reply = await http.post("/translate", content=slow())
         assert (reply.status_code, reply.headers["connection"], front.held) == (408, "close", 0)
-        assert reply.json()["detail"] == "a picture's file must arrive within 0.1 seconds (body_timeout)"
+        assert (
+            reply.json()["detail"]
+            == "a picture's file must arrive within 0.1 seconds (body_timeout)"
+        )
         assert (await http.post("/translate", content=GOOD)).status_code == 200
 
     asyncio.run(asyncio.wait_for(ask(), 30))
@@ -301,9 +354,12 @@ def test_no_name_in_a_request_is_written(tmp_path: Path, monkeypatch: pytest.Mon
 
         _, http = client(translate)
         for name in HOSTILE_NAMES:
-            assert (await http.post("/translate", params={"path": name}, content=GOOD)).status_code == 422
+            assert (
+                await http.post("/translate", params={"path": name}, content=GOOD)
+            ).status_code == 422
             form = {"file": (name, GOOD, "image/png")}
-            assert (await http.post("/translate", files=form)).status_code == 422  # a form is no picture
+            # a form is no picture
+            assert (await http.post("/translate", files=form)).status_code == 422
 
     asyncio.run(ask())
     assert tree(tmp_path) == before
@@ -343,7 +399,8 @@ def test_a_closing_server_answers_what_it_accepted():
         accepted = asyncio.create_task(http.post("/translate", content=GOOD))
         while not front.open:
             await asyncio.sleep(0)
-        reading = asyncio.create_task(http.post("/translate", content=slow()))  # its body is not waited for
+        # its body is not waited for
+        reading = asyncio.create_task(http.post("/translate", content=slow()))
         closed = asyncio.create_task(front.close())
         await asyncio.sleep(0.2)
         assert (closed.done(), reading.done()) == (False, False)
@@ -365,9 +422,15 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     cases: list[tuple[dict[str, Any], str]] = [
         ({"window": 15}, "window must be a multiple of the network's stride 2, got 15"),
         ({"max_steps": 9}, "max_steps must be at least the 10 steps of 'dpm2m', got 9"),
-        *(({"model": tmp_path / each}, "networks without conditions, .* has style:") for each in ("one.pt", "two.pt")),
+        *(
+            ({"model": tmp_path / each}, "networks without conditions, .* has style:")
+            for each in ("one.pt", "two.pt")
+        ),
         ({"port": 65536}, "port must be at most 65535, got 65536"),
-        ({"max_bytes": 9, "max_total_bytes": 8}, "max_total_bytes must be at least max_bytes 9, got 8"),
+        (
+            {"max_bytes": 9, "max_total_bytes": 8},
+            "max_total_bytes must be at least max_bytes 9, got 8",
+        ),
         ({"body_timeout": 0.5}, "body_timeout must be at least 1, got 0.5"),
     ]
     for settings, message in cases:
@@ -392,12 +455,17 @@ def test_each_gpu_has_a_replica(machine: dict[str, float], outcome: Any):
     replica = front.init_args[0]._bound_deployment
     actor = replica.ray_actor_options
     assert (replica.num_replicas, actor["num_cpus"], actor["num_gpus"]) == outcome
-    assert (replica.max_ongoing_requests, replica._deployment_config.max_queued_requests) == (16, 64)
+    assert (replica.max_ongoing_requests, replica._deployment_config.max_queued_requests) == (
+        16,
+        64,
+    )
 
 
 def test_a_port_that_is_taken_is_named_before_the_network_is_read():
     with socket.create_server(("127.0.0.1", 0)) as other, pytest.raises(OSError, match="in use"):
-        server.run(Serve(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0}, lambda: None)
+        server.run(
+            Serve(model=Path("c.pt"), port=other.getsockname()[1]), {"CPU": 1.0}, lambda: None
+        )
 
 
 def test_a_missing_network_is_said_before_ray_starts(capsys: pytest.CaptureFixture[str]):

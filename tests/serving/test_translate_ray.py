@@ -51,7 +51,10 @@ def run(words: Sequence[str]) -> None:
 def results(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     """The pictures of a folder by name, as integers that can be subtracted."""
     paths = [path for path in folder.rglob("*.png") if path.name != "grid.png"]
-    return {path.relative_to(folder).as_posix(): np.asarray(pictures.read(path)).astype(int) for path in paths}
+    return {
+        path.relative_to(folder).as_posix(): np.asarray(pictures.read(path)).astype(int)
+        for path in paths
+    }
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)  # else it replaces the loopback's address
+    # else it replaces the loopback's address
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
     node = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "node_ip_address": "127.0.0.1"}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "include_dashboard": False})
     cluster.add_node(**node)
@@ -74,13 +78,17 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The names of each batch that a worker in this process gets; the driver's engine comes as bytes."""
     found: list[list[str]] = []
 
-    def outcomes(driver: Any, items: Sequence[Mapping[str, str]], at_once: int) -> Iterator[tuple[str, str]]:
+    def outcomes(
+        driver: Any, items: Sequence[Mapping[str, str]], at_once: int
+    ) -> Iterator[tuple[str, str]]:
         sent = cloudpickle.dumps(driver)  # pyright: ignore[reportPrivateImportUsage]
         worker = Worker(lambda: pickle.loads(sent))
         for start in range(0, len(items), at_once):
             batch = items[start : start + at_once]
             found.append([item["name"] for item in batch])
-            rows = worker({key: np.array([item[key] for item in batch]) for key in ("name", "source")})
+            rows = worker(
+                {key: np.array([item[key] for item in batch]) for key in ("name", "source")}
+            )
             yield from zip(rows["name"].tolist(), rows["error"].tolist(), strict=True)
 
     monkeypatch.setattr(module, "outcomes", outcomes)
@@ -100,7 +108,13 @@ def test_results_are_those_of_bbdm_translate(
 ):
     """Their files, with the same seeds, but for rounding; what exists is not made again."""
     sources, ray, one = (tmp_path / name for name in ("in", "ray", "one"))
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(condition_channels=3), ABridge(50), image_size=16, pictures=spec)
+    save_checkpoint(
+        tmp_path / "c.pt",
+        tiny_unet(condition_channels=3),
+        ABridge(50),
+        image_size=16,
+        pictures=spec,
+    )
     sources.mkdir()
     for index, name in enumerate("abc"):
         noise(index, 12, 20).save(sources / f"{name}.png")
@@ -128,7 +142,10 @@ def test_what_cannot_be_read_is_named_and_the_others_are_made(
     half = (tmp_path / "in" / "1" / "0001.png").read_bytes()[:300]
     (tmp_path / "in" / "half.png").write_bytes(half)
     words = [str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), *STEPS, "-b", "3"]
-    with pytest.raises(BadPicturesError, match=r"bad\.png: .* \(2 of 4 pictures; the others .* skip_bad leaves them"):
+    with pytest.raises(
+        BadPicturesError,
+        match=r"bad\.png: .* \(2 of 4 pictures; the others .* skip_bad leaves them",
+    ):
         run(words)
     assert results(tmp_path / "out").keys() == {"0/0000.png", "1/0001.png"}
     noise(3).save(tmp_path / "in" / "bad.png")
@@ -145,7 +162,9 @@ def test_a_network_that_does_not_fit_the_sources_is_named_once(
     """One that was trained within masks, on values of 12 bits."""
     values = Values(0, 4095, dtype="uint16")
     spec = Spec(source=values, target=values, masked=True)
-    save_checkpoint(tmp_path / "c.pt", tiny_unet(in_channels=1, out_channels=1), ABridge(50), pictures=spec)
+    save_checkpoint(
+        tmp_path / "c.pt", tiny_unet(in_channels=1, out_channels=1), ABridge(50), pictures=spec
+    )
     (tmp_path / "in").mkdir()
     for index, name in enumerate("ab"):
         noise(index).convert("L").save(tmp_path / "in" / f"{name}.png")
@@ -153,7 +172,9 @@ def test_a_network_that_does_not_fit_the_sources_is_named_once(
     printed = capsys.readouterr().out
     assert len(batches) == 2
     assert printed.count("a.png has 8 bits, and the network was trained on values 0:4095\n") == 1
-    assert printed.count("learned the pixels in masks alone, and results elsewhere are made up\n") == 1
+    assert (
+        printed.count("learned the pixels in masks alone, and results elsewhere are made up\n") == 1
+    )
 
 
 def test_a_worker_writes_below_its_folder_alone(
@@ -166,7 +187,10 @@ def test_a_worker_writes_below_its_folder_alone(
     worker = Worker(lambda: drivers[0])
     before = tree(tmp_path)
     for name in HOSTILE:
-        batch = {"name": np.array([name], dtype=object), "source": np.array([str(tmp_path / "in/0/0000.png")])}
+        batch = {
+            "name": np.array([name], dtype=object),
+            "source": np.array([str(tmp_path / "in/0/0000.png")]),
+        }
         with pytest.raises(ValueError, match="the name of a row must be a relative path"):
             worker(batch)
     assert tree(tmp_path) == before
@@ -181,14 +205,18 @@ def test_what_a_lost_worker_has_not_finished_is_made_again(
     monkeypatch.setattr(module, "outcomes", lambda driver, *_: drivers.append(driver) or iter(()))
     run([str(tmp_path / "in"), str(tmp_path / "out"), str(checkpoint), *STEPS])
     sources = [str(tmp_path / "in" / f"{name}.png") for name in names]
-    Worker(lambda: drivers[0])({"name": np.array(names, dtype=object), "source": np.array(sources, dtype=object)})
+    Worker(lambda: drivers[0])(
+        {"name": np.array(names, dtype=object), "source": np.array(sources, dtype=object)}
+    )
     expected = results(tmp_path / "out")
     (part,) = (tmp_path / "out").glob(".results.*.jsonl")
     part.write_text(part.read_text().splitlines(keepends=True)[0])
     first, second = (tmp_path / "out" / f"{name}.png" for name in names)
     before = first.stat().st_mtime_ns
     noise(9).save(second)
-    Worker(lambda: drivers[0])({"name": np.array(names, dtype=object), "source": np.array(sources, dtype=object)})
+    Worker(lambda: drivers[0])(
+        {"name": np.array(names, dtype=object), "source": np.array(sources, dtype=object)}
+    )
     assert first.stat().st_mtime_ns == before
     found = results(tmp_path / "out")
     assert all(np.abs(found[name] - expected[name]).max() <= 1 for name in expected)
@@ -217,16 +245,33 @@ def check_results(
     assert not list(folder.rglob(".*"))
     paths = [sources / f"{name}.png" for name in names]
     expected = sampler(paths, [seed_of(name, seed) for name in names], **call)
-    assert all(same(open_image(folder / f"{name}.png"), one) for name, one in zip(names, expected, strict=True))
+    assert all(
+        same(open_image(folder / f"{name}.png"), one)
+        for name, one in zip(names, expected, strict=True)
+    )
 
 
 @pytest.mark.nightly
 def test_a_node_is_lost_half_way(
-    cluster: Any, checkpoint: Path, sampler: BridgeSampler, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cluster: Any,
+    checkpoint: Path,
+    sampler: BridgeSampler,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     sources, folder, count = tmp_path / "in", tmp_path / "out", 2000
     names = make_sources(sources, count)
-    command = [str(sources), str(folder), str(checkpoint), "--steps", "4", "-b", "20", "--seed", "3"]
+    command = [
+        str(sources),
+        str(folder),
+        str(checkpoint),
+        "--steps",
+        "4",
+        "-b",
+        "20",
+        "--seed",
+        "3",
+    ]
     command += ["--address", cluster.address]
 
     def kill() -> None:
@@ -246,7 +291,9 @@ def test_a_node_is_lost_half_way(
 
 
 @pytest.mark.nightly
-def test_a_cluster_of_this_machine(checkpoint: Path, sampler: BridgeSampler, tmp_path: Path) -> None:
+def test_a_cluster_of_this_machine(
+    checkpoint: Path, sampler: BridgeSampler, tmp_path: Path
+) -> None:
     """Its workers know the solver of a module that the command imports."""
     sources, folder = tmp_path / "in", tmp_path / "out"
     names = make_sources(sources, 21)
@@ -258,9 +305,20 @@ def test_a_cluster_of_this_machine(checkpoint: Path, sampler: BridgeSampler, tmp
     command = [str(sources), str(folder), str(checkpoint), "-b", "4", "--solver", "mine"]
 
     def run_alone(*flags: str) -> str:
-        words = [sys.executable, "-m", "bbdm", "--import", "mine", "translate-ray", *command, *flags]
+        words = [
+            sys.executable,
+            "-m",
+            "bbdm",
+            "--import",
+            "mine",
+            "translate-ray",
+            *command,
+            *flags,
+        ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        return subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True).stderr
+        return subprocess.run(
+            words, cwd=tmp_path, env=environment, capture_output=True, text=True
+        ).stderr
 
     assert "threads must be at most the" in run_alone("--threads", "1000")
     assert not folder.exists()

@@ -21,7 +21,9 @@ TRAIN = "tests.training.tiny_train"
 def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """The result of a command, with one thread in each process."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def launch(launcher: list[str], argv: list[str], **environment: str) -> None:
@@ -33,7 +35,9 @@ def launch(launcher: list[str], argv: list[str], **environment: str) -> None:
 
 def arguments(data: Path, output: Path, *flags: str) -> list[str]:
     """5 steps an epoch, 20 in all."""
-    common = "--preset demo --image_size 16 -b 4 -e 4 -t 50 --device cpu --precision fp32 --save_every 3"
+    common = (
+        "--preset demo --image_size 16 -b 4 -e 4 -t 50 --device cpu --precision fp32 --save_every 3"
+    )
     return ["edge2shoes", str(data), str(output), *common.split(), *flags]
 
 
@@ -46,7 +50,9 @@ def assert_close(got: Path, wanted: Path, start: str = "") -> None:
         for key in other:
             torch.testing.assert_close(mine[key], other[key], rtol=0, atol=1e-6)
     for pair in zip(metrics(got), metrics(wanted), strict=True):
-        mine, other = ({name: each[name] for name in each if name.startswith(start)} for each in pair)
+        mine, other = (
+            {name: each[name] for name in each if name.startswith(start)} for each in pair
+        )
         assert mine == pytest.approx(other, rel=1e-5)
 
 

@@ -44,7 +44,12 @@ def test_pictures_and_volumes_are_moved_together_by_whole_pixels() -> None:
 def test_conditions_and_masks_are_changed_with_the_pair() -> None:
     """Columns are numbered: each image says where its pixels were. A part of a batch has the same draws."""
     ramp = torch.linspace(-1, 1, 12).expand(64, 1, 16, 12).contiguous()
-    batch = Example(ramp, ramp.expand(-1, 3, -1, -1).contiguous(), {"sar": ramp, "season": torch.arange(64)}, ramp)
+    batch = Example(
+        ramp,
+        ramp.expand(-1, 3, -1, -1).contiguous(),
+        {"sar": ramp, "season": torch.arange(64)},
+        ramp,
+    )
     outputs = changed(batch, flip=True, shift=0.25)
     assert not torch.equal(outputs.source, ramp)
     for image in (outputs.target[:, :1], outputs.conditions["sar"], outputs.mask):
@@ -55,7 +60,9 @@ def test_conditions_and_masks_are_changed_with_the_pair() -> None:
     assert not torch.equal(changed(batch, SEEDS, 1, flip=True, shift=0.25).source, outputs.source)
 
 
-def blobs(count: int, sides: tuple[int, ...], place: tuple[float, float], width: float) -> torch.Tensor:
+def blobs(
+    count: int, sides: tuple[int, ...], place: tuple[float, float], width: float
+) -> torch.Tensor:
     """(N, 1, *sides) round blobs at a place in pixels, right and down of the middle of a plane."""
     height, across = sides[-2:]
     y = torch.arange(height) - (height - 1) / 2 - place[1]
@@ -68,7 +75,9 @@ def moments(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(N, 2) centres right and down of the middle, and (N, 2, 2) covariances, in pixels, of (N, H, W)."""
     height, across = pictures.shape[-2:]
     y, x = torch.meshgrid(
-        torch.arange(height) - (height - 1) / 2, torch.arange(across) - (across - 1) / 2, indexing="ij"
+        torch.arange(height) - (height - 1) / 2,
+        torch.arange(across) - (across - 1) / 2,
+        indexing="ij",
     )
     places = torch.stack([x, y], dim=-1).reshape(-1, 2)
     weights = pictures.flatten(1) / pictures.flatten(1).sum(dim=1, keepdim=True)
@@ -93,7 +102,8 @@ def test_pictures_and_volumes_are_turned_about_the_middle_and_scaled_alike() -> 
         assert 25 < angles.max() < 30.1
         widths = covariances.diagonal(dim1=1, dim2=2)
         expected = (3.0 * scales[:, None]) ** 2
-        assert (widths / expected - 1).abs().max() < 0.06  # interpolation widens by at most 1/4 of a pixel squared
+        # interpolation widens by at most 1/4 of a pixel squared
+        assert (widths / expected - 1).abs().max() < 0.06
         assert covariances[:, 0, 1].abs().max() < 0.15
 
 

@@ -41,8 +41,15 @@ def pairs(make_pairs: MakePairs, tmp_path: Path) -> Pairs:
 def make(pairs: Pairs, tmp_path: Path) -> Make:
     """make(folder="run", seed=0, num_codes=40, **config): 2 epochs of 2 steps with an adversary."""
 
-    def make(folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **more: Any) -> Trainer:
-        settings: dict[str, Any] = {"epochs": 2, "batch_size": 2, "perceptual": "none", "adversarial_start": 0}
+    def make(
+        folder: str = "run", seed: int = 0, num_codes: int = 40, train: Pairs = pairs, **more: Any
+    ) -> Trainer:
+        settings: dict[str, Any] = {
+            "epochs": 2,
+            "batch_size": 2,
+            "perceptual": "none",
+            "adversarial_start": 0,
+        }
         settings |= {"discriminator_width": 4, "learning_rate": 1e-3, **more}
         vqgan, config = tiny_vqgan(seed, num_codes=num_codes), AutoencoderConfig(**settings)
         return Trainer(vqgan, None, config, train, pairs, tmp_path / folder, task=AutoencoderTask)
@@ -60,7 +67,9 @@ assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 @pytest.mark.parametrize("num_codes", [40, 0], ids=["vq", "kl"])
 def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs: Pairs):
     """L1 + codebook or KL + weight G, with the weight of gradients at the last layer, by autograd alone."""
-    training = make(num_codes=num_codes, adversarial_weight=0.5, codebook_weight=2.0, kl_weight=1e-2)
+    training = make(
+        num_codes=num_codes, adversarial_weight=0.5, codebook_weight=2.0, kl_weight=1e-2
+    )
     update = training.task
     assert isinstance(update, AutoencoderTask)
     vqgan, discriminator = copy.deepcopy(update.network), copy.deepcopy(update.discriminator)
@@ -68,25 +77,36 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     x = torch.stack([y[0], x0[0], y[1], x0[1]])
     z = vqgan.quant_conv(vqgan.encoder(x))
     if num_codes:
-        distances = (z.permute(0, 2, 3, 1)[..., None, :] - vqgan.quantize.embedding.weight).square().sum(-1)
+        distances = (
+            (z.permute(0, 2, 3, 1)[..., None, :] - vqgan.quantize.embedding.weight).square().sum(-1)
+        )
         codes = vqgan.quantize.embedding.weight[distances.argmin(-1)].permute(0, 3, 1, 2)
-        latent = 2 * ((codes - z.detach()).square().mean() + 0.25 * (z - codes.detach()).square().mean())
+        latent = 2 * (
+            (codes - z.detach()).square().mean() + 0.25 * (z - codes.detach()).square().mean()
+        )
         image = vqgan.decoder(vqgan.post_quant_conv(z + (codes - z).detach()))
     else:
         seeds = torch.arange(2) << 32
-        noise = torch.stack([philox.normal(seeds, 0, (3, SIDE // 2, SIDE // 2), i) for i in (2, 3)], 1).flatten(0, 1)
+        noise = torch.stack(
+            [philox.normal(seeds, 0, (3, SIDE // 2, SIDE // 2), i) for i in (2, 3)], 1
+        ).flatten(0, 1)
         mean, log_variance = z.chunk(2, 1)
         posterior = Normal(mean, log_variance.exp().sqrt())
         latent = 1e-2 * torchs_kl_divergence(posterior, Normal(0.0, 1.0)).sum() / x.numel()
         image = vqgan.decoder(vqgan.post_quant_conv(posterior.loc + posterior.scale * noise))
     distance, adversarial = (image - x).abs().mean(), -discriminator(image).mean()
     last = vqgan.decoder.conv_out.weight
-    norms = [torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (distance, adversarial)]
+    norms = [
+        torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
+        for loss in (distance, adversarial)
+    ]
     (distance + latent + 0.5 * (norms[0] / (norms[1] + 1e-4)) * adversarial).backward()
 
     found: dict[str, torch.Tensor] = {}
     training.optimization.optimizer.register_step_pre_hook(
-        lambda *_: found.update({k: p.grad.clone() for k, p in update.network.named_parameters() if p.grad is not None})
+        lambda *_: found.update(
+            {k: p.grad.clone() for k, p in update.network.named_parameters() if p.grad is not None}
+        )
     )
     loss = training.train_step(Example(y, x0))
     assert float(loss) == pytest.approx((distance + latent).item(), rel=1e-5)
@@ -95,18 +115,30 @@ def test_gradients_are_those_of_the_whole_loss(num_codes: int, make: Make, pairs
     for key, gradient in wanted.items():
         assert (found[key] - gradient).norm() <= 1e-4 * gradient.norm() + 1e-7, key
     report = training.optimization.reported.means()
-    assert report["adversarial_weight"] == pytest.approx(0.5 * (norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4)
+    assert report["adversarial_weight"] == pytest.approx(
+        0.5 * (norms[0] / (norms[1] + 1e-4)).item(), rel=1e-4
+    )
     discriminator.zero_grad()
-    hinge = torch.relu(1 - discriminator(x)).mean() / 2 + torch.relu(1 + discriminator(image.detach())).mean() / 2
+    hinge = (
+        torch.relu(1 - discriminator(x)).mean() / 2
+        + torch.relu(1 + discriminator(image.detach())).mean() / 2
+    )
     hinge.backward()
     assert report["discriminator"] == pytest.approx(hinge.item(), rel=1e-5)
-    for weight, old in zip(update.discriminator.parameters(), discriminator.parameters(), strict=True):
+    for weight, old in zip(
+        update.discriminator.parameters(), discriminator.parameters(), strict=True
+    ):
         assert old.grad is not None
-        clear = old.grad.abs() > 1e-5  # Adam's first step is the rate, against the sign of the gradient
-        torch.testing.assert_close((weight - old)[clear], -1e-3 * old.grad.sign()[clear], rtol=2e-2, atol=1e-6)
+        # Adam's first step is the rate, against the sign of the gradient
+        clear = old.grad.abs() > 1e-5
+        torch.testing.assert_close(
+            (weight - old)[clear], -1e-3 * old.grad.sign()[clear], rtol=2e-2, atol=1e-6
+        )
 
 
-def test_the_adversary_begins_at_its_step_and_its_weight_is_clamped(make: Make, pairs: Pairs, monkeypatch: Any):
+def test_the_adversary_begins_at_its_step_and_its_weight_is_clamped(
+    make: Make, pairs: Pairs, monkeypatch: Any
+):
     monkeypatch.setattr(autoencoder, "LARGEST", 10)
     training = make(adversarial_start=1, adversarial_weight=0.5)
     assert isinstance(training.task, AutoencoderTask)
@@ -140,7 +172,9 @@ def test_lpips_is_part_of_the_loss(pairs: Pairs, tmp_path: Path, monkeypatch: py
     from bbdm.evaluation.perceptual import lpips_network
 
     put_backbone("squeeze", tmp_path, monkeypatch)
-    config = AutoencoderConfig(perceptual="squeeze", batch_size=2, perceptual_weight=3.0, adversarial_weight=0)
+    config = AutoencoderConfig(
+        perceptual="squeeze", batch_size=2, perceptual_weight=3.0, adversarial_weight=0
+    )
     vqgan, wide = tiny_vqgan(num_codes=0), Pairs(pairs.rows, Spec(size=64))
     vqgan.decoder.conv_out.weight.data *= 0.1
     step = AutoencoderTask(vqgan, None, config, wide)
@@ -166,7 +200,11 @@ def test_a_run_without_an_adversary(make: Make, pairs: Pairs, tmp_path: Path):
     assert "discriminator" not in record
     assert record["codes_used"] > 0
     training.save(tmp_path / "final.safetensors")
-    for path in (training.folder / "step_00000002.pt", training.run_folder.best, tmp_path / "final.safetensors"):
+    for path in (
+        training.folder / "step_00000002.pt",
+        training.run_folder.best,
+        tmp_path / "final.safetensors",
+    ):
         codec = load_codec(path)
         assert codec.kind == "vqgan"
         assert_equal(weights_of(codec.module), weights_of(training.average))

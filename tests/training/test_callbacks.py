@@ -56,7 +56,9 @@ def test_order_and_that_they_change_nothing(make_trainer: MakeTrainer, pairs: Pa
     calls = [entry[0] if entry[0] in steps else entry for entry in diary.entries]
     assert calls == [("begin", 0), 1, 2, ("epoch", 1), 3, 4, ("epoch", 2), "end"]
     losses, records = [*steps.values()], metrics_of(trainer)
-    assert [record["loss"] for record in records] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2])
+    assert [record["loss"] for record in records] == pytest.approx(
+        [sum(losses[:2]) / 2, sum(losses[2:]) / 2]
+    )
     assert [record.pop("entries") for record in records] == [4, 7]
     assert same_weights(trainer.network, plain.network)
     for one, other in zip(records, metrics_of(plain), strict=True):
@@ -79,7 +81,9 @@ class Ends(Callback):
         trainer.stop("enough")
 
 
-@pytest.mark.parametrize("ends", [Ends(False), Ends(True), Ends(False, True)], ids=["stop", "in a step", "an error"])
+@pytest.mark.parametrize(
+    "ends", [Ends(False), Ends(True), Ends(False, True)], ids=["stop", "in a step", "an error"]
+)
 def test_an_early_stop_keeps_its_epoch(
     ends: Ends, make_trainer: MakeTrainer, pairs: Pairs, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -100,13 +104,22 @@ def test_an_early_stop_keeps_its_epoch(
     assert resumed.resume_newest()
     assert (resumed.epoch, resumed.best) == (1, trainer.best)
     resumed.fit()
-    assert [entry if isinstance(entry, str) else entry[0] for entry in again.entries] == ["begin", 3, 4, "epoch", "end"]
+    assert [entry if isinstance(entry, str) else entry[0] for entry in again.entries] == [
+        "begin",
+        3,
+        4,
+        "epoch",
+        "end",
+    ]
 
 
 def test_a_stop_waits_for_a_validation_of_several_epochs(make_trainer: MakeTrainer) -> None:
     trainer = make_trainer(callbacks=[Ends(True)], epochs=6, validate_every="2e")
     assert trainer.fit()
-    assert ([record["step"] for record in metrics_of(trainer)], [*trainer.run_folder.checkpoints()]) == ([4], [4])
+    assert (
+        [record["step"] for record in metrics_of(trainer)],
+        [*trainer.run_folder.checkpoints()],
+    ) == ([4], [4])
 
 
 class Score(Callback):
@@ -151,7 +164,10 @@ def test_an_error_of_a_callback_is_the_callers_own(method: str, make_trainer: Ma
 
 
 def test_a_method_that_is_never_called_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"after_epoch is never called: a Callback has after_step, after_validation$"):
+    with pytest.raises(
+        TypeError,
+        match=r"after_epoch is never called: a Callback has after_step, after_validation$",
+    ):
         type("Mine", (Callback,), {"after_epoch": lambda self, trainer, metrics: None})
 
 
@@ -163,18 +179,26 @@ def test_a_run_shows_what_it_trains_and_writes(
 ) -> None:
     """With a bar of the whole run on a terminal; in a file, lines are enough."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
-    first, trainer = make_trainer(epochs=1), make_trainer(epochs=3, validation=pairs, preview_every=3)
+    first = make_trainer(epochs=1)
+    trainer = make_trainer(epochs=3, validation=pairs, preview_every=3)
     first.fit()
     assert capsys.readouterr().err == ""
     file = newest(first)
     trainer.resume_newest()
     trainer.fit(progress=True)
     shown = capsys.readouterr().err
-    assert f"4 training pairs of 8 x 8, 4 for validation\n6 steps, batch 2; files: {trainer.folder}\n" in shown
+    assert (
+        f"4 training pairs of 8 x 8, 4 for validation\n6 steps, batch 2; files: {trainer.folder}\n"
+        in shown
+    )
     assert f"\nresumed from {file}: step 2 of 6\n" in shown
-    assert re.findall(r"checkpoint: (.*)", shown) == [f"{trainer.run_folder.checkpoint(step)}" for step in (4, 6)]
+    assert re.findall(r"checkpoint: (.*)", shown) == [
+        f"{trainer.run_folder.checkpoint(step)}" for step in (4, 6)
+    ]
     assert re.findall(r"grid: (.*)", shown) == [f"{trainer.run_folder.grid(6)}"]
-    assert re.findall(r"epoch (\d), step \d of 6: loss \S+, validation_loss \S+, images_per_se", shown) == ["2", "3"]
+    assert re.findall(
+        r"epoch (\d), step \d of 6: loss \S+, validation_loss \S+, images_per_se", shown
+    ) == ["2", "3"]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     make_trainer("bar", epochs=1).fit(progress=True)
     assert re.search(r"training: 0 of 2 steps +0%\|", capsys.readouterr().err)
@@ -194,8 +218,12 @@ def test_the_log_of_a_cluster_has_the_loss_each_minute(
     monkeypatch.setattr(progress, "clock", lambda: now[0])
     make_trainer(callbacks=[Slow()]).fit(progress=True)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: ")]
-    assert re.fullmatch(r"training: 2 of 4 steps, epoch 1, loss \d\.\d{4}; about 80 s left", lines[0])
-    assert re.fullmatch(r"training: 4 of 4 steps, epoch 2, loss \d\.\d{4}; about 0 s left", lines[1])
+    assert re.fullmatch(
+        r"training: 2 of 4 steps, epoch 1, loss \d\.\d{4}; about 80 s left", lines[0]
+    )
+    assert re.fullmatch(
+        r"training: 4 of 4 steps, epoch 2, loss \d\.\d{4}; about 0 s left", lines[1]
+    )
 
 
 # In TensorBoard
@@ -215,17 +243,27 @@ def test_a_forecast_is_of_the_median_step_but_the_first(
     count = sum(weight.numel() for weight in unet.parameters()) / 1e6
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith(f"trains 3e-06 M of {count:.3g} M weights; 2 s a step; ")
-    assert line.endswith(" GB of memory at most so far; 3600 steps take 2 hours, and validation more")
+    assert line.endswith(
+        " GB of memory at most so far; 3600 steps take 2 hours, and validation more"
+    )
 
 
-def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard(
+    make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Points every 2 steps. Killed after step 7, a run resumes from step 4; none is shown twice."""
     import tensorboard.backend.event_processing.event_accumulator as accumulators
 
     for module in (callbacks, optimization):
         monkeypatch.setattr(module, "SHOWN_EVERY", 2)
-    settings: dict[str, Any] = {"validation": pairs, "epochs": 3, "preview_every": 1, "batch_size": 1}
-    killed, trainer = make_trainer(callbacks=[Diary(7, KeyboardInterrupt)], **settings), make_trainer(**settings)
+    settings: dict[str, Any] = {
+        "validation": pairs,
+        "epochs": 3,
+        "preview_every": 1,
+        "batch_size": 1,
+    }
+    killed = make_trainer(callbacks=[Diary(7, KeyboardInterrupt)], **settings)
+    trainer = make_trainer(**settings)
     with pytest.raises(KeyboardInterrupt):
         killed.fit()
     time.sleep(1.01 - time.time() % 1)  # TensorBoard orders its files by the second
@@ -233,7 +271,14 @@ def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytes
     assert trainer.step == 4
     trainer.fit()
     events = accumulators.EventAccumulator(str(trainer.run_folder.events)).Reload()
-    scalars = {"loss", "gradient_norm", "learning_rate", "validation_loss", "images_per_second", "mean loss"}
+    scalars = {
+        "loss",
+        "gradient_norm",
+        "learning_rate",
+        "validation_loss",
+        "images_per_second",
+        "mean loss",
+    }
     assert set(events.Tags()["scalars"]) - {"entries"} == scalars
     for name in ("loss", "gradient_norm", "learning_rate"):
         assert [point.step for point in events.Scalars(name)] == [2, 4, 6, 8, 10, 12]
@@ -243,7 +288,9 @@ def test_tensorboard(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytes
     assert [image.step for image in events.Images("source, result, target")] == [4, 8, 12]
 
 
-def test_nan_in_a_grid_ends_no_run(make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_in_a_grid_ends_no_run(
+    make_trainer: MakeTrainer, pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such as of the averaged weights: the loss says whether training goes on."""
     trainer = make_trainer(validation=pairs, epochs=1)
     nowhere = torch.full((1, 3, 8, 8), torch.nan)

@@ -32,7 +32,9 @@ def without_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 def own_codec() -> Any:
     torch.manual_seed(0)
     module = nn.ModuleList([nn.Conv2d(3, 4, 2, stride=2), nn.ConvTranspose2d(4, 3, 2, stride=2)])
-    return wrap_codec(module, lambda m, image: m[0](image), lambda m, z: m[1](z).tanh(), channels=4, stride=2)
+    return wrap_codec(
+        module, lambda m, image: m[0](image), lambda m, z: m[1](z).tanh(), channels=4, stride=2
+    )
 
 
 @pytest.mark.parametrize("objective", ["residual", "pinned"])
@@ -68,9 +70,15 @@ def test_decoders_that_leave_the_range_of_float16(dtype: torch.dtype, pairs: Pai
     codec: Any = own_codec()
     up = codec.module[1]
     decoder = wrap_codec(
-        codec.module, lambda m, image: m[0](image), lambda m, z: (m[1](z * 1e7) / 1e7).tanh(), channels=4, stride=2
+        codec.module,
+        lambda m, image: m[0](image),
+        lambda m, z: (m[1](z * 1e7) / 1e7).tanh(),
+        channels=4,
+        stride=2,
     )
-    task = BridgeTask(tiny_unet(in_channels=4, out_channels=4), BrownianBridge(), CONFIG, pairs, codec=decoder)
+    task = BridgeTask(
+        tiny_unet(in_channels=4, out_channels=4), BrownianBridge(), CONFIG, pairs, codec=decoder
+    )
     x0 = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     prediction = torch.zeros_like(x0, requires_grad=True)
     times = torch.full((4,), 500)
@@ -78,7 +86,9 @@ def test_decoders_that_leave_the_range_of_float16(dtype: torch.dtype, pairs: Pai
     with torch.autocast("cpu", dtype):
         lpips = decoded(prediction, x0, x0, times, SEEDS, 1)
     assert up.weight.abs().max() * 1e7 > torch.finfo(torch.float16).max
-    torch.testing.assert_close(lpips, decoded(prediction, x0, x0, times, SEEDS, 1), rtol=0.05, atol=1e-3)
+    torch.testing.assert_close(
+        lpips, decoded(prediction, x0, x0, times, SEEDS, 1), rtol=0.05, atol=1e-3
+    )
     assert torch.autograd.grad(lpips.sum(), prediction)[0].isfinite().all()
 
 

@@ -89,7 +89,9 @@ def test_a_wrapped_teacher_needs_its_module(make_trainer: MakeTrainer, tmp_path:
     modules = (Layers(nn.Dropout(0.5), nn.Conv2d(3, 3, 1)) for _ in range(2))
     path, (network, other) = tmp_path / "teacher.pt", (wrap(module, 3) for module in modules)
     save_checkpoint(path, network, BRIDGE, image_size=8)
-    with pytest.raises(ValueError, match=r"holds weights of a .*Layers .*network=.*--import MODULE"):
+    with pytest.raises(
+        ValueError, match=r"holds weights of a .*Layers .*network=.*--import MODULE"
+    ):
         student_of(load_checkpoint(path), 2)
     student = student_of(load_checkpoint(path), 2, network=other)
     x, t = torch.rand(1, 3, 8, 8), torch.full((1,), 500.0)
@@ -98,7 +100,9 @@ def test_a_wrapped_teacher_needs_its_module(make_trainer: MakeTrainer, tmp_path:
     trainer = make_trainer("run", student, BRIDGE, epochs=1, **settings)
     trainer.fit()
     found = load_checkpoint(newest(trainer)).build_unet(ema=False, network=other).state_dict()
-    assert all(torch.equal(value, found[key]) for key, value in trainer.network.state_dict().items())
+    assert all(
+        torch.equal(value, found[key]) for key, value in trainer.network.state_dict().items()
+    )
     assert not any(torch.equal(value, found[key]) for key, value in network.state_dict().items())
 
 
@@ -106,8 +110,16 @@ def test_a_wrapped_teacher_needs_its_module(make_trainer: MakeTrainer, tmp_path:
     ("bridge", "calls", "message"),
     [
         (BRIDGE, 1, "at most those that the teacher was distilled for, 1, got 2"),
-        (BrownianBridge(max_variance=0.0, objective="residual"), None, "from noise, and .* has too little at its top"),
-        (ABridge(c_lambda=0.1), None, r"a student starts from noise, and .* has too little at its top"),
+        (
+            BrownianBridge(max_variance=0.0, objective="residual"),
+            None,
+            "from noise, and .* has too little at its top",
+        ),
+        (
+            ABridge(c_lambda=0.1),
+            None,
+            r"a student starts from noise, and .* has too little at its top",
+        ),
     ],
 )
 def test_teachers_that_are_refused(bridge: Bridge, calls: int | None, message: str, tmp_path: Path):

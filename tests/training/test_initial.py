@@ -39,20 +39,26 @@ def test_averaged_weights_are_copied_and_what_does_not_fit_is_named(
     names = copy_weights(unet, load_checkpoint(tmp_path / "a.pt"))
 
     stored = second.state_dict() if average else first.state_dict()
-    fitting = {key for key, value in initial.items() if key in stored and stored[key].shape == value.shape}
+    fitting = {
+        key for key, value in initial.items() if key in stored and stored[key].shape == value.shape
+    }
     assert names == sorted(initial.keys() - fitting)
     assert bool(names) == bool(now)
     for key, value in unet.state_dict().items():
         expected = stored if key in fitting else initial
         assert torch.equal(value, expected[key])
-    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in unet.parameters() if p.ndim == 4)
+    assert all(
+        p.is_contiguous(memory_format=torch.channels_last) for p in unet.parameters() if p.ndim == 4
+    )
 
 
 def test_another_network_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     unet = tiny_unet(1)
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     save_checkpoint(tmp_path / "a.pt", tiny_unet(0, model_channels=16), ABridge())
-    with pytest.raises(ValueError, match=r"init_from: only \d+ of \d+ weights fit: .* another network \(preset\)"):
+    with pytest.raises(
+        ValueError, match=r"init_from: only \d+ of \d+ weights fit: .* another network \(preset\)"
+    ):
         copy_weights(unet, load_checkpoint(tmp_path / "a.pt"))
     assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
 
@@ -67,7 +73,10 @@ def test_a_network_of_which_half_of_the_weights_fit_begins_with_them(tmp_path: P
 def drawn(count: int = 40) -> list[dict[str, torch.Tensor]]:
     sources = 0.3 + 0.2 * torch.randn(count, 3, 8, 8)
     targets = sources + 0.05 * torch.randn(count, 3, 8, 8) + 0.02
-    return [{"source": s.clamp(-1, 1), "target": t.clamp(-1, 1)} for s, t in zip(sources, targets, strict=True)]
+    return [
+        {"source": s.clamp(-1, 1), "target": t.clamp(-1, 1)}
+        for s, t in zip(sources, targets, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("case", ["plain", "mask", "other channels"])
@@ -79,8 +88,12 @@ def test_statistics_are_those_of_the_pairs(case: str) -> None:
             item["mask"] = torch.zeros(1, 8, 8)
             item["mask"][:, :4], item["target"][:, 4:], rows = 1, 1.0, slice(4)
         elif case == "other channels":
-            item["source"], settings = item["source"][:1], {"condition_channels": 1, "endpoint": (0, 0, 0)}
-    x, y = (torch.stack([item[side][:, rows] for item in items]).double() for side in ("target", "source"))
+            item["source"] = item["source"][:1]
+            settings = {"condition_channels": 1, "endpoint": (0, 0, 0)}
+    x, y = (
+        torch.stack([item[side][:, rows] for item in items]).double()
+        for side in ("target", "source")
+    )
     x, y = x.flatten().numpy(), y.expand_as(x).flatten().numpy()
     found, cov = fitted(BRIDGE, tiny_unet(**settings), items), np.cov(x, y, bias=True)
     assert found.spread == pytest.approx(np.sqrt(np.mean((x - y) ** 2)), rel=1e-5)
@@ -93,7 +106,9 @@ def test_statistics_are_those_of_the_pairs(case: str) -> None:
 def test_pairs_that_are_exactly_linear_have_a_bridge(slope: float) -> None:
     generator = torch.Generator().manual_seed(0)
     sources = [torch.rand(3, 8, 8, generator=generator).double() - 0.5 for _ in range(8)]
-    bridge = fitted(BRIDGE, tiny_unet(), [{"source": y.float(), "target": (slope * y).float()} for y in sources])
+    bridge = fitted(
+        BRIDGE, tiny_unet(), [{"source": y.float(), "target": (slope * y).float()} for y in sources]
+    )
     product = bridge.sigma_data * bridge.sigma_source
     assert abs(bridge.cov) < product
     assert bridge.cov == pytest.approx(np.sign(slope) * product, rel=1e-4)
@@ -101,13 +116,20 @@ def test_pairs_that_are_exactly_linear_have_a_bridge(slope: float) -> None:
 
 def test_pairs_of_which_no_pixel_counts_are_refused() -> None:
     items = [{**item, "mask": torch.zeros(1, 8, 8)} for item in drawn(2)]
-    with pytest.raises(ValueError, match="no pixel counts in 2 training pairs: masks must have pixels that are not 0"):
+    with pytest.raises(
+        ValueError,
+        match="no pixel counts in 2 training pairs: masks must have pixels that are not 0",
+    ):
         fitted(BRIDGE, tiny_unet(), items)
 
 
 def test_equal_sides_are_refused_and_of_many_pairs_some_are_read() -> None:
     with pytest.raises(ValueError, match="sources equal targets in 4 training pairs"):
-        fitted(BRIDGE, tiny_unet(), [{"source": torch.ones(3, 8, 8), "target": torch.ones(3, 8, 8)}] * 4)
+        fitted(
+            BRIDGE,
+            tiny_unet(),
+            [{"source": torch.ones(3, 8, 8), "target": torch.ones(3, 8, 8)}] * 4,
+        )
     read = []
 
     class Counted:
@@ -120,12 +142,16 @@ def test_equal_sides_are_refused_and_of_many_pairs_some_are_read() -> None:
 
     fitted(BRIDGE, tiny_unet(), Counted())
     assert PAIRS <= len(read) < 2 * PAIRS
-    assert [used(bridge) for bridge in (BrownianBridge(), BRIDGE, BrownianBridge(density="high"))] == [0, 1, 1]
+    assert [
+        used(bridge) for bridge in (BrownianBridge(), BRIDGE, BrownianBridge(density="high"))
+    ] == [0, 1, 1]
 
 
 def test_what_an_autoencoder_loses_is_in_levels_of_8_bits(pairs: Pairs) -> None:
     """A decoder that takes half off loses half of the targets' root mean square, and 127.5 levels are 1."""
     values = torch.stack([pairs[index][1] for index in range(len(pairs))])
-    codec = wrap_codec(nn.Conv2d(1, 1, 1), lambda _, image: image, lambda _, z: z / 2, channels=3, stride=1)
+    codec = wrap_codec(
+        nn.Conv2d(1, 1, 1), lambda _, image: image, lambda _, z: z / 2, channels=3, stride=1
+    )
     expected = 127.5 * (values / 2).square().mean().sqrt().item()
     assert round_trip_error(pairs, codec, torch.device("cpu")) == pytest.approx(expected, rel=1e-5)

@@ -30,7 +30,10 @@ def record(trainer: Trainer) -> Record:
 
 
 def test_a_copy_is_judged_by_its_own_record(
-    make_trainer: MakeTrainer, make_pairs: MakePairs, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make_trainer: MakeTrainer,
+    make_pairs: MakePairs,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Whatever was trained in its run's folder later, also where that was killed."""
     first = make_trainer("w.run", epochs=1)
@@ -60,7 +63,9 @@ def interrupt() -> bool:
     raise KeyboardInterrupt
 
 
-def test_a_run_is_known_where_it_was_moved_with_its_weights(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_a_run_is_known_where_it_was_moved_with_its_weights(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
     """Beside the weights, or in a folder there."""
     for folder in ("w.run", "runs/first"):
         trainer = make_trainer(f"here/{folder}", epochs=1)
@@ -81,12 +86,18 @@ def test_a_run_that_goes_on_from_a_copy_says_what_it_knows(
     (tmp_path / "alone").mkdir()
     for copy in ("beside.pt", "alone/step.pt"):
         shutil.copyfile(step, tmp_path / copy)
-    for path, unknown in ((step, []), (tmp_path / "beside.pt", []), (tmp_path / "alone/step.pt", ["step.pt"])):
+    for path, unknown in (
+        (step, []),
+        (tmp_path / "beside.pt", []),
+        (tmp_path / "alone/step.pt", ["step.pt"]),
+    ):
         caplog.clear()
         resumed = make_trainer(f"{path.stem}-{path.parent.name}", epochs=2)
         resumed.resume(path)
         resumed.fit()
-        assert [message.startswith(f"{MISSING} {path}") for message in caplog.messages] == [True] * len(unknown)
+        assert [message.startswith(f"{MISSING} {path}") for message in caplog.messages] == [
+            True
+        ] * len(unknown)
         assert record(resumed).unknown == unknown
     trainer.resume(tmp_path / "alone/step.pt")  # into the folder of its run
     trainer.fit()
@@ -110,10 +121,14 @@ def test_a_start_without_a_record_is_no_record_of_no_pairs(
         trainer.save(start)
     caplog.clear()
     assert trained_on(start) == ["0", "1", "2", "3"]
-    assert caplog.messages == [f"{MISSING} start.pt, from which {start} goes on: they cannot be told from new ones"]
+    assert caplog.messages == [
+        f"{MISSING} start.pt, from which {start} goes on: they cannot be told from new ones"
+    ]
 
 
-def test_a_run_that_is_begun_anew_reads_all_pictures(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+def test_a_run_that_is_begun_anew_reads_all_pictures(
+    make_trainer: MakeTrainer, pairs: Pairs
+) -> None:
     """One that goes on trusts files of the same size and time, and one that overwrites another does not."""
     path = Path(pairs.rows[0]["source"])
     picture = path.read_bytes()
@@ -133,7 +148,9 @@ def test_a_run_that_is_begun_anew_reads_all_pictures(make_trainer: MakeTrainer, 
     assert record(again).contents["0"] != before
 
 
-def test_weights_are_saved_with_their_record_before_a_run_goes_on(make_trainer: MakeTrainer, tmp_path: Path) -> None:
+def test_weights_are_saved_with_their_record_before_a_run_goes_on(
+    make_trainer: MakeTrainer, tmp_path: Path
+) -> None:
     trainer = make_trainer("w.run", epochs=1)
     trainer.fit()
     resumed = make_trainer("w.run", epochs=1)
@@ -151,7 +168,9 @@ def test_what_a_killed_process_left_of_a_record_is_deleted(make_trainer: MakeTra
     assert [path.suffix for path in leftover.parent.iterdir()] == [".json"]
 
 
-def test_the_best_weights_keep_their_record(make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path) -> None:
+def test_the_best_weights_keep_their_record(
+    make_trainer: MakeTrainer, pairs: Pairs, tmp_path: Path
+) -> None:
     """Where the run has learned from other pairs since."""
     trainer = make_trainer("w.run", epochs=1, validation=pairs)
     trainer.fit()

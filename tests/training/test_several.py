@@ -28,7 +28,16 @@ from bbdm.execution.processes import Processes
 from bbdm.training.task import mixed
 from tests.conftest import ROOT, MakeTrainer, SavePicture, save_random_pairs, wait_until
 from tests.files.test_pretrained import save
-from tests.training.launching import ALONE, TORCHRUN, TRAIN, arguments, assert_close, launch, metrics, run
+from tests.training.launching import (
+    ALONE,
+    TORCHRUN,
+    TRAIN,
+    arguments,
+    assert_close,
+    launch,
+    metrics,
+    run,
+)
 
 Agent = subprocess.Popen[str]
 
@@ -64,13 +73,17 @@ def test_two_processes_are_one(flags: str, in_two: str, data: Path, tmp_path: Pa
         argv = arguments(data, tmp_path / f"{name}.pt", *flags.split())
         launch(launcher, [*argv, *(in_two.split() if name == "two" else [])])
     assert_close(tmp_path / "two.pt", tmp_path / "one.pt")
-    files = [{path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")]
+    files = [
+        {path.name for path in (tmp_path / f"{name}.run").iterdir()} for name in ("one", "two")
+    ]
     assert files[0] == files[1]
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("flags", ["", "--lora 2"])
-def test_two_processes_go_on_with_a_pretrained_network_as_one(flags: str, data: Path, tmp_path: Path) -> None:
+def test_two_processes_go_on_with_a_pretrained_network_as_one(
+    flags: str, data: Path, tmp_path: Path
+) -> None:
     """Two steps, then two more."""
     save(tmp_path / "pixels", DDPMScheduler())
     rate = ["--lr_schedule", "constant", "--warmup_steps", "0"]
@@ -78,15 +91,21 @@ def test_two_processes_go_on_with_a_pretrained_network_as_one(flags: str, data: 
     launch(ALONE, arguments(data, tmp_path / "one.pt", *start, "4"))
     for steps in ("2", "4"):
         launch(TORCHRUN, arguments(data, tmp_path / "two.pt", *start, steps))
-    one, two = (torch.load(tmp_path / f"{name}.run" / "step_00000004.pt")["states"] for name in ("one", "two"))
+    one, two = (
+        torch.load(tmp_path / f"{name}.run" / "step_00000004.pt")["states"]
+        for name in ("one", "two")
+    )
     for name in ("weights", "ema"):
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
 
 
-def test_a_bad_picture_of_the_second_process_loses_no_step(data: Path, alone: Path, tmp_path: Path) -> None:
+def test_a_bad_picture_of_the_second_process_loses_no_step(
+    data: Path, alone: Path, tmp_path: Path
+) -> None:
     """The process that finds it saves, and both go on when it is repaired, as one process without it."""
     pairs = Pairs(read_rows("edge2shoes", str(data), "train"), Spec(size=16))
-    (index,) = pairs.order(mixed(0, 0))(4 + 4 + 2, 4 + 4 + 3)  # the first that the second reads in the third step
+    # the first that the second reads in the third step
+    (index,) = pairs.order(mixed(0, 0))(4 + 4 + 2, 4 + 4 + 3)
     file = Path(pairs.rows[index]["source"].path)
     whole = file.read_bytes()
     argv = arguments(data, tmp_path / "model.pt")
@@ -112,12 +131,20 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         argv = ["edge2shoes", str(data), str(tmp_path / f"{name}.pt"), *flags.split()]
         launch(launcher, argv, COMMAND="train-vqgan")
-        state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)["training"]
-        optimizers = [each["state"].values() for each in (state["optimizer"], state["critic_optimizer"])]
-        moments[name] = [torch.cat([weight["exp_avg"].flatten() for weight in each]) for each in optimizers]
+        state = torch.load(tmp_path / f"{name}.run" / "step_00000002.pt", weights_only=True)[
+            "training"
+        ]
+        optimizers = [
+            each["state"].values() for each in (state["optimizer"], state["critic_optimizer"])
+        ]
+        moments[name] = [
+            torch.cat([weight["exp_avg"].flatten() for weight in each]) for each in optimizers
+        ]
     for mine, theirs in zip(moments["two"], moments["one"], strict=True):
         assert (mine - theirs).norm() < 1e-3 * theirs.norm()
-    for mine, theirs in zip(metrics(tmp_path / "two.pt"), metrics(tmp_path / "one.pt"), strict=True):
+    for mine, theirs in zip(
+        metrics(tmp_path / "two.pt"), metrics(tmp_path / "one.pt"), strict=True
+    ):
         assert mine == pytest.approx(theirs, rel=1e-3)
 
 
@@ -132,11 +159,17 @@ def test_two_processes_train_an_autoencoder_as_one(kind: str, data: Path, tmp_pa
     ids=["killed in two, in one", "SIGTERM to one, in two", "killed in one, in two"],
 )
 def test_it_resumes(
-    launcher: list[str], how: dict[str, str], again: list[str], data: Path, alone: Path, tmp_path: Path
+    launcher: list[str],
+    how: dict[str, str],
+    again: list[str],
+    data: Path,
+    alone: Path,
+    tmp_path: Path,
 ) -> None:
     """A process that dies, or is asked to end, ends all; the next run goes on from what was saved."""
     argv = arguments(data, tmp_path / "model.pt")
-    done = run([*launcher, TRAIN, *argv], PAUSE="0.5", **how)  # the first writes step 6 while the other does step 7
+    # the first writes step 6 while the other does step 7
+    done = run([*launcher, TRAIN, *argv], PAUSE="0.5", **how)
     assert done.returncode != 0
     assert launcher is ALONE or "DIE" not in how or "Signal 9 (SIGKILL)" in done.stderr
     saved = "step_00000008.pt" if "TERM_AT" in how else "step_00000006.pt"
@@ -155,7 +188,14 @@ class Nodes:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"localhost:{port}", "--rdzv_id", "1"]
+        meeting = [
+            "--rdzv_backend",
+            "c10d",
+            "--rdzv_endpoint",
+            f"localhost:{port}",
+            "--rdzv_id",
+            "1",
+        ]
         options = ["--nnodes", nodes, "--nproc_per_node", "1", *meeting, "--max_restarts", "3"]
         options += ["--local_addr", "localhost", "--monitor_interval", "0.1"]
         self.launcher = [*ALONE, "torch.distributed.run", *options]
@@ -168,9 +208,16 @@ class Nodes:
         meeting = f"last_call_timeout=2,keep_alive_interval=1,keep_alive_max_attempt=5,is_host={int(host)}"
         variables = {**os.environ, "OMP_NUM_THREADS": "1", "PAUSE": self.pause}
         variables["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-        about: dict[str, Any] = {"cwd": ROOT, "env": variables, "text": True, "start_new_session": True}
+        about: dict[str, Any] = {
+            "cwd": ROOT,
+            "env": variables,
+            "text": True,
+            "start_new_session": True,
+        }
         about |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        self.agents.append(Agent([*self.launcher, "--rdzv_conf", meeting, "-m", *self.command], **about))
+        self.agents.append(
+            Agent([*self.launcher, "--rdzv_conf", meeting, "-m", *self.command], **about)
+        )
         return self.agents[-1]
 
     def lose(self, node: Agent, how: int = signal.SIGKILL) -> None:
@@ -215,9 +262,16 @@ def nodes(request: pytest.FixtureRequest, data: Path, tmp_path: Path) -> Iterato
         ("2", -1, signal.SIGKILL),
     ],
     indirect=["nodes"],
-    ids=["the first process, which writes", "says nothing", "the other goes on alone", "the host, in a loop"],
+    ids=[
+        "the first process, which writes",
+        "says nothing",
+        "the other goes on alone",
+        "the host, in a loop",
+    ],
 )
-def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path) -> None:
+def test_a_lost_node_comes_back(
+    nodes: Nodes, lost: int, how: int, alone: Path, tmp_path: Path
+) -> None:
     """The node that holds no store of the rendezvous, or the host: then the other agent ends, and is started
     until the host is back. Ranks are in the order in which agents began."""
     run, host = tmp_path / "model.run", lost == -1
@@ -236,7 +290,9 @@ def test_a_lost_node_comes_back(nodes: Nodes, lost: int, how: int, alone: Path, 
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_must_see_a_folder(
+    shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found: list[list[Path]] = []
 
     def gather(values: list[object]) -> list[object]:
@@ -244,7 +300,8 @@ def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest
         return [*values, ("other", shared)]
 
     monkeypatch.setattr("accelerate.utils.gather_object", gather)
-    team: Any = SimpleNamespace(wait_for_everyone=lambda: None)  # of which the other has a disk of its own, or not
+    # of which the other has a disk of its own, or not
+    team: Any = SimpleNamespace(wait_for_everyone=lambda: None)
     first, folder = Processes(torch.device("cpu"), 0, 2, team), tmp_path / "not" / "yet"
     message = r"yet must be on a disk that all nodes share: it is not seen on other$"
     with nullcontext() if shared else pytest.raises(ValueError, match=message):
@@ -253,13 +310,17 @@ def test_all_must_see_a_folder(shared: bool, tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_processes_that_begin_differently_are_refused(make_trainer: MakeTrainer, monkeypatch: Any) -> None:
+def test_processes_that_begin_differently_are_refused(
+    make_trainer: MakeTrainer, monkeypatch: Any
+) -> None:
     def gather(_: Processes, start: dict[str, Any]) -> list[dict[str, Any]]:
         return [start, {**start, "step": 4, "names": "b" * 64}]
 
     trainer = make_trainer()
     monkeypatch.setattr(Processes, "gather", gather)
-    message = r"process 1 must begin as process 0 does, .*: step 0, now 4, names \w{8}, now bbbbbbbb$"
+    message = (
+        r"process 1 must begin as process 0 does, .*: step 0, now 4, names \w{8}, now bbbbbbbb$"
+    )
     with pytest.raises(ValueError, match=message):
         trainer.fit()
 
@@ -278,7 +339,9 @@ def test_a_step_of_several_processes_reduces_once_besides_gradients(
         return value + other
 
     monkeypatch.setattr(Processes, "total", total)
-    monkeypatch.setattr(Processes, "sum", lambda self, value: float(self.total(torch.tensor(float(value)))))
+    monkeypatch.setattr(
+        Processes, "sum", lambda self, value: float(self.total(torch.tensor(float(value))))
+    )
     processes = Processes(torch.device("cpu"), count=2)
     trainer = make_trainer(further={"processes": processes}, validate_every="2e")
     assert not trainer.fit()
@@ -303,7 +366,9 @@ def test_several_wait_for_the_lock_of_a_lost_run(make_trainer: MakeTrainer) -> N
 
 def test_a_batch_must_split(make_trainer: MakeTrainer) -> None:
     with pytest.raises(ValueError, match="batch_size 2 does not split into 2 processes x 2 parts"):
-        make_trainer(grad_accumulation=2, further={"processes": Processes(torch.device("cpu"), count=2)})
+        make_trainer(
+            grad_accumulation=2, further={"processes": Processes(torch.device("cpu"), count=2)}
+        )
 
 
 COMMANDS: dict[str, Any] = {"train": train.main, "translate": translate.main, "eval": eval.main}
@@ -318,11 +383,19 @@ def test_each_gpu_gets_a_process(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     for flag in ("--use_multi_gpus", "-use_multi_gpus"):
         argv = ["edge2shoes" if name != "eval_miou" else "deeplab.pt", "DATA", "model.pt", flag]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "bbdm", "--import", "own", name, *argv])
+        monkeypatch.setattr(
+            sys, "orig_argv", ["python", "-m", "bbdm", "--import", "own", name, *argv]
+        )
         with pytest.raises(SystemExit):
             COMMANDS[name](argv)
         _, command = execv.call_args.args
-        assert command[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+        assert command[1:6] == [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "3",
+        ]
         assert command[6:] == ["-m", "bbdm", "--import", "own", name, *argv]
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
         with pytest.raises(FileNotFoundError):

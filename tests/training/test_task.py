@@ -25,13 +25,20 @@ SEEDS = sample_seeds(0, 0, 64, torch.device("cpu"))
     ("name", "value", "reason"),
     [
         ("seed", 2**32, r"seed must be below 2\^32, got 4294967296"),
-        *(("learning_rate", v, f"learning_rate must be positive, got {v}") for v in (0.0, math.nan)),
+        *(
+            ("learning_rate", v, f"learning_rate must be positive, got {v}")
+            for v in (0.0, math.nan)
+        ),
         *(("ema_decay", v, rf"ema_decay must be in \[0, 1\), got {v}") for v in (1.0, -0.1)),
         *(("shift", v, rf"shift must be in \[0, 0.5\], got {v}") for v in (-0.1, 0.6, math.nan)),
         *(("turn", v, rf"turn must be in \[0, 180\], got {v}") for v in (-1.0, 181.0, math.nan)),
         *(("zoom", v, rf"zoom must be in \[0, 1\], got {v}") for v in (-0.1, 1.5, math.nan)),
         ("epochs", 0, "epochs must be at least 1, got 0"),
-        ("grad_accumulation", 3, "batch_size 64 does not split into grad_accumulation=3 equal parts"),
+        (
+            "grad_accumulation",
+            3,
+            "batch_size 64 does not split into grad_accumulation=3 equal parts",
+        ),
         ("loss", "l3", r"loss must be one of \('l1', 'l2'\), got 'l3'"),
     ],
 )
@@ -41,7 +48,12 @@ def test_settings_are_refused(name: str, value: Any, reason: str) -> None:
 
 
 def test_the_guide_names_the_settings_that_may_change() -> None:
-    guide = (ROOT / "docs" / "training.md").read_text().split("These settings may change: ")[1].split(". To")[0]
+    guide = (
+        (ROOT / "docs" / "training.md")
+        .read_text()
+        .split("These settings may change: ")[1]
+        .split(". To")[0]
+    )
     assert all(f"`--{name}`" in guide for name in FREE - {"epochs", "learning_rate"})
 
 
@@ -53,7 +65,8 @@ def test_the_guide_names_the_settings_that_may_change() -> None:
     [
         ("constant", 4, 100, {0: 2.0, 1: 4.0, 2: 6.0, 3: 8.0, 4: 8.0, 5: 8.0}),
         ("constant", 0, 100, dict.fromkeys((0, 1, 50, 99, 100), 8.0)),
-        ("cosine", 0, 12, {0: 8.0, 4: 6.0, 6: 4.0, 8: 2.0, 12: 0.0}),  # (1 + cos) / 2 of 0, 60, 90, 120, 180 degrees
+        # (1 + cos) / 2 of 0, 60, 90, 120, 180 degrees
+        ("cosine", 0, 12, {0: 8.0, 4: 6.0, 6: 4.0, 8: 2.0, 12: 0.0}),
         ("cosine", 10, 12, {4: 8 * 0.5 * 0.75}),  # they multiply
     ],
 )
@@ -63,7 +76,9 @@ def test_learning_rates(schedule: Any, warmup: int, total: int, rates: dict[int,
     assert {step: optimization.rate(step, 8.0) for step in rates} == pytest.approx(rates, abs=1e-12)
 
 
-def test_a_plateau_halves_the_rate(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plateau_halves_the_rate(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses stop falling, with a patience of 2: halved after 3 more, and after 2 of rest and 3."""
     monkeypatch.setattr(optimization, "PATIENCE", 2)
     settings: dict[str, Any] = {"lr_schedule": "plateau", "learning_rate": 1e-4, "batch_size": 1}
@@ -86,7 +101,9 @@ def test_a_plateau_halves_the_rate(make_trainer: MakeTrainer, monkeypatch: pytes
 
 @pytest.mark.parametrize("decay", [0.0, 0.25])
 def test_weights_decay_where_it_is_set(decay: float) -> None:
-    optimizer = Optimization(BridgeTask(tiny_unet(), BRIDGE, TrainConfig(weight_decay=decay))).optimizer
+    optimizer = Optimization(
+        BridgeTask(tiny_unet(), BRIDGE, TrainConfig(weight_decay=decay))
+    ).optimizer
     assert isinstance(optimizer, torch.optim.AdamW)  # which is Adam without it
     assert optimizer.defaults["weight_decay"] == decay
 
@@ -99,13 +116,19 @@ def watched(trainer: Trainer) -> list[torch.Tensor]:
     found: list[torch.Tensor] = []
 
     def collect(*_: Any) -> None:
-        found.append(torch.cat([p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]))
+        found.append(
+            torch.cat(
+                [p.grad.flatten() for p in trainer.network.parameters() if p.grad is not None]
+            )
+        )
 
     trainer.optimization.optimizer.register_step_pre_hook(collect)
     return found
 
 
-def test_gradients_of_parts_and_of_float16_are_those_of_a_batch(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+def test_gradients_of_parts_and_of_float16_are_those_of_a_batch(
+    make_trainer: MakeTrainer, pairs: Pairs
+) -> None:
     """But for rounding: of 4 pairs at once, of 4 parts of one, which may be cut, and of half precision."""
     runs = [("fp32", 1, 1e9), ("fp32", 4, 1e9), ("fp32", 4, 0.01), ("fp16", 1, 1e9)]
     losses, found = list[float](), list[torch.Tensor]()
@@ -123,14 +146,22 @@ def test_gradients_of_parts_and_of_float16_are_those_of_a_batch(make_trainer: Ma
     assert found[3].norm().item() == pytest.approx(found[0].norm().item(), rel=2e-2)
 
 
-def test_a_step_that_overflows_float16_changes_no_weights(make_trainer: MakeTrainer, pairs: Pairs) -> None:
+def test_a_step_that_overflows_float16_changes_no_weights(
+    make_trainer: MakeTrainer, pairs: Pairs
+) -> None:
     """Losses are scaled, since gradients in float16 end at 65504 above and 6e-8 below."""
     batch, trainer = batch_of(pairs, 2), make_trainer(precision="fp16")
     scaler, before = trainer.optimization.scaler, [p.clone() for p in trainer.network.parameters()]
     for scale, same in ((2.0**60, True), (1024.0, False)):
         scaler.load_state_dict({**scaler.state_dict(), "scale": scale})
         assert math.isfinite(trainer.train_step(batch))
-        assert all(torch.equal(*pair) for pair in zip(before, trainer.network.parameters(), strict=True)) == same
+        assert (
+            all(
+                torch.equal(*pair)
+                for pair in zip(before, trainer.network.parameters(), strict=True)
+            )
+            == same
+        )
         assert scaler.get_scale() == (scale / 2 if same else scale)
 
 
@@ -155,10 +186,14 @@ def test_parts_of_unequal_sizes_count_by_their_examples(parts: int) -> None:
     config = TrainConfig(batch_size=parts, grad_accumulation=parts, learning_rate=1.0)
     seeds = sample_seeds(0, 0, 6, torch.device("cpu"))
     about: dict[str, Any] = {"conditions": {"source": batch.source}, "seeds": seeds, "step": 0}
-    expected = bridge_loss(network, BRIDGE, batch.target, batch.source, BRIDGE.draw_times(seeds, 0), **about)
+    expected = bridge_loss(
+        network, BRIDGE, batch.target, batch.source, BRIDGE.draw_times(seeds, 0), **about
+    )
     gradients = torch.autograd.grad(expected, [*network.parameters()])
     before = [weight.detach().clone() for weight in network.parameters()]
-    optimization = Optimization(BridgeTask(network, BRIDGE, config), optimizer=lambda p: torch.optim.SGD(p, lr=1.0))
+    optimization = Optimization(
+        BridgeTask(network, BRIDGE, config), optimizer=lambda p: torch.optim.SGD(p, lr=1.0)
+    )
     assert float(optimization.step(batch, 0)) == pytest.approx(expected.item(), rel=1e-5)
     for weight, old, gradient in zip(network.parameters(), before, gradients, strict=True):
         torch.testing.assert_close(old - weight.detach(), gradient, rtol=1e-4, atol=1e-6)
@@ -195,7 +230,9 @@ def test_what_a_task_learns_besides_is_finite_in_a_checkpoint(make_trainer: Make
 def diverging(at: int) -> Any:
     """A loss that is no number from its call ``at`` on."""
     calls = iter(range(1000))
-    return lambda prediction, target: (prediction - target).abs() * (math.nan if next(calls) >= at else 1.0)
+    return lambda prediction, target: (
+        (prediction - target).abs() * (math.nan if next(calls) >= at else 1.0)
+    )
 
 
 @pytest.mark.parametrize("looks", [True, False], ids=["each step", "later, as on a card"])
@@ -219,7 +256,9 @@ def test_no_weight_moves_by_a_loss_that_is_no_number(
     assert torch.equal(weights_of(trainer.network), weights)
 
 
-def test_a_failure_to_compile_is_an_error(make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_compile_is_an_error(
+    make_trainer: MakeTrainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unet = tiny_unet(condition_channels=3)
     monkeypatch.setattr(unet, "body", lambda *arguments: torch._dynamo.graph_break())
     with pytest.raises(Unsupported):
@@ -235,13 +274,22 @@ def weights_of(network: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("start", "every", "decays"),
-    [(0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}), (4, 2, {1: 0.0, 3: 0.3, 5: 0.3})],
+    [
+        (0, 1, {0: 1 / 10, 1: 2 / 11, 2: 3 / 12, 3: 0.3, 4: 0.3, 5: 0.3}),
+        (4, 2, {1: 0.0, 3: 0.3, 5: 0.3}),
+    ],
 )
 def test_training_averages_the_weights_of_its_steps(
     start: int, every: int, decays: dict[int, float], make_trainer: MakeTrainer, pairs: Pairs
 ) -> None:
     """The averages in float64, with the decay of each update: 4/13, 5/14 and 6/15 are above 0.3."""
-    settings = {"ema_decay": 0.3, "ema_start": start, "ema_every": every, "learning_rate": 1e-2, "batch_size": 4}
+    settings = {
+        "ema_decay": 0.3,
+        "ema_start": start,
+        "ema_every": every,
+        "learning_rate": 1e-2,
+        "batch_size": 4,
+    }
     trainer = make_trainer(**settings)
     average, batch = weights_of(trainer.network), batch_of(pairs, 4)
     for step in range(6):
@@ -290,7 +338,10 @@ class Recorder(BridgeTask):
         return super().losses(network, batch, seeds, step)
 
 
-NUMBERS = [(torch.full((3, SIZE, SIZE), index / 8), torch.zeros(3, SIZE, SIZE)) for index in range(5)]  # as sources
+# as sources
+NUMBERS = [
+    (torch.full((3, SIZE, SIZE), index / 8), torch.zeros(3, SIZE, SIZE)) for index in range(5)
+]
 
 
 def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTrainer) -> None:
@@ -305,9 +356,14 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTr
         return [*SEEN]
 
     large, parts = (drawn(seed=11, batch_size=4, grad_accumulation=parts) for parts in (1, 2))
-    assert [(step, seeds) for step, seeds, _ in large] == [(i, [11 + (k << 32) for k in range(4)]) for i in (0, 1)]
+    assert [(step, seeds) for step, seeds, _ in large] == [
+        (i, [11 + (k << 32) for k in range(4)]) for i in (0, 1)
+    ]
     assert [seeds for _, seeds, _ in parts] == [large[0][1][:2], large[0][1][2:]] * 2
-    orders = [[8 * v for *_, sources in drawn(seed=seed, batch_size=1) for v in sources] for seed in (0, 1)]
+    orders = [
+        [8 * v for *_, sources in drawn(seed=seed, batch_size=1) for v in sources]
+        for seed in (0, 1)
+    ]
     epochs = {tuple(order[i : i + 5]) for order in orders for i in (0, 5)}
     assert [sorted(epoch) for epoch in epochs] == [[0, 1, 2, 3, 4]] * 4
     with pytest.raises(ValueError, match="batch_size must be at most the 5 training pairs, got 6"):
@@ -315,13 +371,23 @@ def test_what_is_drawn_is_a_function_of_seed_step_and_index(make_trainer: MakeTr
 
 
 def test_each_condition_is_dropped_alone_by_its_share() -> None:
-    net = tiny_unet(classes={"a": 3}, tokens={"b": 4}, images={"c": 1}, drop={"a": 0.2, "b": 0.5, "c": 0.1})
+    net = tiny_unet(
+        classes={"a": 3}, tokens={"b": 4}, images={"c": 1}, drop={"a": 0.2, "b": 0.5, "c": 0.1}
+    )
     count = 4000
-    conditions = {"a": torch.zeros(count).long(), "b": torch.ones(count, 2, 4), "c": torch.ones(count, 1, 2, 2)}
+    conditions = {
+        "a": torch.zeros(count).long(),
+        "b": torch.ones(count, 2, 4),
+        "c": torch.ones(count, 1, 2, 2),
+    }
     batch = Example(torch.zeros(count, 3, 2, 2), torch.zeros(count, 3, 2, 2), conditions)
     seeds = torch.arange(count) << 32
     found = dropped(batch, seeds, 7, net).conditions
-    without = {"a": found["a"] == 3, "b": (found["b"] == 0).all((1, 2)), "c": (found["c"] == 0).all((1, 2, 3))}
+    without = {
+        "a": found["a"] == 3,
+        "b": (found["b"] == 0).all((1, 2)),
+        "c": (found["c"] == 0).all((1, 2, 3)),
+    }
     for name, share in net.drop.items():
         spread = (share * (1 - share) / count) ** 0.5
         assert abs(without[name].double().mean().item() - share) < 4 * spread

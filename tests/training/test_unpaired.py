@@ -47,9 +47,17 @@ def a_task(network: Network, bridge: Bridge = BRIDGE, **config: Any) -> Unpaired
 @pytest.fixture
 def sets(tmp_path: Path, save_picture: SavePicture) -> str:
     """Two folders of 6 and 4 pictures, and of 2 each to validate."""
-    for letter, split, count in (("A", "train", 6), ("B", "train", 4), ("A", "val", 2), ("B", "val", 2)):
+    for letter, split, count in (
+        ("A", "train", 6),
+        ("B", "train", 4),
+        ("A", "val", 2),
+        ("B", "val", 2),
+    ):
         for index in range(count):
-            save_picture(tmp_path / letter / split / f"{letter}{index}.png", noise(index + 10 * (letter == "B"), 8, 8))
+            save_picture(
+                tmp_path / letter / split / f"{letter}{index}.png",
+                noise(index + 10 * (letter == "B"), 8, 8),
+            )
     return f"{tmp_path}/A/{{split}},{tmp_path}/B/{{split}}"
 
 
@@ -60,12 +68,18 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
     assert len(pairs) == 6
     epochs = [[rows.drawn(index, seed) for index in pairs.order(seed)(0, 6)] for seed in range(40)]
     for seed, epoch in enumerate(epochs):
-        sources, targets = (Counter(row[side].path.stem for row in epoch) for side in ("source", "target"))
+        sources, targets = (
+            Counter(row[side].path.stem for row in epoch) for side in ("source", "target")
+        )
         assert sources == {f"A{i}": 1 for i in range(6)}
         assert sorted(targets.values()) == [1, 1, 2, 2]
-        assert seed > 1 or [pairs.read(i, seed).name for i in range(6)] == [row["name"] for row in epoch]
+        assert seed > 1 or [pairs.read(i, seed).name for i in range(6)] == [
+            row["name"] for row in epoch
+        ]
     assert epochs[0] == list(rows)
-    assert len({(row["source"].path, row["target"].path) for epoch in epochs for row in epoch}) == 24
+    assert (
+        len({(row["source"].path, row["target"].path) for epoch in epochs for row in epoch}) == 24
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,7 +87,10 @@ def test_each_epoch_draws_orders_of_both(sets: str) -> None:
     [
         (BrownianBridge(), True),
         (BRIDGE, True),
-        *((BrownianBridge(objective=objective), False) for objective in ("displacement", "pinned", "noise")),
+        *(
+            (BrownianBridge(objective=objective), False)
+            for objective in ("displacement", "pinned", "noise")
+        ),
         (BrownianBridge(max_variance=0), False),
         (ABridge(), False),
         (ABridge(2, objective="noise"), False),  # whose one time is the top
@@ -93,11 +110,23 @@ def test_which_paths_forget_where_they_began(bridge: Bridge, markov: bool) -> No
 @pytest.mark.parametrize(
     ("settings", "bridge", "reason"),
     [
-        ({}, replace(BRIDGE, objective="pinned"), "objective 'residual' or 'preconditioned', .* got BrownianBridge"),
+        (
+            {},
+            replace(BRIDGE, objective="pinned"),
+            "objective 'residual' or 'preconditioned', .* got BrownianBridge",
+        ),
         ({}, replace(BRIDGE, sigma_data=0.4), "one sigma_data and sigma_source"),
         ({}, BrownianBridge(schedule="linear"), "the path the same both ways"),
-        ({}, DDBM("ve", objective="residual"), "the path the same both ways: a BrownianBridge .* got DDBM"),
-        ({"condition_channels": 3}, BRIDGE, "conditions of this one are 'source' .3 channels., 'direction'"),
+        (
+            {},
+            DDBM("ve", objective="residual"),
+            "the path the same both ways: a BrownianBridge .* got DDBM",
+        ),
+        (
+            {"condition_channels": 3},
+            BRIDGE,
+            "conditions of this one are 'source' .3 channels., 'direction'",
+        ),
         ({"classes": {}}, BRIDGE, "conditions of this one are none"),
         ({"images": {"sar": 2}}, BRIDGE, "'direction' of AtoB and BtoA alone"),
         ({}, replace(BRIDGE, num_steps=3), "simulation_steps must be at most 3, as for T, got 4"),
@@ -156,7 +185,9 @@ def test_other_ends_have_the_mean_and_variance_of_euler_maruyama(way: int, offse
 def test_targets_are_real_and_sources_drawn_or_made(step: int) -> None:
     """What is shown at the top is the source, and the loss of a network that knows the target is 0."""
     task = a_task(tiny_unet(**WAYS))
-    a, b, seeds = torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.25), sample_seeds(0, 0, 4, CPU)
+    a = torch.full((4, 3, 8, 8), -0.5)
+    b = torch.full((4, 3, 8, 8), 0.25)
+    seeds = sample_seeds(0, 0, 4, CPU)
     batch = task.prepared(Example(a, b), seeds, step)
     way = batch.conditions["direction"]
     assert sorted(way.tolist()) == [0, 0, 1, 1]
@@ -189,7 +220,10 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
         features = torch.cos(t[:, None] / 1000 * math.pi * torch.arange(9))[:, None]
-        gain, offset = ((features @ w[conditions["direction"]])[:, 0, :, None, None] for w in (self.gain, self.offset))
+        gain, offset = (
+            (features @ w[conditions["direction"]])[:, 0, :, None, None]
+            for w in (self.gain, self.offset)
+        )
         return gain * x + offset
 
 
@@ -199,7 +233,9 @@ def test_validation_compares_each_way_with_its_set_and_grids_name_it() -> None:
     task = a_task(wrap(network, 3, **WAYS), BrownianBridge())
     batch = Example(torch.full((4, 3, 8, 8), -0.5), torch.full((4, 3, 8, 8), 0.25))
     seeds = sample_seeds(0, 0, 4, CPU)
-    losses = task.validate([(batch, seeds)], as_pairs([*zip(batch.source, batch.target, strict=True)]))
+    losses = task.validate(
+        [(batch, seeds)], as_pairs([*zip(batch.source, batch.target, strict=True)])
+    )
     assert losses["validation_loss_AtoB"] == pytest.approx(0, abs=1e-5)
     assert losses["validation_loss_BtoA"] == pytest.approx(2 * 0.5, rel=1e-5)
     assert losses["validation_loss"] == pytest.approx(0.5, rel=1e-5)
@@ -220,14 +256,19 @@ def test_validation_is_of_whole_sets(size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     pictures = 0.3 * torch.randn(2, 8, 3, 8, 8, generator=generator)
     seeds = sample_seeds(0, 0, 8, CPU)
-    batches = [(Example(a, b), s) for a, b, s in zip(*(v.split(size) for v in (*pictures, seeds)), strict=True)]
+    batches = [
+        (Example(a, b), s)
+        for a, b, s in zip(*(v.split(size) for v in (*pictures, seeds)), strict=True)
+    ]
     task = a_task(wrap(Collapsed(3), 3, **WAYS), BrownianBridge())
     losses = task.validate(batches, as_pairs([*zip(*pictures, strict=True)]))
     grey = torch.zeros_like(pictures)
     for way, name in enumerate(DIRECTIONS):
         truth = pictures[1 - way].flatten(1).numpy()
         within = [np.linalg.norm(one - other) for i, one in enumerate(truth) for other in truth[:i]]
-        expected = (2 * np.linalg.norm(truth, axis=1).mean() - np.mean(within)) / math.sqrt(truth.shape[1])
+        expected = (2 * np.linalg.norm(truth, axis=1).mean() - np.mean(within)) / math.sqrt(
+            truth.shape[1]
+        )
         assert losses[f"validation_loss_{name}"] == pytest.approx(expected, rel=1e-4)
     assert losses["validation_loss"] > energy_distance(pictures[0], pictures[1])
     assert energy_distance(grey[0], grey[1]) == 0
@@ -240,22 +281,42 @@ def test_validation_counts_each_picture_once(
     """Of 3 pictures of A and 8 of B, by any batches: 2 E|a - b| - E|a - a'| - E|b - b'| of each set."""
     for letter, count in (("A", 3), ("B", 8)):
         for index in range(count):
-            save_picture(tmp_path / letter / f"{index}.png", noise(index + 10 * (letter == "B"), 8, 8))
-    rows = Pairs(read_rows("unpaired", f"{tmp_path}/A,{tmp_path}/B"), Spec(size=8, direction="both"))
+            save_picture(
+                tmp_path / letter / f"{index}.png", noise(index + 10 * (letter == "B"), 8, 8)
+            )
+    rows = Pairs(
+        read_rows("unpaired", f"{tmp_path}/A,{tmp_path}/B"), Spec(size=8, direction="both")
+    )
     network = wrap(Linear(3), 3, **WAYS)
     further = {"task": UnpairedTask}
     trainer = make_trainer(
-        "run", network, BRIDGE, rows, rows, further=further, kind=UnpairedConfig, batch_size=size, simulation_steps=4
+        "run",
+        network,
+        BRIDGE,
+        rows,
+        rows,
+        further=further,
+        kind=UnpairedConfig,
+        batch_size=size,
+        simulation_steps=4,
     )
     losses = trainer.validate()
-    sets = [torch.stack([rows[index][side] for index in range(count)]) for side, count in ((0, 3), (1, 8))]
+    sets = [
+        torch.stack([rows[index][side] for index in range(count)])
+        for side, count in ((0, 3), (1, 8))
+    ]
     for side, way in enumerate(DIRECTIONS):
         seeds = sample_seeds(0, 0, len(sets[side]), CPU)
         there = torch.full_like(seeds, side)
-        ends = trainer.task.other_ends(trainer.average, sets[side], there, seeds, VALIDATION_STEPS[side])  # pyright: ignore
+        ends = trainer.task.other_ends(
+            trainer.average, sets[side], there, seeds, VALIDATION_STEPS[side]
+        )  # pyright: ignore
         a, b = (pictures.flatten(1).double().numpy() for pictures in (ends, sets[1 - side]))
         between = np.mean([np.linalg.norm(one - other) for one in a for other in b])
-        within = [np.mean([np.linalg.norm(x - y) for i, x in enumerate(each) for y in each[:i]]) for each in (a, b)]
+        within = [
+            np.mean([np.linalg.norm(x - y) for i, x in enumerate(each) for y in each[:i]])
+            for each in (a, b)
+        ]
         expected = (2 * between - sum(within)) / math.sqrt(a.shape[1])
         assert losses[f"validation_loss_{way}"] == pytest.approx(expected, rel=1e-5)
 
@@ -293,29 +354,48 @@ class MLP(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.skip = Linear(channels)
-        self.of_x, self.of_t, self.of_way = nn.Linear(channels, 128), nn.Linear(16, 128), nn.Embedding(2, 128)
+        self.of_x = nn.Linear(channels, 128)
+        self.of_t = nn.Linear(16, 128)
+        self.of_way = nn.Embedding(2, 128)
         self.rest = nn.Sequential(
-            nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, channels)
+            nn.SiLU(),
+            nn.Linear(128, 128),
+            nn.SiLU(),
+            nn.Linear(128, 128),
+            nn.SiLU(),
+            nn.Linear(128, channels),
         )
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Any) -> torch.Tensor:
         angles = t[:, None] / 1000 * math.pi / 2 * torch.arange(1, 9)
         hidden = self.of_x(x.flatten(1)) + self.of_t(torch.cat([angles.sin(), angles.cos()], 1))
-        return self.skip(x, t, conditions) + self.rest(hidden + self.of_way(conditions["direction"])).view_as(x)
+        return self.skip(x, t, conditions) + self.rest(
+            hidden + self.of_way(conditions["direction"])
+        ).view_as(x)
 
 
 Draw = Callable[[int], torch.Tensor]
 
 
 def trained(
-    module: nn.Module, sets: tuple[Draw, Draw], variance: float, eps: float, steps: int, **config: Any
+    module: nn.Module,
+    sets: tuple[Draw, Draw],
+    variance: float,
+    eps: float,
+    steps: int,
+    **config: Any,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Sources and results of both ways, after a training between sets of numbers (N, D) of a variance."""
     channels = sets[0](1).shape[1]
     network = wrap(module, channels, **WAYS)
     sigma = SCALE * math.sqrt(variance)
     bridge = between_sets(replace(BRIDGE, sigma_data=sigma, sigma_source=sigma), SCALE**2 * eps)
-    settings = {"batch_size": 512, "learning_rate": 2e-3, "lr_schedule": "cosine", "ema_decay": 0.99}
+    settings = {
+        "batch_size": 512,
+        "learning_rate": 2e-3,
+        "lr_schedule": "cosine",
+        "ema_decay": 0.99,
+    }
     settings |= {"pairing_steps": 500, "simulation_steps": 8, **config}
     task = a_task(network, bridge, **settings)
     optimization = Optimization(task, total=steps)
@@ -326,7 +406,9 @@ def trained(
     found = []
     for way, draw in zip(DIRECTIONS, sets, strict=True):
         x = draw(16384)
-        found.append((x, sampler(SCALE * x[..., None, None], seed=0, direction=way).flatten(1) / SCALE))
+        found.append(
+            (x, sampler(SCALE * x[..., None, None], seed=0, direction=way).flatten(1) / SCALE)
+        )
     return found
 
 
@@ -339,7 +421,9 @@ def trained(
 )
 def test_gaussians(module: Any, channels: int, config: dict[str, Any]) -> None:
     """Of N(-1, I) and N(1, I) and eps 1 the covariance is (sqrt 5 - 1) / 2; random pairs end with 0.53."""
-    sets: Any = [partial(lambda n, mean: torch.randn(n, channels) + mean, mean=mean) for mean in (-1, 1)]
+    sets: Any = [
+        partial(lambda n, mean: torch.randn(n, channels) + mean, mean=mean) for mean in (-1, 1)
+    ]
     for mean, (x, y) in zip((1, -1), trained(module(channels), sets, 1, 1, **config), strict=True):
         assert float(y.mean()) == pytest.approx(mean, abs=0.02)
         assert float(y.var(0).mean()) == pytest.approx(1, rel=0.05)
@@ -372,7 +456,9 @@ def test_mixtures_meet_as_a_discrete_plan_says() -> None:
     plan = sinkhorn(a := sets[0](1200), b := sets[1](1200), 0.5)
 
     def nearest(points: torch.Tensor, side: int) -> torch.Tensor:
-        return nn.functional.one_hot(torch.cdist(points, torch.tensor(centres[side])).argmin(1)).double()
+        return nn.functional.one_hot(
+            torch.cdist(points, torch.tensor(centres[side])).argmin(1)
+        ).double()
 
     wanted = nearest(a, 0).T @ plan @ nearest(b, 1)
     for one, other in ((x, y), (back, there)):
@@ -395,7 +481,9 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     output = tmp_path / "out.pt"
     train.main(arguments(sets, output, "--simulation_steps", "3", "--preview_every", "3"))
     text = (output.with_suffix(".run") / "metrics.jsonl").read_text()
-    assert all(f'"{name}_{way}"' in text for name in ("loss", "validation_loss") for way in DIRECTIONS)
+    assert all(
+        f'"{name}_{way}"' in text for name in ("loss", "validation_loss") for way in DIRECTIONS
+    )
     assert (output.with_suffix(".run") / "step_00000009.png").exists()
     sampler = BridgeSampler.from_checkpoint(output)
     eps = 2 * sampler.bridge.max_variance  # pyright: ignore
@@ -404,7 +492,9 @@ def test_the_command(sets: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     x = torch.rand(2, 3, 8, 8) * 2 - 1
     there, back = (sampler(x, seed=0, direction=way) for way in DIRECTIONS)
     assert not torch.equal(there, back)
-    translate.main(["folder", f"{tmp_path}/B/val", str(output), f"{tmp_path}/results", "--direction", "BtoA"])
+    translate.main(
+        ["folder", f"{tmp_path}/B/val", str(output), f"{tmp_path}/results", "--direction", "BtoA"]
+    )
     picture = tmp_path / "B" / "val" / "B0.png"
     alone = np.asarray(sampler(picture, seed=seed_of("B0"), direction="BtoA")[0], dtype=int)
     assert np.abs(alone - np.asarray(Image.open(tmp_path / "results" / "B0.png"))).max() <= 1
@@ -426,13 +516,33 @@ TRAIN: dict[str, Any] = {"output_model": Path("out.pt")}
 @pytest.mark.parametrize(
     ("command", "words", "reason"),
     [
-        (train.Train, {**TRAIN, "bridge": "i2sb"}, "bridge must be brownian for the data set 'unpaired', got i2sb"),
+        (
+            train.Train,
+            {**TRAIN, "bridge": "i2sb"},
+            "bridge must be brownian for the data set 'unpaired', got i2sb",
+        ),
         (train.Train, {**TRAIN, "source_as": "concat"}, "source_as must be none"),
         (train.Train, {**TRAIN, "eps": 0.0}, "eps must be a positive number, got 0.0"),
-        (train.Train, {**TRAIN, "eps": 0.1, "dataset": "paired"}, "eps is of the data set 'unpaired', got 'paired'"),
-        (distill.Distill, {"teacher": Path("m.pt"), "output_model": Path("s.pt")}, "one of pairs, .*; got 'unpaired'"),
-        (Calibrate, {"model": Path("m.pt")}, "one of pairs, since sources are compared with targets"),
-        (eval.Eval, {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2}, "got fid and 2"),
+        (
+            train.Train,
+            {**TRAIN, "eps": 0.1, "dataset": "paired"},
+            "eps is of the data set 'unpaired', got 'paired'",
+        ),
+        (
+            distill.Distill,
+            {"teacher": Path("m.pt"), "output_model": Path("s.pt")},
+            "one of pairs, .*; got 'unpaired'",
+        ),
+        (
+            Calibrate,
+            {"model": Path("m.pt")},
+            "one of pairs, since sources are compared with targets",
+        ),
+        (
+            eval.Eval,
+            {"model": Path("m.pt"), "metrics": ("fid",), "num_samples": 2},
+            "got fid and 2",
+        ),
     ],
 )
 def test_what_commands_refuse(command: Any, words: Any, reason: str) -> None:
@@ -441,10 +551,14 @@ def test_what_commands_refuse(command: Any, words: Any, reason: str) -> None:
 
 
 def test_fid_compares_two_sets() -> None:
-    assert eval.Eval.of(dataset="unpaired", data_dir="A,B", model=Path("m.pt"), metrics=("fid",)).metrics == ("fid",)
+    assert eval.Eval.of(
+        dataset="unpaired", data_dir="A,B", model=Path("m.pt"), metrics=("fid",)
+    ).metrics == ("fid",)
 
 
-def test_what_learns_or_measures_pairs_refuses_two_sets(sets: str, make_trainer: MakeTrainer) -> None:
+def test_what_learns_or_measures_pairs_refuses_two_sets(
+    sets: str, make_trainer: MakeTrainer
+) -> None:
     rows = Pairs(read_rows("unpaired", sets), Spec(size=8, direction="both"))
     with pytest.raises(ValueError, match=r"train has two sets without pairs.*task=UnpairedTask"):
         make_trainer("run", tiny_unet(**WAYS), BRIDGE, None, rows)
@@ -458,4 +572,5 @@ def test_two_processes_are_one(sets: str, tmp_path: Path) -> None:
     """By gloo, with made ends from the third step on."""
     for name, launcher in {"one": ALONE, "two": TORCHRUN}.items():
         launch(launcher, arguments(sets, tmp_path / f"{name}.pt", "--simulation_steps", "3"))
-    assert_close(tmp_path / "two.pt", tmp_path / "one.pt", start="loss")  # validation compares sets of a batch
+    # validation compares sets of a batch
+    assert_close(tmp_path / "two.pt", tmp_path / "one.pt", start="loss")

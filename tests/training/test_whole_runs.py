@@ -40,13 +40,20 @@ class Ways(nn.Module):
 def test_one_network_learns_both_ways(tmp_path: Path) -> None:
     """In 100 steps."""
     torch.manual_seed(0)
-    network = bbdm.wrap(Ways(), channels=1, condition_channels=1, classes={"direction": ("AtoB", "BtoA")})
-    config = TrainConfig(epochs=25, batch_size=4, learning_rate=0.05, loss="l2", ema_decay=0.9, preview_every=25)
+    network = bbdm.wrap(
+        Ways(), channels=1, condition_channels=1, classes={"direction": ("AtoB", "BtoA")}
+    )
+    config = TrainConfig(
+        epochs=25, batch_size=4, learning_rate=0.05, loss="l2", ema_decay=0.9, preview_every=25
+    )
     run = Trainer(network, ABridge(50), config, HALVES, HALVES, tmp_path)
     run.fit()
     sampler = BridgeSampler(run.average, run.bridge, steps=5)
     batch = collate([HALVES.read(index) for index in range(4)])
-    for source, target, way in ((batch.source, batch.target, "AtoB"), (batch.target, batch.source, "BtoA")):
+    for source, target, way in (
+        (batch.source, batch.target, "AtoB"),
+        (batch.target, batch.source, "BtoA"),
+    ):
         assert (sampler(source, seed=0, direction=way) - target).abs().max() < 0.1
     last = metrics_of(run)[-1]
     for kind in ("loss", "validation_loss"):
@@ -70,7 +77,10 @@ def law(classes: torch.Tensor) -> list[dict[str, Any]]:
     """Pairs whose targets are half the source and the effect of a class."""
     sources = torch.rand(len(classes), 1, 4, 4) * 2 - 1
     rows = zip(sources, classes, strict=True)
-    return [{"source": y, "target": y / 2 + EFFECT[style], "conditions": {"style": style}} for y, style in rows]
+    return [
+        {"source": y, "target": y / 2 + EFFECT[style], "conditions": {"style": style}}
+        for y, style in rows
+    ]
 
 
 class Linear(nn.Module):
@@ -81,7 +91,10 @@ class Linear(nn.Module):
         self.seen, self.effect = nn.Conv2d(2, 1, 1), nn.Embedding(4, 1)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-        return self.seen(torch.cat([x, conditions["source"]], 1)) + self.effect(conditions["style"])[:, :, None, None]
+        return (
+            self.seen(torch.cat([x, conditions["source"]], 1))
+            + self.effect(conditions["style"])[:, :, None, None]
+        )
 
 
 def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path) -> None:
@@ -91,7 +104,9 @@ def test_the_effect_of_a_class_is_learned_and_guidance_moves_it(tmp_path: Path) 
     the class's difference to it.
     """
     torch.manual_seed(0)
-    network = bbdm.wrap(Linear(), channels=1, condition_channels=1, classes={"style": 3}, drop={"style": 0.3})
+    network = bbdm.wrap(
+        Linear(), channels=1, condition_channels=1, classes={"style": 3}, drop={"style": 0.3}
+    )
     classes, rate = torch.randint(3, (1024,)), {"learning_rate": 0.05, "lr_schedule": "cosine"}
     config = TrainConfig(epochs=5, batch_size=16, loss="l2", **rate)
     bridge = ABridge(50, density="top", objective="pinned")
@@ -123,7 +138,12 @@ def test_a_network_trained_at_the_top_is_called_there(make_trainer: MakeTrainer)
 
 
 def test_the_preset_asks_for_crops_of_volumes() -> None:
-    about: dict[str, Any] = {"dataset": "paired", "data_dir": "A,B", "output_model": "m.pt", "preset": "volume"}
+    about: dict[str, Any] = {
+        "dataset": "paired",
+        "data_dir": "A,B",
+        "output_model": "m.pt",
+        "preset": "volume",
+    }
     assert train.Train.of(**about).crop == Crops((64, 96, 96))
     with pytest.raises(ValueError, match="vqgan_path is for pictures"):
         train.Train.of(**about, vqgan_path="vqgan.pt")
@@ -145,7 +165,9 @@ def test_tables_that_changed_are_another_run(place: Path, tmp_path: Path) -> Non
         train.main(from_tars(place, tmp_path))
 
 
-def test_a_bad_row_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_bad_row_stops_the_run_or_is_skipped(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     victim = place / "tars" / "train" / "000006.tar"
     whole = victim.read_bytes()
     victim.write_bytes(whole.replace(b"IDAT", b"IDAX", 1))  # of the source of 06
@@ -153,7 +175,9 @@ def test_a_bad_row_stops_the_run_or_is_skipped(place: Path, tmp_path: Path, capl
     with pytest.raises(ValueError, match=named):  # before the run, when pairs are measured
         train.main(from_tars(place, tmp_path / "measured", "-e", "1"))
     known = "-e", "1", "--spread", "0.5"
-    with pytest.raises(StoppedError, match=rf"{named}.*Repair the file; the same command resumes from step \d"):
+    with pytest.raises(
+        StoppedError, match=rf"{named}.*Repair the file; the same command resumes from step \d"
+    ):
         train.main(from_tars(place, tmp_path / "stopped", *known))
     train.main(from_tars(place, tmp_path / "skipped", "-e", "1", "--skip_bad", "--workers", "1"))
     assert "left out: " in caplog.text

@@ -60,8 +60,16 @@ def volumes() -> None:
     for name in ("a", "ward/b"):
         size = (7, 3, 20) if name == "a" else (6, 4, 17)
         mask = random.random((1, *size)) < 0.5
-        write(f"mr/{name}.nii.gz", random.normal(300, 80, (1, *size)).astype(np.float32), Geometry(PLACE))
-        write(f"ct/{name}.nii.gz", random.integers(-1100, 3200, (1, *size)).astype(np.int16), Geometry(PLACE))
+        write(
+            f"mr/{name}.nii.gz",
+            random.normal(300, 80, (1, *size)).astype(np.float32),
+            Geometry(PLACE),
+        )
+        write(
+            f"ct/{name}.nii.gz",
+            random.integers(-1100, 3200, (1, *size)).astype(np.int16),
+            Geometry(PLACE),
+        )
         write(f"body/{name}.nii.gz", mask.astype(np.uint8), Geometry(PLACE))
 
 
@@ -113,7 +121,9 @@ def test_geotiff_keeps_place_bands_and_nodata():
         assert np.median(values) > 0
     sampler = BridgeSampler.from_checkpoint("c.pt", steps=2)
     alone = np.asarray(sampler("s2/y.tif", seed=seed_of("y"))[0], dtype=int)
-    assert np.abs(alone - read("out/y.tif")).max() <= 1, "float32 is rounded differently in a batch of two"
+    assert np.abs(alone - read("out/y.tif")).max() <= 1, (
+        "float32 is rounded differently in a batch of two"
+    )
 
 
 def test_nodata_of_a_file_is_a_value_in_the_other_files_of_a_source():
@@ -124,7 +134,11 @@ def test_nodata_of_a_file_is_a_value_in_the_other_files_of_a_source():
     for folder, kind, nodata in (("own", np.uint16, 0), ("nan", np.float32, np.nan)):
         marked = np.where(first == 0, nodata, first).astype(kind)
         for name, array, its_nodata in (("a", marked, nodata), ("b", second.astype(kind), None)):
-            write(f"{folder}/{name}/x.tif", array, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, its_nodata))
+            write(
+                f"{folder}/{name}/x.tif",
+                array,
+                Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}, its_nodata),
+            )
         write(f"{folder}/c/x.tif", second, Geometry(ON_EARTH, "geotiff", {"crs": "EPSG:32633"}))
     network(1, Spec(source=BANDS, target=BANDS, nodata=65535), condition_channels=2)
     for folder in ("own", "nan"):
@@ -146,11 +160,20 @@ def test_a_process_makes_its_share_but_for_bad_ones_of_a_batch():
     for i in range(5):
         write(f"in/{i}.png", np.zeros((3, 16, 16), np.uint8))
     Path("in/2.png").write_bytes(b"broken")
-    about: dict[str, Any] = {"dataset": "folder", "data_dir": "in", "output_dir": Path("out"), "device": "cpu"}
-    translator = Translator(TranslateConfig(model=Path("c.pt"), batch_size=2, **about), independent=True)
+    about: dict[str, Any] = {
+        "dataset": "folder",
+        "data_dir": "in",
+        "output_dir": Path("out"),
+        "device": "cpu",
+    }
+    translator = Translator(
+        TranslateConfig(model=Path("c.pt"), batch_size=2, **about), independent=True
+    )
     translator.processes = replace(translator.processes, rank=1, count=2)
     sampler = translator.sampler("mean", None)
-    translator.write_results(sampler, translator.plan(Path("out")), Lines(Path("out"), translator.settings(sampler)))
+    translator.write_results(
+        sampler, translator.plan(Path("out")), Lines(Path("out"), translator.settings(sampler))
+    )
     assert {path.name for path in Path("out").glob("*.png")} == {"3.png"}
     assert [*translator.bad] == [2]
 
@@ -167,7 +190,9 @@ SIXTEEN = Values(0, 65535, dtype="uint16")
         ("x.npy", (13, 1), HU, "x.npy"),
     ],
 )
-def test_results_have_the_type_of_targets(name: str, channels: tuple[int, int], target: Values, result: str):
+def test_results_have_the_type_of_targets(
+    name: str, channels: tuple[int, int], target: Values, result: str
+):
     """In the source's format, where that holds them; two sizes."""
     for i, size in enumerate(((18, 30), (20, 17))):
         array = np.random.default_rng(i).integers(0, 65536, (channels[0], *size)).astype(np.uint16)
@@ -176,7 +201,9 @@ def test_results_have_the_type_of_targets(name: str, channels: tuple[int, int], 
     run("folder", "in", "c.pt", "out")
     for i in range(2):
         found = read(f"out/{i}{result}")
-        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(f"in/{i}{name}", seed=seed_of(f"{i}x"))[0]
+        expected = BridgeSampler.from_checkpoint("c.pt", steps=2)(
+            f"in/{i}{name}", seed=seed_of(f"{i}x")
+        )[0]
         assert (found.shape, found.dtype) == (expected.shape, target.dtype)
         assert np.allclose(found, expected, atol=1e-6)
 
@@ -188,13 +215,26 @@ def test_both_directions_change_the_values_of_sources_and_targets():
     write("b/x.npy", np.random.default_rng(1).integers(-1024, 3072, (1, 16, 16)).astype(np.int16))
     for way, source, kind in (("AtoB", "a", np.int16), ("BtoA", "b", np.float32)):
         run("folder", source, "c.pt", way, "--direction", way)
-        (wanted,) = BridgeSampler.from_checkpoint("c.pt", steps=2)([f"{source}/x.npy"], seed_of("x"), direction=way)
+        (wanted,) = BridgeSampler.from_checkpoint("c.pt", steps=2)(
+            [f"{source}/x.npy"], seed_of("x"), direction=way
+        )
         assert read(f"{way}/x.npy").dtype == kind
         np.testing.assert_allclose(read(f"{way}/x.npy"), wanted, atol=1)
 
 
 def scores(*words: str, masks: str = "") -> dict[str, float]:
-    eval_script.main(["paired", f"mr,ct{masks and f',mask={masks}'}", "c.pt", "ev", "--steps", "2", "--quiet", *words])
+    eval_script.main(
+        [
+            "paired",
+            f"mr,ct{masks and f',mask={masks}'}",
+            "c.pt",
+            "ev",
+            "--steps",
+            "2",
+            "--quiet",
+            *words,
+        ]
+    )
     return json.loads(Path("ev/scores.json").read_text())["scores"]
 
 
@@ -220,7 +260,9 @@ def test_pixels_without_a_value_do_not_count():
         write(f"{folder}/x.tif", pixels, Geometry(ON_EARTH, "geotiff", kept, 0))
     network(3, Spec(source=BANDS, target=BANDS))
     found = scores("--metrics", "mae")
-    error = np.abs(read("ev/x.tif").astype(float) - read("ct/x.tif"))[:, [*range(4, 10), *range(13, 18)]]
+    error = np.abs(read("ev/x.tif").astype(float) - read("ct/x.tif"))[
+        :, [*range(4, 10), *range(13, 18)]
+    ]
     assert found["mae"] == pytest.approx(error.mean(), rel=1e-6)
 
 
@@ -229,14 +271,18 @@ def test_masks_of_8_bit_pictures():
     random = np.random.default_rng(0)
     for folder in ("mr", "ct"):
         Path(folder).mkdir()
-        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"{folder}/x.png")
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(
+            f"{folder}/x.png"
+        )
     Path("masks").mkdir()
     mask = np.zeros((32, 32), dtype=np.uint8)
     mask[8:20, 4:30] = 255
     Image.fromarray(mask).save("masks/x.png")
     network(3)
     found = scores("--metrics", "mae", masks="masks")
-    target = np.asarray(Image.open("ct/x.png").resize((SIZE, SIZE), Image.Resampling.BILINEAR)).astype(float)
+    target = np.asarray(
+        Image.open("ct/x.png").resize((SIZE, SIZE), Image.Resampling.BILINEAR)
+    ).astype(float)
     error = np.abs(np.asarray(Image.open("ev/x.png")).astype(float) - target)
     assert found["mae"] == pytest.approx(error[4:10, 2:15].mean(), rel=1e-6)
 
@@ -245,7 +291,10 @@ def test_what_is_refused():
     volumes()
     network(1, MR_TO_CT)
     for flags, message in (
-        (["--target_values", "0:3071:HU"], "target_values must be those of the network, -1024:3071:HU, got 0:3071:HU"),
+        (
+            ["--target_values", "0:3071:HU"],
+            "target_values must be those of the network, -1024:3071:HU, got 0:3071:HU",
+        ),
         (["--size", "32"], "image_size is of photographs of 8 bits"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -257,7 +306,8 @@ def test_what_is_refused():
 
 def test_values_that_are_not_finite(capsys: pytest.CaptureFixture[str]):
     """A source is left out if asked; a target, which a mean of scores would lack, is refused."""
-    pixels, unit = np.random.default_rng(0).random((1, 18, 18)).astype(np.float32), Values(0, 1, dtype="float32")
+    pixels = np.random.default_rng(0).random((1, 18, 18)).astype(np.float32)
+    unit = Values(0, 1, dtype="float32")
     for name in ("in/b", "mr/x"):
         write(f"{name}.npy", pixels)
     pixels[0, 2, 3] = np.nan
@@ -274,9 +324,11 @@ def test_values_that_are_not_finite(capsys: pytest.CaptureFixture[str]):
 
 
 def test_maps_are_those_of_distributions():
-    sampler, seeds = BridgeSampler(tiny_unet(), ABridge(num_steps=50), "sde-dpm2m", 2), [[3, 9, 5], [4, 1, 2]]
+    sampler = BridgeSampler(tiny_unet(), ABridge(num_steps=50), "sde-dpm2m", 2)
+    seeds = [[3, 9, 5], [4, 1, 2]]
     sources = [*torch.rand(2, 3, 16, 16) * 2 - 1]
-    samples, results = sampler.distribution(sources, 3, seeds), translated(sampler, sources, seeds, ["std", "mean"])
+    samples = sampler.distribution(sources, 3, seeds)
+    results = translated(sampler, sources, seeds, ["std", "mean"])
     for found, mean, std in zip(results, samples.mean, samples.std, strict=True):
         torch.testing.assert_close(found, {"std": std, "mean": mean}, rtol=0, atol=1e-5)
 
@@ -290,27 +342,38 @@ def masks() -> None:
         write(f"m/{name}.png", (random.random((1, 16, 16)) < 0.5).astype(np.uint8))
 
 
-def test_results_outside_of_masks_have_the_value_that_is_asked_for(capsys: pytest.CaptureFixture[str]):
+def test_results_outside_of_masks_have_the_value_that_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+):
     """The others are those of a run without masks; a map of deviations is 0 there."""
     masks()
     network(1, Spec(source=BANDS, target=BANDS, masked=True))
     data = "s,t,mask=m"
     run("paired", data, "c.pt", "all")
-    assert "results elsewhere are made up: give the masks, DATA,mask=FOLDER, and --outside" in capsys.readouterr().out
+    assert (
+        "results elsewhere are made up: give the masks, DATA,mask=FOLDER, and --outside"
+        in capsys.readouterr().out
+    )
     run("paired", data, "c.pt", "out", "--outside", "7")
     assert "made up" not in capsys.readouterr().out
     run("paired", data, "c.pt", "maps", "--outside", "7", "--maps", "mean,std", "--samples", "2")
     for name in "ab":
         inside = read(f"m/{name}.png") != 0
-        np.testing.assert_array_equal(read(f"out/{name}.tif"), np.where(inside, read(f"all/{name}.tif"), 7))
+        np.testing.assert_array_equal(
+            read(f"out/{name}.tif"), np.where(inside, read(f"all/{name}.tif"), 7)
+        )
         assert (read(f"maps/{name}_mean.tif")[~inside] == 7).all()
         assert not read(f"maps/{name}_std.tif")[~inside].any()
         assert read(f"maps/{name}_std.tif")[inside].any()
     settings = json.loads(Path("out/settings.json").read_text())["settings"]
     assert (settings["outside"], settings["masked"]) == (7, True)
-    with pytest.raises(ValueError, match=r"s/a\.tif has no mask, and --outside needs one, as in DATA,mask=FOLDER"):
+    with pytest.raises(
+        ValueError, match=r"s/a\.tif has no mask, and --outside needs one, as in DATA,mask=FOLDER"
+    ):
         run("folder", "s", "c.pt", "none", "--outside", "7")
-    with pytest.raises(ValueError, match="--outside must be a value of uint16, which results have; got -1"):
+    with pytest.raises(
+        ValueError, match="--outside must be a value of uint16, which results have; got -1"
+    ):
         run("paired", data, "c.pt", "none", "--outside", "-1")
 
 
@@ -337,7 +400,9 @@ def test_training_within_masks_is_in_the_file():
     unet = tiny_unet(in_channels=1, out_channels=1)
     for data, masked in (("s,t", False), ("s,t,mask=m", True)):
         pairs = Pairs(read_rows("paired", data), Spec(source=BANDS, target=BANDS))
-        pictures_of_training = BridgeTask(unet, ABridge(num_steps=50), TrainConfig(batch_size=1), pairs).pictures
+        pictures_of_training = BridgeTask(
+            unet, ABridge(num_steps=50), TrainConfig(batch_size=1), pairs
+        ).pictures
         assert pictures_of_training is not None
         assert Spec.from_config(pictures_of_training.config()).masked == masked
 
@@ -345,8 +410,14 @@ def test_training_within_masks_is_in_the_file():
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.full((1, 16, 16), 200, np.uint8), "in/a.png has 8 bits, and the network was trained on values 0:3500"),
-        (np.arange(256).reshape(1, 16, 16).astype(np.float32) - 26, "10 % of the values of the first 1 sources are"),
+        (
+            np.full((1, 16, 16), 200, np.uint8),
+            "in/a.png has 8 bits, and the network was trained on values 0:3500",
+        ),
+        (
+            np.arange(256).reshape(1, 16, 16).astype(np.float32) - 26,
+            "10 % of the values of the first 1 sources are",
+        ),
         (np.arange(256).reshape(1, 16, 16).astype(np.uint16) * 13, ""),
     ],
     ids=["8 bits", "clipped", "as trained"],
@@ -370,7 +441,18 @@ def test_a_map_of_deviations_has_another_value_for_none_than_results():
     write("png/x.png", pixels)
     network(1, Spec(source=BANDS, target=BANDS, nodata=0))
     for folder in ("geo", "png"):
-        run("folder", folder, "c.pt", f"{folder}_maps", "--samples", "2", "--maps", "std,mean", "--solver", "ddim")
+        run(
+            "folder",
+            folder,
+            "c.pt",
+            f"{folder}_maps",
+            "--samples",
+            "2",
+            "--maps",
+            "std,mean",
+            "--solver",
+            "ddim",
+        )
         std = pictures.read(f"{folder}_maps/x_std.tif")
         assert std.dtype == np.float32
         assert not std.absent().any()

@@ -56,7 +56,11 @@ def test_a_line_says_what_made_a_file(folder: Path) -> None:
     assert [line["name"] for line in lines] == [*NAMES]
     assert lines[0]["sha256"] == sha256(b"pixels of a.png").hexdigest()
     assert lines[0]["item"] == item("a.png")
-    assert sorted(path.name for path in folder.iterdir()) == [*NAMES, "results.jsonl", "settings.json"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *NAMES,
+        "results.jsonl",
+        "settings.json",
+    ]
     assert record(folder).existing == {*NAMES}
 
 
@@ -76,7 +80,9 @@ def test_what_is_no_longer_what_would_be_made_is_made_anew(change: str, folder: 
         (folder / "b.png").write_text("retouched")
     if change == "the line":  # of a process that was killed before it wrote it
         table = folder / "results.jsonl"
-        table.write_text("".join(line for line in table.read_text().splitlines(True) if "b.png" not in line))
+        table.write_text(
+            "".join(line for line in table.read_text().splitlines(True) if "b.png" not in line)
+        )
     again = record(folder, item=changed)
     assert again.existing == {"a.png", "c.png"}
     assert again.changed == ({"b.png"} if change != "the line" else set())
@@ -106,8 +112,12 @@ def test_a_folder_that_grew_keeps_what_there_is_and_knows_it_later(folder: Path)
     assert record(folder, [*NAMES, "d.png"]).existing == {*NAMES, "d.png"}
 
 
-def test_results_of_other_settings_are_refused_and_all_go_when_they_are_overwritten(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"out holds results of other settings \(seed 0, now 1\): give another"):
+def test_results_of_other_settings_are_refused_and_all_go_when_they_are_overwritten(
+    folder: Path,
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"out holds results of other settings \(seed 0, now 1\): give another"
+    ):
         record(folder, settings={"seed": 1})
     assert record(folder).existing == {*NAMES}
     begun = record(folder, ["a_mean.png"], settings={"seed": 1}, overwrite=True)
@@ -131,7 +141,9 @@ def test_files_that_nothing_lists_are_refused_and_stay(overwrite: bool, folder: 
     (folder.parent / "other").mkdir()
     (folder.parent / "other" / "mine.png").write_text("mine")
     for where in (folder, folder.parent / "other"):
-        with pytest.raises(ValueError, match=r"mine\.png exists, but no .*settings\.json says what made it"):
+        with pytest.raises(
+            ValueError, match=r"mine\.png exists, but no .*settings\.json says what made it"
+        ):
             record(where, ["mine.png"], overwrite=overwrite)
         assert (where / "mine.png").read_text() == "mine"
     assert record(folder).existing == {*NAMES}
@@ -159,10 +171,14 @@ def test_a_list_of_names_deletes_nothing_outside(folder: Path) -> None:
     assert (folder.parent / "precious.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("content", ["{}", '{"settings": {}}', '{"settings": 3, "results": []}', "["])
+@pytest.mark.parametrize(
+    "content", ["{}", '{"settings": {}}', '{"settings": 3, "results": []}', "["]
+)
 def test_settings_of_another_form_are_refused(content: str, folder: Path) -> None:
     (folder / "settings.json").write_text(content)
-    with pytest.raises(ValueError, match=r"cannot read .*settings\.json: give another folder of results, or delete"):
+    with pytest.raises(
+        ValueError, match=r"cannot read .*settings\.json: give another folder of results, or delete"
+    ):
         record(folder)
 
 
@@ -173,7 +189,11 @@ def test_nothing_is_left_where_nothing_was_made(tmp_path: Path) -> None:
 
 # Settings
 
-NETWORK: dict[str, Any] = {"condition_channels": 3, "attention_resolutions": (), "classes": {"style": ("a", "b")}}
+NETWORK: dict[str, Any] = {
+    "condition_channels": 3,
+    "attention_resolutions": (),
+    "classes": {"style": ("a", "b")},
+}
 FLAGS = (  # with which results of no flags are refused
     "--solver ddim",
     "--solver sde-dpm2m",
@@ -200,7 +220,8 @@ FLAGS = (  # with which results of no flags are refused
     "--condition style=b",
     "--guidance 2",
 )
-MAPS = ("--maps mean -r 2", "--maps std -r 2", "--maps mean,std -r 2", "-r 2")  # each beside each other one
+# each beside each other one
+MAPS = ("--maps mean -r 2", "--maps std -r 2", "--maps mean,std -r 2", "-r 2")
 FILES: dict[str, dict[str, Any]] = {  # what a network's file has in place of the first one's
     "weights": {"seed": 1},
     "steps of the bridge": {"bridge": ABridge(num_steps=60)},
@@ -211,18 +232,24 @@ FILES: dict[str, dict[str, Any]] = {  # what a network's file has in place of th
 
 def save_network(seed: int = 0, bridge: Any = None, **file: Any) -> None:
     bridge = bridge or ABridge(num_steps=50)
-    save_checkpoint("c.pt", tiny_unet(seed, **NETWORK), bridge, **{"image_size": 16, "pictures": KIND, **file})
+    save_checkpoint(
+        "c.pt", tiny_unet(seed, **NETWORK), bridge, **{"image_size": 16, "pictures": KIND, **file}
+    )
 
 
 KIND = Spec(conditions={"style": Condition("class")})
 
 
-def test_sources_are_hashed_once_for_all_of_their_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_are_hashed_once_for_all_of_their_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of 3 samples of 2 sources, one result at a time."""
     monkeypatch.chdir(tmp_path)
     hashed: list[str] = []
     sha256_of = provenance.file_sha256
-    monkeypatch.setattr(provenance, "file_sha256", lambda path: hashed.append(path.name) or sha256_of(path))
+    monkeypatch.setattr(
+        provenance, "file_sha256", lambda path: hashed.append(path.name) or sha256_of(path)
+    )
     Path("data").mkdir()
     for index in range(2):
         noise(index).save(f"data/{index}.png")
@@ -232,7 +259,9 @@ def test_sources_are_hashed_once_for_all_of_their_results(tmp_path: Path, monkey
     assert sorted(hashed) == ["0.png", "1.png"]
 
 
-def test_changed_settings_never_keep_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_settings_never_keep_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By flags, one beside another, and what the network's file has: 40 changes."""
     monkeypatch.chdir(tmp_path)
     for index, split in enumerate(("train", "val")):

@@ -38,7 +38,8 @@ def cosine() -> Array:
     return np.minimum(1 - kept[1:] / kept[:-1], 0.999)
 
 
-SCHEDULES: dict[str, Callable[[], Array]] = {"adm": linear, "adm-cosine": cosine}  # by the names that a user gives
+# by the names that a user gives
+SCHEDULES: dict[str, Callable[[], Array]] = {"adm": linear, "adm-cosine": cosine}
 
 
 def is_adm(path: Path) -> bool:
@@ -72,7 +73,9 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
     state = file.below(prefix)
     if CLASSES in state:
         count = dim(state, CLASSES, 0)
-        raise ValueError(f"it is class-conditional, of {count} classes: only networks without classes are read")
+        raise ValueError(
+            f"it is class-conditional, of {count} classes: only networks without classes are read"
+        )
     _check_blocks(state)
     channels = dim(state, FIRST, 1)
     for key in LAST:
@@ -80,7 +83,9 @@ def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[s
             state[key] = state[key][:channels]
     unet = unet_config(state, HEADS)
     if unet.condition_channels:
-        raise ValueError(f"it must be shown {unet.channels} channels, as it predicts, got {channels}")
+        raise ValueError(
+            f"it must be shown {unet.channels} channels, as it predicts, got {channels}"
+        )
     state = load(UNet.from_config, unet, state)
     settings = PretrainedConfig(
         architecture=ADM,
@@ -100,4 +105,6 @@ def _check_blocks(state: Mapping[str, Any]) -> None:
     modulation = dim(state, "input_blocks.1.0.emb_layers.1.weight", 0)
     if halved or modulation != 2 * channels:  # a scale and a shift
         expected = "a network of guided diffusion with resblock_updown and use_scale_shift_norm"
-        raise ValueError(f"it must be {expected}, and has other blocks, as those of improved diffusion")
+        raise ValueError(
+            f"it must be {expected}, and has other blocks, as those of improved diffusion"
+        )

@@ -111,7 +111,9 @@ class Arguments:
         for name, value in expected.items():
             found = self._values.get(name, value)
             if found != value:
-                raise ValueError(f"{name} in {self.path} must be {value!r}, which alone is read; got {found!r}")
+                raise ValueError(
+                    f"{name} in {self.path} must be {value!r}, which alone is read; got {found!r}"
+                )
 
 
 def read_arguments(path: Path) -> Published:
@@ -126,7 +128,9 @@ def read_arguments(path: Path) -> Published:
         return _ecsi(arguments) if arguments.text("pred_mode", "") in SPREADS else _ddbm(arguments)
     if "beta_max" in arguments or "interval" in arguments or "ot_ode" in arguments:
         return _i2sb(arguments)
-    raise ValueError(f"{path} has neither pred_mode, of the code of DDBM and ECSI, nor beta_max, of that of I2SB")
+    raise ValueError(
+        f"{path} has neither pred_mode, of the code of DDBM and ECSI, nor beta_max, of that of I2SB"
+    )
 
 
 def _ddbm(arguments: Arguments) -> Published:
@@ -136,7 +140,9 @@ def _ddbm(arguments: Arguments) -> Published:
         known = ", ".join(["ve", "vp", *SPREADS])
         raise ValueError(f"pred_mode in {arguments.path} must be one of {known}, got {kind!r}")
     if arguments.text("weight_schedule", "") == "sibm":
-        raise ValueError(f"pred_mode {kind!r} in {arguments.path} is of ECSI's code, of which linear paths are read")
+        raise ValueError(
+            f"pred_mode {kind!r} in {arguments.path} is of ECSI's code, of which linear paths are read"
+        )
     if kind == "vp":
         arguments.refuse_others({"sigma_max": 1})
     t_max = 1.0 if kind == "vp" else arguments.number("sigma_max", 80.0)
@@ -184,5 +190,9 @@ def _of_adm(arguments: Arguments, bridge: Bridge) -> Published:
 def _i2sb(arguments: Arguments) -> Published:
     """Those of I2SB's code."""
     arguments.refuse_others({"t0": 1e-4, "T": 1.0, "add_x1_noise": False})
-    bridge = I2SB(arguments.integer("interval", 1000), arguments.number("beta_max", 0.3), arguments.on("ot_ode"))
+    bridge = I2SB(
+        arguments.integer("interval", 1000),
+        arguments.number("beta_max", 0.3),
+        arguments.on("ot_ode"),
+    )
     return Published(bridge, arguments.integer("image_size", 256), heads_last=False)

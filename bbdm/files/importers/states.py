@@ -18,7 +18,8 @@ from bbdm.networks.config import UNetConfig, VQGANConfig
 State = Mapping[str, torch.Tensor]
 Shaped = Mapping[str, Any]  # tensors, or objects with their ``shape``
 FIRST = "input_blocks.0.0.weight"  # a key that every UNet has
-NETWORKS = ("state_dict.", "model.")  # entries of files that hold the network, where others are like it
+# entries of files that hold the network, where others are like it
+NETWORKS = ("state_dict.", "model.")
 CODES = "quantize.embedding.weight"  # a key that every VQGAN has
 
 
@@ -28,15 +29,23 @@ class File:
     def __init__(self, content: Any) -> None:
         self.content = content
         self.values = inert.flat(content)
-        self.tensors = {key: value for key, value in self.values.items() if isinstance(value, torch.Tensor)}
+        self.tensors = {
+            key: value for key, value in self.values.items() if isinstance(value, torch.Tensor)
+        }
 
     def below(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors whose names begin with ``prefix``, which is removed."""
-        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+        return {
+            key.removeprefix(prefix): value
+            for key, value in self.tensors.items()
+            if key.startswith(prefix)
+        }
 
     def prefixes(self, end: str) -> list[str]:
         """The prefixes of the tensors whose names end in ``end``, sorted."""
-        return sorted(key.removesuffix(end) for key in self.tensors if f".{key}".endswith(f".{end}"))
+        return sorted(
+            key.removesuffix(end) for key in self.tensors if f".{key}".endswith(f".{end}")
+        )
 
     def prefix(self, expected: str, things: str, end: str) -> str:
         """The prefix of the one tensor whose name ends in ``end``; ValueError of none or several."""
@@ -56,8 +65,13 @@ class File:
         def holds(name: str) -> bool:
             return not name or prefix.startswith(f"{name}.")
 
-        objects = [value for key, value in self.values.items() if isinstance(value, Stub) and holds(key)]
-        inside = sorted((key for key in self.values if holds(key.rpartition(".")[0])), key=lambda k: k.count("."))
+        objects = [
+            value for key, value in self.values.items() if isinstance(value, Stub) and holds(key)
+        ]
+        inside = sorted(
+            (key for key in self.values if holds(key.rpartition(".")[0])),
+            key=lambda k: k.count("."),
+        )
         return objects, {key.rpartition(".")[2]: self.values[key] for key in inside}
 
 
@@ -76,7 +90,9 @@ def tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     return dict(state)
 
 
-def load(build: Callable[[Any], nn.Module], config: Any, state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+def load(
+    build: Callable[[Any], nn.Module], config: Any, state: Mapping[Any, Any]
+) -> dict[str, torch.Tensor]:
     """Copies of the weights of a network, which may be mapped; ValueError where they do not fit."""
     found = tensors(state)
     fitting(build, config, found)
@@ -98,14 +114,18 @@ def dim(state: Shaped, key: str, axis: int) -> int:
     return shape[axis]
 
 
-def _levels(state: Shaped, first: str, blocks: int, widths: Sequence[str], attention: Sequence[str]) -> dict[str, Any]:
+def _levels(
+    state: Shaped, first: str, blocks: int, widths: Sequence[str], attention: Sequence[str]
+) -> dict[str, Any]:
     """Settings of levels: keys of the first convolution, and of a block and of attention at each level."""
     width = dim(state, first, 0)
     return {
         "model_channels": width,
         "channel_mult": tuple(dim(state, key, 0) // width for key in widths),
         "num_res_blocks": blocks,
-        "attention_resolutions": tuple(2**level for level, key in enumerate(attention) if key in state),
+        "attention_resolutions": tuple(
+            2**level for level, key in enumerate(attention) if key in state
+        ),
     }
 
 
@@ -128,11 +148,19 @@ def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
     ends = [int(found[1]) for found in (re.fullmatch(second, key) for key in state) if found]
     blocks = min(ends) + 1 if ends else stages
     if blocks < 2 or stages % blocks:
-        raise ValueError(f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide")
-    ups = [f"output_blocks.{i}." for i in range(stages - blocks, -1, -blocks)]  # each level's first stage, from the top
-    widths, attention = ([f"{up}{key}" for up in ups] for key in ("0.out_layers.3.weight", "1.qkv.weight"))
+        raise ValueError(
+            f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide"
+        )
+    # each level's first stage, from the top
+    ups = [f"output_blocks.{i}." for i in range(stages - blocks, -1, -blocks)]
+    widths, attention = (
+        [f"{up}{key}" for up in ups] for key in ("0.out_layers.3.weight", "1.qkv.weight")
+    )
     levels, usual = _levels(state, FIRST, blocks - 1, widths, attention), UNetConfig()
-    paper = (levels["model_channels"], levels["channel_mult"]) == (usual.model_channels, usual.channel_mult)
+    paper = (levels["model_channels"], levels["channel_mult"]) == (
+        usual.model_channels,
+        usual.channel_mult,
+    )
     if head_channels is None and not paper:
         warnings.warn(
             "weights do not say how wide the attention heads of their network are, and its levels are not the "
@@ -151,7 +179,9 @@ def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
 def vqgan_config(state: Shaped) -> VQGANConfig:
     """The settings of a VQGAN with the keys of latent diffusion, which has 32 groups."""
     downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
-    widths, attention = ([f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight"))
+    widths, attention = (
+        [f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight")
+    )
     first = "encoder.conv_in.weight"
     levels = _levels(state, first, _count(state, "encoder.down.0.block."), widths, attention)
     return VQGANConfig(

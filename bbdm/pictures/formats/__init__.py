@@ -35,7 +35,18 @@ from bbdm.pictures.formats.parts import Part as Part
 from bbdm.pictures.values import Values
 from bbdm.pictures.windows import Chunks
 
-REAL = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64")
+REAL = (
+    "uint8",
+    "int8",
+    "uint16",
+    "int16",
+    "uint32",
+    "int32",
+    "uint64",
+    "int64",
+    "float32",
+    "float64",
+)
 ONLY_A_SUFFIX = "its name is only a suffix: rename it"
 
 
@@ -96,11 +107,14 @@ class Library:
 
     def holds(self, dtype: str, channels: int) -> bool:
         """Whether it writes values of a type in so many channels."""
-        return dtype in self.types_of(channels) and (self.channels is None or channels in self.channels)
+        return dtype in self.types_of(channels) and (
+            self.channels is None or channels in self.channels
+        )
 
 
 LIBRARIES: Registry[Library] = Registry("format")
-SUFFIXES: dict[str, list[str]] = {}  # the names of the libraries of each suffix, those with ``claims`` first
+# the names of the libraries of each suffix, those with ``claims`` first
+SUFFIXES: dict[str, list[str]] = {}
 
 
 def register(name: str, library: Library) -> None:
@@ -115,9 +129,15 @@ def register(name: str, library: Library) -> None:
     """
     if library.claims is None:
         for suffix in library.suffixes:
-            others = [other for other in SUFFIXES.get(suffix, ()) if other != name and LIBRARIES[other].claims is None]
+            others = [
+                other
+                for other in SUFFIXES.get(suffix, ())
+                if other != name and LIBRARIES[other].claims is None
+            ]
             if others:
-                raise ValueError(f"the suffix {suffix} is read by {others[0]}: give claims, which tells its files")
+                raise ValueError(
+                    f"the suffix {suffix} is read by {others[0]}: give claims, which tells its files"
+                )
     LIBRARIES.register(name, library, source=library.module)
     SUFFIXES.clear()
     for known, row in LIBRARIES.items():
@@ -137,7 +157,11 @@ class UnknownFormatError(ValueError):
 def suffix_of(path: str | os.PathLike[str]) -> str:
     """The longest suffix that is read, in lower case; "" where the name has none, or is only that."""
     name = Path(path).name.lower()
-    return max((suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix), key=len, default="")
+    return max(
+        (suffix for suffix in SUFFIXES if name.endswith(suffix) and name != suffix),
+        key=len,
+        default="",
+    )
 
 
 def stem_of(path: Path) -> str:
@@ -285,7 +309,9 @@ def reader_of(path: Path) -> str:
         raise UnknownFormatError(ONLY_A_SUFFIX)
     suffixes = ", ".join(SUFFIXES)
     if path.is_dir() and suffix_of(path):
-        raise UnknownFormatError("it is a folder, and no picture of OME-Zarr: it has no multiscales")
+        raise UnknownFormatError(
+            "it is a folder, and no picture of OME-Zarr: it has no multiscales"
+        )
     raise UnknownFormatError(f"its name has none of {suffixes}, and it is no folder of DICOM")
 
 
@@ -321,10 +347,16 @@ def writer(path: Path, picture: Any) -> Any:
     if picture.dtype.name not in types:
         raise ValueError(f"{suffix} cannot hold {picture.dtype}, but {', '.join(types)}")
     if not library.holds(picture.dtype.name, len(picture)):
-        raise ValueError(f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(picture)}")
+        raise ValueError(
+            f"{suffix} holds {' or '.join(map(str, library.channels or ()))} channels, got {len(picture)}"
+        )
     if library.holds_place and (geometry.lost or geometry.axes not in (None, picture.ndim - 1)):
-        reason = "a step, a flip, a mask, an index or another order of axes lost where its pixels lie"
-        raise ValueError(f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)")
+        reason = (
+            "a step, a flip, a mask, an index or another order of axes lost where its pixels lie"
+        )
+        raise ValueError(
+            f"{reason}: say it by Picture(array, geometry), or write numpy.asarray(picture)"
+        )
     if library.holds_place and geometry.affine is not None:
         _check_affine(geometry)
     return module(name)
@@ -335,12 +367,15 @@ def _check_affine(geometry: Any) -> None:
     affine = np.asarray(geometry.affine, np.float64)
     if not np.isfinite(affine).all():
         raise ValueError(f"its affine must be finite, got {affine.tolist()}")
-    if "plane" in geometry.kept:  # which stands upright in a NIfTI's volume: its affine is only a part of it
+    # which stands upright in a NIfTI's volume: its affine is only a part of it
+    if "plane" in geometry.kept:
         return
     steps = affine[:-1, :-1]
     spacing = np.linalg.norm(steps, axis=0)
     if not spacing.all() or np.linalg.matrix_rank(steps / spacing) < len(steps):
-        raise ValueError(f"its affine is singular, so that several pixels lie at one point: {affine.tolist()}")
+        raise ValueError(
+            f"its affine is singular, so that several pixels lie at one point: {affine.tolist()}"
+        )
 
 
 def _readers_of(path: Path) -> list[str]:
@@ -356,7 +391,9 @@ def _reader_of_folder(path: Path) -> str | None:
     return None
 
 
-def _folders(folder: Path, is_end: Callable[[Path], bool] = lambda folder: False) -> Iterator[tuple[Path, list[Path]]]:
+def _folders(
+    folder: Path, is_end: Callable[[Path], bool] = lambda folder: False
+) -> Iterator[tuple[Path, list[Path]]]:
     """A folder and each one below it with its files; none below one that is an end.
 
     A link to a folder above itself is not followed.
@@ -371,7 +408,9 @@ def _folders(folder: Path, is_end: Callable[[Path], bool] = lambda folder: False
             with os.scandir(parent) as entries:
                 found = list(entries)
         except PermissionError:
-            warn(f"the folder {parent} may not be read, so what is in it is left out: see its permissions")
+            warn(
+                f"the folder {parent} may not be read, so what is in it is left out: see its permissions"
+            )
             continue
         files: list[Path] = []
         ends = is_end(parent)
@@ -384,13 +423,24 @@ def _folders(folder: Path, is_end: Callable[[Path], bool] = lambda folder: False
         yield parent, files
 
 
-PHOTOGRAPHS = {"types": ("uint8",), "axes": (2,), "channels": (1, 3), "photographs": True, "holds_place": False}
+PHOTOGRAPHS = {
+    "types": ("uint8",),
+    "axes": (2,),
+    "channels": (1, 3),
+    "photographs": True,
+    "holds_place": False,
+}
 register("png", Library(f"{__name__}.pillow", (".png",), grey_types=("uint16",), **PHOTOGRAPHS))
 register("pillow", Library(f"{__name__}.pillow", (".jpg", ".jpeg", ".webp", ".bmp"), **PHOTOGRAPHS))
-register("tifffile", Library(f"{__name__}.tifffile", (".tif", ".tiff"), (*REAL, "float16"), format="tiff"))
+register(
+    "tifffile",
+    Library(f"{__name__}.tifffile", (".tif", ".tiff"), (*REAL, "float16"), format="tiff"),
+)
 register(
     "rasterio",
-    Library(f"{__name__}.rasterio", (".tif", ".tiff"), axes=(2,), format="geotiff", claims=has_place),
+    Library(
+        f"{__name__}.rasterio", (".tif", ".tiff"), axes=(2,), format="geotiff", claims=has_place
+    ),
 )
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
 register("simpleitk", Library(f"{__name__}.simpleitk", (".mha", ".nrrd"), format="itk"))
@@ -409,11 +459,18 @@ register(
 )
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
 register("czi", Library(f"{__name__}.czi", (".czi",), types=(), results=".tif", parts=True))
-register("bioio", Library(f"{__name__}.bioio", (".lif", ".nd2"), types=(), results=".tif", parts=True))
+register(
+    "bioio", Library(f"{__name__}.bioio", (".lif", ".nd2"), types=(), results=".tif", parts=True)
+)
 register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
 register(
     "pyav",
     Library(
-        f"{__name__}.pyav", (".mp4", ".mov", ".mkv", ".webm", ".avi"), types=(), axes=(3,), results=".tif", films=True
+        f"{__name__}.pyav",
+        (".mp4", ".mov", ".mkv", ".webm", ".avi"),
+        types=(),
+        axes=(3,),
+        results=".tif",
+        films=True,
     ),
 )

@@ -57,7 +57,9 @@ def header(path: Path, part: Part = WHOLE) -> Header:
     steps = {axis: float(getattr(measured, axis) or 0) for axis in "XYZ"}
     interval = image.time_interval if scene.lengths["T"] > 1 else None
     seconds = 0.0 if interval is None else interval.total_seconds()
-    head = scenes.header(path, part, number, replace(scene, names=names, steps=steps, seconds=seconds))
+    head = scenes.header(
+        path, part, number, replace(scene, names=names, steps=steps, seconds=seconds)
+    )
     return replace(head, windowed=_is_windowed(image, head.stored.depth))
 
 

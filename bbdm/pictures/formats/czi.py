@@ -55,7 +55,9 @@ def header(path: Path, part: Part = WHOLE) -> Header:
         rectangle = rectangles[number][1]
         head = scenes.header(path, part, number, _scene(file, path, rectangle))
         windowed = bool(head.stored.depth) or _has_tiles(file, rectangle)
-    return Header(path, head.shape, head.dtype, head.geometry, windowed, head.most, stored=head.stored)
+    return Header(
+        path, head.shape, head.dtype, head.geometry, windowed, head.most, stored=head.stored
+    )
 
 
 def read(header: Header, window: tuple[slice, ...]) -> Array:
@@ -108,7 +110,9 @@ def _type(file: Any) -> tuple[str, int]:
     """The type of values, and the number of samples of a pixel."""
     types = sorted(set(file.pixel_types.values()))
     if len(types) != 1 or types[0] not in TYPES:
-        raise ValueError(f"its channels are of {', '.join(types)}, and one type is read, of {', '.join(TYPES)}")
+        raise ValueError(
+            f"its channels are of {', '.join(types)}, and one type is read, of {', '.join(TYPES)}"
+        )
     return TYPES[types[0]]
 
 
@@ -149,5 +153,7 @@ def _has_tiles(file: Any, rectangle: Sequence[int]) -> bool:
         tiles.append(index)
         return len(tiles) < 2
 
-    file.enumerate_subblocks_subset(count, plane=_starts(file), roi=tuple(rectangle), only_layer0=True)
+    file.enumerate_subblocks_subset(
+        count, plane=_starts(file), roi=tuple(rectangle), only_layer0=True
+    )
     return len(tiles) > 1

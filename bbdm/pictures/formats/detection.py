@@ -15,12 +15,14 @@ FILES_LOOKED_AT = 8  # of a folder, to see whether it is one of DICOM
 DICM = 128  # where a file of DICOM has these letters
 BIG_TIFF = b"+"  # the third or fourth byte of a BigTIFF, 43, whose header has 16 bytes instead of 8
 ZARR = ("zarr.json", ".zattrs")  # the files of attributes of Zarr 3 and Zarr 2
-PLACE_TAGS = (33550, 33922, 34264, 34735, 50844)  # of a place on Earth: pixel scale, tie points, matrix, keys, RPCs
+# of a place on Earth: pixel scale, tie points, matrix, keys, RPCs
+PLACE_TAGS = (33550, 33922, 34264, 34735, 50844)
 
 
 def has_place(path: Path) -> bool:
     """Whether a TIFF has tags of a place on Earth."""
-    with path.open("rb") as file, suppress(Exception):  # of damaged tags, the library that reads says what is wrong
+    # of damaged tags, the library that reads says what is wrong
+    with path.open("rb") as file, suppress(Exception):
         start = file.read(8)
         if BIG_TIFF in start[2:4]:
             start += file.read(8)
@@ -61,7 +63,9 @@ def is_ome_zarr(folder: Path) -> bool:
 def is_dicom(folder: Path) -> bool:
     """Whether one of the first files of a folder is of DICOM."""
     with os.scandir(folder) as entries:
-        names = heapq.nsmallest(FILES_LOOKED_AT, (entry.name for entry in entries if entry.is_file()))
+        names = heapq.nsmallest(
+            FILES_LOOKED_AT, (entry.name for entry in entries if entry.is_file())
+        )
     return any(_is_dicom(folder / name) for name in names)
 
 

@@ -18,11 +18,20 @@ import numpy.typing as npt
 from bbdm.base import optional, sizes
 from bbdm.pictures import windows
 from bbdm.pictures.formats.detection import DICM, dicom_files
-from bbdm.pictures.formats.simpleitk import HEADER_BYTES, NAME, channels_first, dtype_of, reader_of, sitk
+from bbdm.pictures.formats.simpleitk import (
+    HEADER_BYTES,
+    NAME,
+    channels_first,
+    dtype_of,
+    reader_of,
+    sitk,
+)
 from bbdm.pictures.picture import Affine, Geometry, Header, as_affine
 
 pydicom: Any = optional.package("pydicom", "a folder of DICOM")
-VALUE_TYPES: Any = {kind.value for kind in optional.package("pydicom.valuerep", "a folder of DICOM").VR}
+VALUE_TYPES: Any = {
+    kind.value for kind in optional.package("pydicom.valuerep", "a folder of DICOM").VR
+}
 IO = "GDCMImageIO"
 SERIES = "0020|000e"  # elements of DICOM, as SimpleITK names them
 BITS = "0028|0100"
@@ -83,13 +92,20 @@ def _opened(file: Path) -> Any:
     reader.ReadImageInformation()
     bits = int(_text(reader, BITS) or 8)
     if syntax == DEFLATED or (syntax == BIG and bits > 16):
-        raise ValueError(f"{file.name} has {bits} bits in the transfer syntax {syntax!r}, which is not read")
-    if syntax == RLE and bits > 8 and reader.GetNumberOfComponents() > 1:  # GDCM mixes up the planes of bytes
-        raise ValueError(f"{file.name} has colours of {bits} bits in the transfer syntax {syntax!r}, which is not read")
+        raise ValueError(
+            f"{file.name} has {bits} bits in the transfer syntax {syntax!r}, which is not read"
+        )
+    # GDCM mixes up the planes of bytes
+    if syntax == RLE and bits > 8 and reader.GetNumberOfComponents() > 1:
+        raise ValueError(
+            f"{file.name} has colours of {bits} bits in the transfer syntax {syntax!r}, which is not read"
+        )
     # of one component: several may be subsampled, or a palette's
     needed = math.prod(reader.GetSize()) * bits // 8
     if syntax in (IMPLICIT, EXPLICIT, BIG) and needed > file.stat().st_size:
-        raise ValueError(f"{file.name} is too short for {sizes.shown(reader.GetSize())} values of {bits} bits")
+        raise ValueError(
+            f"{file.name} is too short for {sizes.shown(reader.GetSize())} values of {bits} bits"
+        )
     return reader
 
 
@@ -109,7 +125,9 @@ def _transfer_syntax(file: Path) -> str:
     for element in elements:
         whole = element.length == len(element.value or b"")
         if not whole or element.VR not in VALUE_TYPES:
-            raise ValueError(f"{file.name} is damaged or cut off: its element {element.tag} ends after it")
+            raise ValueError(
+                f"{file.name} is damaged or cut off: its element {element.tag} ends after it"
+            )
         if element.tag == TRANSFER_SYNTAX:
             syntax = element.value.decode("latin-1").strip(" \0")
     return syntax
@@ -123,14 +141,18 @@ def _check_series(readers: Sequence[Any]) -> None:
     """Raise ValueError unless slices are of one series and alike."""
     series = sorted({_text(reader, SERIES) for reader in readers})
     if len(series) != 1:
-        raise ValueError(f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own")
+        raise ValueError(
+            f"it has {len(series)} series, {', '.join(series)}: put each into a folder of its own"
+        )
     kinds: set[tuple[Any, ...]] = set()
     for reader in readers:
         direction = np.round(reader.GetDirection(), 4)
         kinds.add((reader.GetSize(), dtype_of(reader), *direction))
     volumes = any(length > 1 for length in readers[0].GetSize()[2:])
     if len(kinds) > 1 or (volumes and len(readers) > 1):
-        raise ValueError("its files have several sizes, types or directions, or several slices each")
+        raise ValueError(
+            "its files have several sizes, types or directions, or several slices each"
+        )
 
 
 def _placed(readers: Sequence[Any]) -> tuple[list[int], Affine]:
@@ -140,7 +162,8 @@ def _placed(readers: Sequence[Any]) -> tuple[list[int], Affine]:
     columns = direction * first.GetSpacing()
     if len(readers) == 1:
         return [0], as_affine(columns, first.GetOrigin())
-    positions = np.array([reader.GetOrigin() for reader in readers])  # (slices, 3), of the first pixels in mm
+    # (slices, 3), of the first pixels in mm
+    positions = np.array([reader.GetOrigin() for reader in readers])
     order = np.argsort(positions @ direction[:, 2], kind="stable")
     positions = positions[order]
     _check_distances(positions)
@@ -159,7 +182,9 @@ def _check_distances(positions: npt.NDArray[np.float64]) -> None:
     index = int(wrong[0])
     places = f"{_point(positions[index])} and {_point(positions[index + 1])} mm"
     gap = f"{gaps[index]:g} mm between slices {index + 1} and {index + 2}, at {places}"
-    raise ValueError(f"slices are {usual:g} mm apart, but {gap}: each must be there, once, at equal distances")
+    raise ValueError(
+        f"slices are {usual:g} mm apart, but {gap}: each must be there, once, at equal distances"
+    )
 
 
 def _point(position: npt.NDArray[np.float64]) -> str:

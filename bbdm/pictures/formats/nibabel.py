@@ -138,7 +138,9 @@ def _read_header(path: Path) -> Any:
         offset = nifti.get_data_offset()
         if nifti.sizeof_hdr < offset <= EXTENSION_BYTES:
             file.seek(nifti.sizeof_hdr)
-            nifti.extensions.extend(_extensions(file.read(offset - nifti.sizeof_hdr), nifti.endianness))
+            nifti.extensions.extend(
+                _extensions(file.read(offset - nifti.sizeof_hdr), nifti.endianness)
+            )
     return nifti
 
 
@@ -147,7 +149,10 @@ def _parsed_header(block: bytes) -> Any:
         if not header_type.may_contain_header(block):
             continue
         nifti = header_type(block[: header_type.sizeof_hdr])
-        if not bytes(nifti["magic"]).startswith(b"n+") or nifti.get_data_offset() < nifti.sizeof_hdr:
+        if (
+            not bytes(nifti["magic"]).startswith(b"n+")
+            or nifti.get_data_offset() < nifti.sizeof_hdr
+        ):
             raise ValueError("its values do not lie behind its header in this file")
         return nifti
     raise ValueError("it is no NIfTI, or its header is cut off")
@@ -161,7 +166,9 @@ def _extensions(content: bytes, order: str) -> list[Any]:
         size, code = struct.unpack_from(f"{order}2i", content, start)
         if size < EXTENSION or start + size > len(content):
             break
-        extensions.append(nibabel.nifti1.Nifti1Extension(code, content[start + EXTENSION : start + size]))
+        extensions.append(
+            nibabel.nifti1.Nifti1Extension(code, content[start + EXTENSION : start + size])
+        )
         start += size
     return extensions
 
@@ -246,7 +253,8 @@ def _new_header(picture: Picture) -> Any:
     derivation = geometry.derivation
     if derivation is not None:
         nifti["descrip"] = derivation.text.encode()[:DESCRIP_BYTES]
-    elif nifti["descrip"].item().startswith(BEGIN.encode()):  # of a result that the picture was made of
+    elif nifti["descrip"].item().startswith(BEGIN.encode()):
+        # of a result that the picture was made of
         nifti["descrip"] = b""
     lasting = [each for each in nifti.extensions if not each.get_content().startswith(VALUE_UNIT)]
     if picture.unit:
@@ -277,6 +285,7 @@ def _matrix_to_write(geometry: Geometry, axes: int) -> Matrix | None:
         plane = np.array(geometry.kept["plane"])
         first = (*geometry.start, 0, 0)[:2]  # the row and the column of the first pixel in the file
         plane[:3, 3] += plane[:3, :2] @ first[::-1]
-        if np.allclose(plane[:2, [0, 1, 3]], matrix[:2, [0, 1, 3]]):  # the picture was not moved since
+        # the picture was not moved since
+        if np.allclose(plane[:2, [0, 1, 3]], matrix[:2, [0, 1, 3]]):
             matrix = plane
     return LPS @ matrix

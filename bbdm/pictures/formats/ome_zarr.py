@@ -26,7 +26,8 @@ from bbdm.pictures.values import holds
 zarr: Any = optional.package("zarr", "an OME-Zarr, which is read from Python 3.11 on,")
 NAME = "ome-zarr"
 ZARR_FORMATS = {"0.4": 2, "0.5": 3}  # of Zarr, by the version of OME-Zarr
-KEYS = {2: {"name": "v2", "separator": "/"}, 3: {"name": "default", "separator": "/"}}  # names of chunks
+# names of chunks
+KEYS = {2: {"name": "v2", "separator": "/"}, 3: {"name": "default", "separator": "/"}}
 VERSION = "0.5"  # of pictures of other formats
 OWN = "bbdm"  # the attribute of what OME has no place for
 CHUNK = 512  # pixels of a chunk's side, where the source has no chunks
@@ -34,7 +35,14 @@ LONGEST_CHUNK = 2048
 SMALLEST = 256  # pixels of the longest side of the last level
 ORDER = "tczyx"
 TYPES = {"t": "time", "c": "channel"}  # of axes that are not of space
-SECONDS = {"nanosecond": 1e-9, "microsecond": 1e-6, "millisecond": 1e-3, "second": 1, "minute": 60, "hour": 3600}
+SECONDS = {
+    "nanosecond": 1e-9,
+    "microsecond": 1e-6,
+    "millisecond": 1e-3,
+    "second": 1,
+    "minute": 60,
+    "hour": 3600,
+}
 MILLIMETRES = ("nifti", "itk")  # formats whose place is in mm
 COLORS = ("FFFFFF", "00FF00", "FF00FF", "00FFFF", "FFFF00", "FF0000", "0000FF")
 
@@ -84,7 +92,9 @@ class Layout(NamedTuple):
         if "c" not in self.axes:
             values = values[0]
         values = values.reshape(*[1] * len(others), *values.shape)
-        array[self._index(window)] = values.transpose([(others + kept).index(axis) for axis in self.axes])
+        array[self._index(window)] = values.transpose(
+            [(others + kept).index(axis) for axis in self.axes]
+        )
 
 
 def parts(path: Path) -> list[Part]:
@@ -143,7 +153,9 @@ def header(path: Path, part: Part = WHOLE) -> Header:
     windowed = any(chunk < length for chunk, length in zip(array.chunks, array.shape, strict=True))
     shape = (channels, *layout.sides(array.shape))
     stored = (path, level["path"], layout)
-    return Header(path, shape, array.dtype, geometry, windowed, stored=stored, unit=str(own.get("unit", "")))
+    return Header(
+        path, shape, array.dtype, geometry, windowed, stored=stored, unit=str(own.get("unit", ""))
+    )
 
 
 def read(header: Header, window: Window) -> Array:
@@ -220,7 +232,10 @@ class Canvas:
         lengths = dict(zip(["c", *self._layout.spatial], shape, strict=True))
         sides = [lengths.get(axis, 1) for axis in self._layout.axes]
         longest = dict(zip("yx", self._chunk, strict=True))
-        chunk = [min(side, longest.get(axis, 1)) for axis, side in zip(self._layout.axes, sides, strict=True)]
+        chunk = [
+            min(side, longest.get(axis, 1))
+            for axis, side in zip(self._layout.axes, sides, strict=True)
+        ]
         array = self._group.create_array(
             str(len(self._levels)),
             shape=sides,
@@ -252,13 +267,22 @@ class Canvas:
         while max(self._sides()[-2:]) > SMALLEST:
             self._halve()
         low, high = self._extremes()
-        image = {"name": self._path.name, "axes": self._described_axes(), "datasets": self._datasets(), "type": "mean"}
+        image = {
+            "name": self._path.name,
+            "axes": self._described_axes(),
+            "datasets": self._datasets(),
+            "type": "mean",
+        }
         channels = self._channels(low, high)
         if self._version == "0.4":
             image["version"] = self._version
             attributes: dict[str, Any] = {"multiscales": [image], "omero": {"channels": channels}}
         else:
-            ome = {"version": self._version, "multiscales": [image], "omero": {"channels": channels}}
+            ome = {
+                "version": self._version,
+                "multiscales": [image],
+                "omero": {"channels": channels},
+            }
             attributes = {"ome": ome}
         own: dict[str, Any] = {}
         if self._unit:
@@ -333,7 +357,9 @@ class Canvas:
         datasets: list[dict[str, Any]] = []
         for number, level in enumerate(self._levels):
             factor = 2**number
-            scale = {axis: length * (factor if axis in "yx" else 1) for axis, length in scales.items()}
+            scale = {
+                axis: length * (factor if axis in "yx" else 1) for axis, length in scales.items()
+            }
             start = {axis: starts[axis] + (scale[axis] - scales[axis]) / 2 for axis in scales}
             transformations: list[dict[str, Any]] = [{"type": "scale", "scale": [*scale.values()]}]
             if any(start.values()):
@@ -371,14 +397,19 @@ def _depth(path: Path, lengths: Mapping[str, int]) -> str:
     times = lengths.get("t", 1)
     planes = lengths.get("z", 1)
     if times > 1 and planes > 1:
-        raise ValueError(f"it has {times} times of {planes} planes: choose a time, such as {path.name}#time=0")
+        raise ValueError(
+            f"it has {times} times of {planes} planes: choose a time, such as {path.name}#time=0"
+        )
     if times > 1:
         return "t"
     return "z" if planes > 1 else ""
 
 
 def _kept(
-    about: Mapping[str, Any], version: str, axes: Mapping[str, str | None], lengths: Mapping[str, int]
+    about: Mapping[str, Any],
+    version: str,
+    axes: Mapping[str, str | None],
+    lengths: Mapping[str, int],
 ) -> dict[str, Any]:
     """What a file says besides its place; see :func:`header`."""
     kept: dict[str, Any] = {"version": version, "axes": tuple(axes.items())}
@@ -394,7 +425,9 @@ def _kept(
     return kept
 
 
-def _transformed(level: Mapping[str, Any], image: Mapping[str, Any], axes: int) -> tuple[Array, Array]:
+def _transformed(
+    level: Mapping[str, Any], image: Mapping[str, Any], axes: int
+) -> tuple[Array, Array]:
     """The scale and the translation along each axis: those of a level, then those of all levels."""
     scales = np.ones(axes)
     starts = np.zeros(axes)
@@ -412,7 +445,12 @@ def _nodata(own: Mapping[str, Any], array: Any) -> float | None:
     """The value that stands for none: what this library wrote, or a fill value that is NaN."""
     text = own.get("nodata")
     nodata = None if text is None else float(text)
-    if nodata is None and array.dtype.kind == "f" and array.fill_value is not None and math.isnan(array.fill_value):
+    if (
+        nodata is None
+        and array.dtype.kind == "f"
+        and array.fill_value is not None
+        and math.isnan(array.fill_value)
+    ):
         nodata = math.nan
     if nodata is not None and not holds(array.dtype, nodata):
         return None

@@ -25,7 +25,9 @@ class Part:
     @property
     def words(self) -> tuple[str, ...]:
         """What is said of it, such as ``scene=2``."""
-        return tuple(f"{word}={number}" for word, number in asdict(self).items() if number is not None)
+        return tuple(
+            f"{word}={number}" for word, number in asdict(self).items() if number is not None
+        )
 
     def __bool__(self) -> bool:
         return bool(self.words)

@@ -25,7 +25,9 @@ def header(path: Path) -> Header:
     with images.open_image(path, decode=False) as image:
         wide = image.format == "PNG" and image.mode in GREY_16
         if image.mode not in images.EIGHT_BIT and not wide:
-            raise ValueError(f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF")
+            raise ValueError(
+                f"its mode {image.mode} in {image.format} has more than 8 bits: save it as TIFF"
+            )
         width, height = image.size
         if _is_sideways(image):
             width, height = height, width

@@ -93,7 +93,9 @@ class Film:
         """Decode up to the frame at an index: on from the last one, or from the key frame before it."""
         if self._frames is None or not self._next <= last <= self._next + KEPT:
             self._next = 0
-            self._container.seek(self._times[last] if self._has_times else 0, stream=self._stream, backward=True)
+            self._container.seek(
+                self._times[last] if self._has_times else 0, stream=self._stream, backward=True
+            )
             self._frames = self._container.decode(self._stream)
         for frame in self._frames:
             index = self._next
@@ -136,7 +138,9 @@ def index_of(path: Path) -> Index:
     with opened(path) as container:
         stream = _video(container)
         packets = container.demux(stream)
-        times = sorted(packet.pts for packet in packets if packet.pts is not None and not packet.is_discard)
+        times = sorted(
+            packet.pts for packet in packets if packet.pts is not None and not packet.is_discard
+        )
         if not times:
             raise ValueError("its stream of video has no frames")
         container.seek(times[0], stream=stream)
@@ -197,13 +201,19 @@ def write_film(path: Path, frames: Iterable[Pixels], source: Path, exact: bool) 
     """
     av = optional.package("av", "writing films")
     timing = index_of(source)
-    with opened(source) as original, av.open(str(path), "w", format=MUXERS[path.suffix.lower()]) as output:
+    with (
+        opened(source) as original,
+        av.open(str(path), "w", format=MUXERS[path.suffix.lower()]) as output,
+    ):
         video = output.add_stream("ffv1" if exact else "libx264", rate=timing.rate or USUAL_RATE)
         video.codec_context.time_base = timing.time_base
         video.pix_fmt = "bgr0" if exact else "yuv420p"
         if not exact:
             video.options = {"crf": QUALITY}
-        sounds = {stream.index: output.add_stream_from_template(stream) for stream in original.streams.audio}
+        sounds = {
+            stream.index: output.add_stream_from_template(stream)
+            for stream in original.streams.audio
+        }
         for time, array in zip(timing.times, frames, strict=True):
             shown = array if exact else _with_even_sides(array)
             if not video.codec_context.is_open:

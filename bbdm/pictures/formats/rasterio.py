@@ -24,7 +24,8 @@ rasterio: Any = optional.package("rasterio", "a GeoTIFF")
 NAME = "geotiff"
 TILE = 256  # the side of written tiles, whose rows are written at once
 CACHE = 2**26  # bytes of written tiles that GDAL keeps; a share of all memory if unset
-LOSSLESS = ("deflate", "lzw", "zstd", "lzma", "packbits")  # compressions that a result takes from its source
+# compressions that a result takes from its source
+LOSSLESS = ("deflate", "lzw", "zstd", "lzma", "packbits")
 UNSCALED = (1, 0)  # scale and offset of a band without
 OF_VALUES = "STATISTICS_"  # begins the names of tags that are of other values than a result's
 
@@ -42,7 +43,9 @@ def header(path: Path) -> Header:
     with _opened(path) as file:
         types = sorted(set(file.dtypes))
         if len(types) > 1:
-            raise ValueError(f"its bands have several types, {', '.join(types)}: save those of one as a file")
+            raise ValueError(
+                f"its bands have several types, {', '.join(types)}: save those of one as a file"
+            )
         dtype = np.dtype(types[0])
         kept = _kept(file)
         if "scales" in kept:
@@ -189,7 +192,9 @@ def _kept(file: Any) -> dict[str, Any]:
 
 def _lasting(tags: Mapping[str, str]) -> dict[str, str]:
     """The tags that are not of values, nor what made them."""
-    return {name: text for name, text in tags.items() if not name.startswith((OF_VALUES, DERIVATION))}
+    return {
+        name: text for name, text in tags.items() if not name.startswith((OF_VALUES, DERIVATION))
+    }
 
 
 def _write_kept(file: Any, kept: Mapping[str, Any], start: tuple[int, ...]) -> None:

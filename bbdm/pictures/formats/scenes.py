@@ -76,7 +76,9 @@ def chosen(path: Path, part: Part, scenes: int) -> int:
     """
     Part(part.scene).check(scene=scenes)
     if part.scene is None and scenes > 1:
-        raise ValueError(f"it has {scenes} scenes: choose one, such as {path.name}#{replace(part, scene=0)}")
+        raise ValueError(
+            f"it has {scenes} scenes: choose one, such as {path.name}#{replace(part, scene=0)}"
+        )
     return part.scene or 0
 
 
@@ -115,7 +117,9 @@ def _depth(path: Path, part: Part, lengths: Mapping[str, int]) -> str:
     if part.time is None and times > 1:
         if planes > 1:
             address = f"{path.name}#{replace(part, time=0)}"
-            raise ValueError(f"it has {times} times of {planes} planes: choose a time, such as {address}")
+            raise ValueError(
+                f"it has {times} times of {planes} planes: choose a time, such as {address}"
+            )
         return "T"
     return "Z" if planes > 1 else ""
 
@@ -128,7 +132,9 @@ def _geometry(scene: Scene, depth: str, names: tuple[str, ...]) -> Geometry:
     axes = "XYZ" if depth == "Z" else "XY"
     steps = [scene.steps.get(axis, 0.0) for axis in axes]
     if all(steps):
-        kept["ome"] = dict(zip(SIZES, steps, strict=False)) | dict.fromkeys(SIZE_UNITS[: len(steps)], "µm")
+        kept["ome"] = dict(zip(SIZES, steps, strict=False)) | dict.fromkeys(
+            SIZE_UNITS[: len(steps)], "µm"
+        )
     if depth == "T":
         kept["depth"] = "t"
         if scene.seconds > 0:

@@ -26,7 +26,8 @@ sitk: Any = optional.package("SimpleITK", "a medical picture")
 sitk.ProcessObject.SetGlobalWarningDisplay(False)
 NAME = "itk"
 READERS = {".mha": "MetaImageIO", ".nrrd": "NrrdImageIO"}
-PIXELS = re.compile(r"(?:vector of )?(\d+)-bit (unsigned |signed )?(integer|float)")  # what SimpleITK calls types
+# what SimpleITK calls types
+PIXELS = re.compile(r"(?:vector of )?(\d+)-bit (unsigned |signed )?(integer|float)")
 LAST_LINE = {  # of a header
     ".mha": re.compile(rb"^[ \t]*elementdatafile[ \t]*=.*(\n|\Z)", re.IGNORECASE | re.MULTILINE),
     ".nrrd": re.compile(rb"^[ \t\r]*\n", re.MULTILINE),
@@ -130,7 +131,8 @@ def dtype_of(reader: Any) -> np.dtype[Any]:
     Raises:
         ValueError: they are complex, or labels.
     """
-    text = sitk.GetPixelIDValueAsString(reader.GetPixelID())  # such as "vector of 16-bit unsigned integer"
+    # such as "vector of 16-bit unsigned integer"
+    text = sitk.GetPixelIDValueAsString(reader.GetPixelID())
     match = PIXELS.fullmatch(text)
     if match is None:
         raise ValueError(f"its values are {text}, and real numbers are needed")
@@ -161,7 +163,9 @@ def _text_of(path: Path) -> Text:
 
 def _text_of_nrrd(lines: list[str], offset: int) -> Text:
     nrrd: Any = optional.package("nrrd", "a NRRD file")
-    fields = {name.lower().replace(" ", ""): value for name, value in nrrd.read_header(lines).items()}
+    fields = {
+        name.lower().replace(" ", ""): value for name, value in nrrd.read_header(lines).items()
+    }
     encoding = str(fields.get("encoding", "")).lower()
     if "datafile" in fields:
         _refuse(f"data file {fields['datafile']}")
@@ -176,15 +180,21 @@ def _text_of_metaimage(lines: list[str], offset: int) -> Text:
         name, _, value = line.partition("=")
         fields[name.strip().lower()] = value.strip().lower()
     if fields["elementdatafile"] != "local" or fields["binarydata"][:1] not in ("t", "1"):
-        _refuse(f"ElementDataFile = {fields['elementdatafile']}, BinaryData = {fields['binarydata']}")
+        _refuse(
+            f"ElementDataFile = {fields['elementdatafile']}, BinaryData = {fields['binarydata']}"
+        )
     packed = fields["compresseddata"][:1] in ("t", "1")
     if "compresseddatasize" in fields and not packed:
-        raise ValueError("its header is damaged: it says how long compressed values are, and not that they are")
+        raise ValueError(
+            "its header is damaged: it says how long compressed values are, and not that they are"
+        )
     return Text(offset, packed)
 
 
 def _refuse(entry: str) -> None:
-    raise ValueError(f"its values are text, encoded or in another file, by {entry!r}: save it in one file")
+    raise ValueError(
+        f"its values are text, encoded or in another file, by {entry!r}: save it in one file"
+    )
 
 
 def _check_packed(path: Path, offset: int, array: npt.NDArray[Any]) -> None:
@@ -233,7 +243,9 @@ def _decompressed_counts(path: Path, offset: int, size: int) -> npt.NDArray[np.i
             if not data:
                 data = file.read(CHUNK)
     if done > size:
-        raise ValueError(f"its compressed values are more than the {size} bytes of its header: it is damaged")
+        raise ValueError(
+            f"its compressed values are more than the {size} bytes of its header: it is damaged"
+        )
     if done < size or not stream.eof:
         raise ValueError(f"its compressed values end after {done} of {size} bytes: it is truncated")
     return counts

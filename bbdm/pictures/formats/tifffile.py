@@ -48,7 +48,8 @@ IMAGEJ_UNITS = {
 }
 SECONDS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}  # of OME's units of time
 PIXEL = "pixel"  # OME's unit of lengths that only have ratios
-VALUE_UNIT = "unit of values: "  # begins the first line of the description of a picture that has a unit
+# begins the first line of the description of a picture that has a unit
+VALUE_UNIT = "unit of values: "
 TILE = 256  # the side of written tiles
 TILED = 2**22  # values from which on a picture is written in tiles
 CLASSIC = 2**32 - 2**25  # bytes of values that a classic TIFF holds
@@ -170,7 +171,9 @@ def _check(file: Any, series: Any) -> None:
     elif orientation is not None and orientation.value != UPRIGHT:
         reason = "values that are turned by a tag"
     if reason:
-        raise ValueError(f"it has {reason}: save each picture as a file of its own, upright grey or RGB, 0 for black")
+        raise ValueError(
+            f"it has {reason}: save each picture as a file of its own, upright grey or RGB, 0 for black"
+        )
 
 
 def _spatial(series: Any) -> str:
@@ -194,7 +197,9 @@ def _decoded(series: Any, window: dict[str, slice], header: Header) -> tuple[str
     numbers = np.arange(len(series)).reshape([length for _, length in of_pages])
     numbers = numbers[tuple(window.get(axis, slice(None)) for axis, _ in of_pages)]
     grid = Grid.of(series.keyframe)
-    pages = [_page(series[int(number)], series.keyframe, grid, window, header) for number in numbers.flat]
+    pages = [
+        _page(series[int(number)], series.keyframe, grid, window, header) for number in numbers.flat
+    ]
     array = np.stack(pages).reshape(*numbers.shape, *pages[0].shape)
     axes = "".join(axis for axis, _ in of_pages)
     return f"{axes}SYXs", array
@@ -235,7 +240,9 @@ def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], header: H
     size = header.path.stat().st_size
     rows = window["Y"]
     columns = window["X"]
-    windows.check_cost((grid.down, grid.across, grid.samples), np.dtype(first.dtype), size * windows.RATIO)
+    windows.check_cost(
+        (grid.down, grid.across, grid.samples), np.dtype(first.dtype), size * windows.RATIO
+    )
     options = {}
     if first.compression in JPEG:
         options = {"jpegtables": page.jpegtables, "jpegheader": first.jpegheader}
@@ -246,12 +253,18 @@ def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], header: H
         data = _segment(page, index, size)
         if data is None:
             continue
-        segment, (plane, _, top, left, _), (_, high, wide, _) = first.decode(data, index, _fullsize=False, **options)
+        segment, (plane, _, top, left, _), (_, high, wide, _) = first.decode(
+            data, index, _fullsize=False, **options
+        )
         begin = max(top, rows.start)
         end = min(top + high, rows.stop)
         start = max(left, columns.start)
         stop = min(left + wide, columns.stop)
-        target = array[plane, begin - rows.start : end - rows.start, start - columns.start : stop - columns.start]
+        target = array[
+            plane,
+            begin - rows.start : end - rows.start,
+            start - columns.start : stop - columns.start,
+        ]
         target[...] = segment[0, begin - top : end - top, start - left : stop - left]
     return array
 
@@ -259,18 +272,24 @@ def _page(page: Any, first: Any, grid: Grid, window: dict[str, slice], header: H
 def _segment(page: Any, index: int, size: int) -> bytes | None:
     """The bytes of a strip or tile; None of a tile that was left out. ValueError if the file is cut off."""
     if index >= len(page.dataoffsets):
-        raise ValueError(f"its list of strips or tiles ends at {len(page.dataoffsets)}: it is damaged")
+        raise ValueError(
+            f"its list of strips or tiles ends at {len(page.dataoffsets)}: it is damaged"
+        )
     offset = page.dataoffsets[index]
     count = page.databytecounts[index]
     if count == 0:
         return None
     if offset + count > size:
-        raise ValueError(f"strip or tile {index} ends at byte {offset + count} of {size}: it is truncated")
+        raise ValueError(
+            f"strip or tile {index} ends at byte {offset + count} of {size}: it is truncated"
+        )
     page.parent.filehandle.seek(offset)
     return page.parent.filehandle.read(count)
 
 
-def _geometry(file: Any, page: Any, channels: int, axes: str, dtype: np.dtype[Any], path: Path) -> Geometry:
+def _geometry(
+    file: Any, page: Any, channels: int, axes: str, dtype: np.dtype[Any], path: Path
+) -> Geometry:
     kept: dict[str, Any] = {}
     spatial = axes.replace("T", "")
     seconds = 0.0
@@ -281,7 +300,9 @@ def _geometry(file: Any, page: Any, channels: int, axes: str, dtype: np.dtype[An
     ome: dict[str, Any] = {}
     if file.is_ome and file.ome_metadata:
         pixels = _ome_image(file)["Pixels"]
-        seconds = float(pixels.get("TimeIncrement", 0)) * SECONDS.get(pixels.get("TimeIncrementUnit", "s"), 0)
+        seconds = float(pixels.get("TimeIncrement", 0)) * SECONDS.get(
+            pixels.get("TimeIncrementUnit", "s"), 0
+        )
         ome = {name: pixels[name] for name in (*SIZES, *SIZE_UNITS) if name in pixels}
         names = _channel_names(pixels)
         if len(names) == channels and any(names):
@@ -317,7 +338,8 @@ def _nodata(page: Any, dtype: np.dtype[Any], path: Path) -> float | None:
         nodata = None
     if nodata is None or not holds(dtype, nodata):
         warnings.warn(
-            f"{path}: its nodata {text!r} is no value of {dtype.name}, so all pixels have values", stacklevel=2
+            f"{path}: its nodata {text!r} is no value of {dtype.name}, so all pixels have values",
+            stacklevel=2,
         )
         return None
     return nodata
@@ -347,7 +369,9 @@ def _channel_names(pixels: dict[str, Any]) -> tuple[str, ...]:
     return tuple(str(channel.get("Name", "")) for channel in channels if isinstance(channel, dict))
 
 
-def _imagej_sizes(content: dict[str, Any], resolution: Sequence[tuple[int, int]], axes: int) -> dict[str, Any]:
+def _imagej_sizes(
+    content: dict[str, Any], resolution: Sequence[tuple[int, int]], axes: int
+) -> dict[str, Any]:
     """OME's pixel sizes of what ImageJ says; nothing where a length is missing, or the unit is unknown."""
     text = str(content.get("unit", ""))
     unit = IMAGEJ_UNITS.get(text)
@@ -372,7 +396,9 @@ def _options(picture: Picture) -> dict[str, Any]:
     """The arguments of tifffile for a picture; ``ome`` is among them where it becomes an OME-TIFF."""
     geometry = picture.geometry
     kept = geometry.kept if geometry.format == NAME else {}
-    options: dict[str, Any] = {name: kept[name] for name in ("resolution", "resolutionunit") if name in kept}
+    options: dict[str, Any] = {
+        name: kept[name] for name in ("resolution", "resolutionunit") if name in kept
+    }
     options["metadata"] = None
     options["photometric"] = "minisblack"
     options["bigtiff"] = picture.nbytes > CLASSIC

@@ -15,7 +15,15 @@ from bbdm.files.checkpoint import load_checkpoint, load_vqgan
 from bbdm.files.content import Checkpoint
 from bbdm.networks.vqgan import VQGAN
 
-PEERS = ("sde_bbdm", "torchmanager", "torchmanager_core", "diffusion", "vqgan", "model", "pytorch_lightning")
+PEERS = (
+    "sde_bbdm",
+    "torchmanager",
+    "torchmanager_core",
+    "diffusion",
+    "vqgan",
+    "model",
+    "pytorch_lightning",
+)
 
 
 def fill(network: nn.Module, seed: int = 0) -> Any:
@@ -25,7 +33,9 @@ def fill(network: nn.Module, seed: int = 0) -> Any:
         for parameter in network.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(
-                (parameter == 1) + 0.1 * noise if parameter.ndim == 1 else noise / parameter[0].numel() ** 0.5
+                (parameter == 1) + 0.1 * noise
+                if parameter.ndim == 1
+                else noise / parameter[0].numel() ** 0.5
             )
     return network.eval()
 
@@ -56,7 +66,9 @@ def load(path: Path, **arguments: Any) -> Checkpoint:
         return load_checkpoint(path, **arguments)
 
 
-def refused(path: Path, message: str, reader: Callable[..., Any] = load_checkpoint, **arguments: Any) -> None:
+def refused(
+    path: Path, message: str, reader: Callable[..., Any] = load_checkpoint, **arguments: Any
+) -> None:
     kind = "VQGAN" if reader is load_vqgan else "checkpoint"
     with pytest.raises(ValueError, match=message) as caught:
         reader(path, **arguments)
@@ -71,7 +83,15 @@ def save(content: Any, path: Path, zipped: bool = True) -> Path:
 
 
 def small_vqgan(**settings: Any) -> VQGAN:
-    vqgan = VQGAN(**{"model_channels": 32, "num_codes": 40, "num_res_blocks": 1, "channel_mult": (1, 1, 2), **settings})
+    vqgan = VQGAN(
+        **{
+            "model_channels": 32,
+            "num_codes": 40,
+            "num_res_blocks": 1,
+            "channel_mult": (1, 1, 2),
+            **settings,
+        }
+    )
     fill(vqgan)
     nn.init.normal_(vqgan.quantize.embedding.weight)
     return vqgan

@@ -32,14 +32,29 @@ PUBLISHED: dict[str, Bridge] = {  # of the programs' scripts
     "i2sb-256-ode": I2SB(1000, 1.0, True),
 }
 SIZES: dict[int, dict[str, Any]] = {
-    64: {"width": 192, "channel_mult": (1, 2, 3, 4), "num_res_blocks": 3, "attention_resolutions": (2, 4, 8)},
-    256: {"width": 256, "channel_mult": (1, 1, 2, 2, 4, 4), "num_res_blocks": 2, "attention_resolutions": (8, 16, 32)},
+    64: {
+        "width": 192,
+        "channel_mult": (1, 2, 3, 4),
+        "num_res_blocks": 3,
+        "attention_resolutions": (2, 4, 8),
+    },
+    256: {
+        "width": 256,
+        "channel_mult": (1, 1, 2, 2, 4, 4),
+        "num_res_blocks": 2,
+        "attention_resolutions": (8, 16, 32),
+    },
 }
 
 
 def build(seen: int = 6, width: int = 64, **settings: Any) -> Any:
     """Guided diffusion's network in sde-bbdm, which has 1D attention; I2SB's has the legacy order."""
-    usual = {"num_res_blocks": 1, "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 64}
+    usual = {
+        "num_res_blocks": 1,
+        "attention_resolutions": [2],
+        "channel_mult": [1, 2],
+        "num_head_channels": 64,
+    }
     fixed = {"use_scale_shift_norm": True, "resblock_updown": True}
     return sde_bbdm.networks.OpenAIUNet(seen, width, 3, **{**usual, **fixed, **settings})
 
@@ -62,7 +77,9 @@ def square(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def i2sb_file(path: Path, network: Any, **ema: Any) -> Path:
     """A latest.pt as its runner writes it, with the state of torch_ema, if any."""
     net = {f"diffusion_model.{key}": value for key, value in network.state_dict().items()}
-    return save({"net": net, "optimizer": {"state": {}, "param_groups": []}, "sched": None, **ema}, path)
+    return save(
+        {"net": net, "optimizer": {"state": {}, "param_groups": []}, "sched": None, **ema}, path
+    )
 
 
 def estimate(unet: Any, bridge: Bridge, x: Tensor, y: Tensor, t: float) -> Tensor:
@@ -79,7 +96,9 @@ def denoised(network: Any, bridge: Bridge, x: Tensor, y: Tensor, t: float) -> Te
     """By c_skip, c_out and c_in of DDBM (Zhou et al. 2024, eq. 13), for sigma_0 = sigma_T = 0.5."""
     alpha, beta, sigma = map(float, bridge.marginal(t))
     total = (alpha**2 + beta**2) / 4 + sigma**2
-    c_skip, c_out, c_in = alpha / 4 / total, ((beta**2 / 4 + sigma**2) / 4 / total) ** 0.5, total**-0.5
+    c_skip = alpha / 4 / total
+    c_out = ((beta**2 / 4 + sigma**2) / 4 / total) ** 0.5
+    c_in = total**-0.5
     return c_skip * x + c_out * call(network, torch.cat([c_in * x, y], 1), 250 * np.log(t))
 
 
@@ -89,14 +108,23 @@ def close(outputs: Tensor, expected: Tensor) -> bool:
 
 @pytest.mark.parametrize(
     ("name", "layout", "times"),
-    [("ddbm-edges2handbags-64", square, (1.0, 0.6, 0.003)), ("ddbm-diode-256-ve", dict, (20.0, 7.0, 0.01))],
+    [
+        ("ddbm-edges2handbags-64", square, (1.0, 0.6, 0.003)),
+        ("ddbm-diode-256-ve", dict, (20.0, 7.0, 0.01)),
+    ],
     ids=["ddbm", "dbim"],
 )
 def test_ddbm(name: str, layout: Any, times: Any, tmp_path: Path):
     """Attention in DBIM's files is of 1D convolutions, in the same order."""
     network = ddbm()
-    loaded = load(save(layout(network.state_dict()), tmp_path / "ema_0.9999_420000.pt"), config=name)
-    assert (loaded.bridge, loaded.codec, loaded.image_size) == (PUBLISHED[name], None, 64 if "64" in name else 256)
+    loaded = load(
+        save(layout(network.state_dict()), tmp_path / "ema_0.9999_420000.pt"), config=name
+    )
+    assert (loaded.bridge, loaded.codec, loaded.image_size) == (
+        PUBLISHED[name],
+        None,
+        64 if "64" in name else 256,
+    )
     save_checkpoint(tmp_path / "own.safetensors", loaded.build_unet(), loaded.bridge)
     for checkpoint in (loaded, load_checkpoint(tmp_path / "own.safetensors")):
         for t in times:
@@ -114,7 +142,9 @@ def test_i2sb(conditioned: bool, tmp_path: Path):
     for ema, theirs in ((True, average), (False, network)):
         expected = call(theirs, torch.cat([X, Y], 1) if conditioned else X, 400.5)
         with torch.no_grad():
-            outputs = loaded.build_unet(ema)(X, torch.tensor([400.5]), {"source": Y} if conditioned else None)
+            outputs = loaded.build_unet(ema)(
+                X, torch.tensor([400.5]), {"source": Y} if conditioned else None
+            )
         assert close(outputs, expected)
     assert load(i2sb_file(tmp_path / "b.pt", network), config="i2sb-256").unet.ema is None
 
@@ -125,7 +155,8 @@ def test_published_networks(name: str):
     assert [*arguments_of.PUBLISHED] == [*PUBLISHED]
     published, size = arguments_of.PUBLISHED[name], 64 if "-64" in name else 256
     assert (published.bridge, published.image_size) == (PUBLISHED[name], size)
-    assert published.heads_last == (not name.startswith("i2sb"))  # I2SB's attention has the legacy order
+    # I2SB's attention has the legacy order
+    assert published.heads_last == (not name.startswith("i2sb"))
     with torch.device("meta"):
         state = build(**SIZES[size]).state_dict()
     config = states.unet_config(state, arguments_of.HEADS)
@@ -137,7 +168,10 @@ def test_published_networks(name: str):
 def test_a_name_is_needed(tmp_path: Path):
     for content in (square(ddbm().state_dict()), fill(build()).state_dict()):
         path = save(content, tmp_path / "ema.pt")
-        with pytest.raises(IncompleteFileError, match=r"give config=, one of \['ddbm-diode-256', .*'i2sb-256-ode'\]"):
+        with pytest.raises(
+            IncompleteFileError,
+            match=r"give config=, one of \['ddbm-diode-256', .*'i2sb-256-ode'\]",
+        ):
             load_checkpoint(path)
         refused(path, r"config must be one of \['ddbm-diode-256'.*got 'ddbm'", config="ddbm")
 
@@ -172,7 +206,14 @@ def arguments(path: Path, **values: Any) -> str:
     ("values", "bridge"),
     [
         (
-            {"pred_mode": "vp", "sigma_min": 0.001, "sigma_max": 1, "beta_d": 1.5, "beta_min": 0.2, "cov_xy": 0.1},
+            {
+                "pred_mode": "vp",
+                "sigma_min": 0.001,
+                "sigma_max": 1,
+                "beta_d": 1.5,
+                "beta_min": 0.2,
+                "cov_xy": 0.1,
+            },
             DDBM("vp", 0.001, 1.0, 1.5, 0.2, cov=0.1),
         ),
         (
@@ -182,7 +223,9 @@ def arguments(path: Path, **values: Any) -> str:
     ],
     ids=["vp", "ve"],
 )
-def test_networks_of_own_training_by_its_arguments(values: dict[str, Any], bridge: Any, tmp_path: Path):
+def test_networks_of_own_training_by_its_arguments(
+    values: dict[str, Any], bridge: Any, tmp_path: Path
+):
     """DDBM's, of another schedule and heads of 16 channels; x0hat by the formulas of its paper."""
     about = arguments(tmp_path / "args.json", image_size=32, num_head_channels=16, lr=0.1, **values)
     network = ddbm(num_head_channels=16)
@@ -200,13 +243,27 @@ def test_networks_of_own_training_by_its_arguments(values: dict[str, Any], bridg
 
 def test_arguments_of_ecsi_in_sections_and_of_i2sb(tmp_path: Path):
     """ECSI's gamma is 0.25 sqrt(t (1 - t)) in its mode vpv5."""
-    model = {"image_size": 128, "num_head_channels": 64, "attention_type": "flash", "unet_type": "adm"}
-    diffusion = {"sigma_min": 1e-3, "sigma_max": 1, "cov_xy": 0.125, "pred_mode": "vpv5", "weight_schedule": "sibm"}
+    model = {
+        "image_size": 128,
+        "num_head_channels": 64,
+        "attention_type": "flash",
+        "unet_type": "adm",
+    }
+    diffusion = {
+        "sigma_min": 1e-3,
+        "sigma_max": 1,
+        "cov_xy": 0.125,
+        "pred_mode": "vpv5",
+        "weight_schedule": "sibm",
+    }
     ecsi = arguments(tmp_path / "ecsi.json", model=model, diffusion=diffusion)
     loaded = load(save(square(ddbm().state_dict()), tmp_path / "ema.pt"), config=ecsi)
     assert (loaded.bridge, loaded.image_size) == (ECSI(0.125, 1e-3, cov=0.125), 128)
     assert float(loaded.bridge.marginal(0.3).sigma) == pytest.approx(0.25 * (0.3 * 0.7) ** 0.5)
-    i2sb = arguments(tmp_path / "i2sb.json", **{"beta-max": 0.5, "interval": 500, "ot-ode": True, "image-size": 64})
+    i2sb = arguments(
+        tmp_path / "i2sb.json",
+        **{"beta-max": 0.5, "interval": 500, "ot-ode": True, "image-size": 64},
+    )
     loaded = load(i2sb_file(tmp_path / "latest.pt", fill(build())), config=i2sb)
     assert (loaded.bridge, loaded.image_size) == (I2SB(500, 0.5, True), 64)
 
@@ -214,11 +271,23 @@ def test_arguments_of_ecsi_in_sections_and_of_i2sb(tmp_path: Path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": 1e-4}, "args.json has neither pred_mode, of the code of DDBM and ECSI, nor beta_max"),
-        ({"pred_mode": "vp_simple"}, "pred_mode in .*args.json must be one of ve, vp, linear1, .*got 'vp_simple'"),
-        ({"pred_mode": "vp", "sigma_max": 80}, "sigma_max in .* must be 1, which alone is read; got 80"),
+        (
+            {"lr": 1e-4},
+            "args.json has neither pred_mode, of the code of DDBM and ECSI, nor beta_max",
+        ),
+        (
+            {"pred_mode": "vp_simple"},
+            "pred_mode in .*args.json must be one of ve, vp, linear1, .*got 'vp_simple'",
+        ),
+        (
+            {"pred_mode": "vp", "sigma_max": 80},
+            "sigma_max in .* must be 1, which alone is read; got 80",
+        ),
         ({"pred_mode": "ve"}, "num_head_channels in .*args.json must be at least 1"),
-        ({"pred_mode": "ve", "sigma_min": "small"}, "sigma_min in .*args.json must be a number, got 'small'"),
+        (
+            {"pred_mode": "ve", "sigma_min": "small"},
+            "sigma_min in .*args.json must be a number, got 'small'",
+        ),
         ({"beta_max": 0.3, "T": 2}, "T in .*args.json must be 1.0, which alone is read; got 2"),
     ],
 )

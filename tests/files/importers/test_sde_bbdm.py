@@ -21,7 +21,12 @@ STATED: dict[str, Any] = {"num_steps": 1000, "c_lambda": 1.0}
 
 def public_unet(channels: int = 3, *, timed: bool = False, **settings: Any) -> Any:
     kind = sde_bbdm.networks.UNet if timed else sde_bbdm.networks.OpenAIUNet
-    shape = {"num_res_blocks": 1, "attention_resolutions": [2], "channel_mult": [1, 2], "num_head_channels": 32}
+    shape = {
+        "num_res_blocks": 1,
+        "attention_resolutions": [2],
+        "channel_mult": [1, 2],
+        "num_head_channels": 32,
+    }
     fixed = {"use_scale_shift_norm": True, "resblock_updown": True, "num_heads": 8}
     return fill(kind(channels, 32, 3, **{**shape, **fixed, **settings}))
 
@@ -81,11 +86,16 @@ def test_managers_and_modules(kind: str, settings: Any, bridge: Bridge, tmp_path
 def test_network_with_the_source_as_condition(tmp_path: Path):
     module = sde_bbdm.nn.BBDMModule(public_unet(6, attention_resolutions=[1, 2]), 600)
     loaded = load(save(module, tmp_path / "a.pt"))
-    assert (loaded.unet.config.condition_channels, loaded.unet.config.attention_resolutions) == (3, (1, 2))
+    assert (loaded.unet.config.condition_channels, loaded.unet.config.attention_resolutions) == (
+        3,
+        (1, 2),
+    )
     assert_same_network(loaded, module.model, condition=True)
 
 
-@pytest.mark.parametrize("settings", [{"num_head_channels": 16}, {"num_head_channels": -1, "num_heads": 4}])
+@pytest.mark.parametrize(
+    "settings", [{"num_head_channels": 16}, {"num_head_channels": -1, "num_heads": 4}]
+)
 def test_heads_that_only_the_pickle_knows(settings: Any, tmp_path: Path):
     unet = public_unet(attention_resolutions=[32, 16], **settings)
     loaded = load(save(unet, tmp_path / "a.pt"), **STATED)
@@ -115,18 +125,32 @@ def test_network_alone(tmp_path: Path):
         assert (loaded.bridge, loaded.codec) == (ABridge(1000, 1.0), None)
         assert_same_network(loaded, unet)
     assert load(path, codec=VQGANCodec(small_vqgan()), **STATED).codec is not None
-    refused(path, "works on 3 channels, and the codec's latents have 5", codec=own_codec(), **STATED)
+    refused(
+        path, "works on 3 channels, and the codec's latents have 5", codec=own_codec(), **STATED
+    )
 
 
 @pytest.mark.filterwarnings("ignore:weights do not say how wide")
 def test_state_dicts(tmp_path: Path):
     unet = public_unet(num_head_channels=64)  # the paper's, as nothing in the file states it
-    content = {"last_epoch": 1, "optimizer": None, "loss_fn": None, "metrics": {}, "save_weights_only": True}
+    content = {
+        "last_epoch": 1,
+        "optimizer": None,
+        "loss_fn": None,
+        "metrics": {},
+        "save_weights_only": True,
+    }
     for name, value in {
         "bare": unet.state_dict(),
         "module": sde_bbdm.nn.ABridgeModule(unet, 1000).state_dict(),
-        "lightning": {"state_dict": {f"net.{k}": v for k, v in unet.state_dict().items()}, "epoch": 1},
-        "weights only": {**content, "model": sde_bbdm.managers.SDEBBDMManager(unet, 1000).state_dict()},
+        "lightning": {
+            "state_dict": {f"net.{k}": v for k, v in unet.state_dict().items()},
+            "epoch": 1,
+        },
+        "weights only": {
+            **content,
+            "model": sde_bbdm.managers.SDEBBDMManager(unet, 1000).state_dict(),
+        },
         "beside its average": {"ema": public_unet().state_dict(), "model": unet.state_dict()},
     }.items():
         loaded = load(save(value, tmp_path / f"{name}.pt"), **STATED)
@@ -141,7 +165,10 @@ def test_state_dicts(tmp_path: Path):
     [
         ({"num_classes": 4}, r"extra: label_emb\.weight$"),
         ({"use_new_attention_order": True}, "the new order of q, k and v"),
-        ({"num_heads": 4, "num_head_channels": -1, "attention_resolutions": [1, 2]}, "wanted one number"),
+        (
+            {"num_heads": 4, "num_head_channels": -1, "attention_resolutions": [1, 2]},
+            "wanted one number",
+        ),
         ({"channels": 4}, "takes 4 channels for 3 that it gives; wanted 3, or 6"),
         (None, r"its norms have \[4\] groups; only networks of 32"),  # our own, pickled
     ],
