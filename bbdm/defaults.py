@@ -112,6 +112,11 @@ class Defaults:
         """The steps of a bridge; ValueError where it cannot take them."""
         return solvers.build(bridge, self.chosen, self.timesteps, self._steps)
 
+    def config(self) -> dict[str, Any]:
+        """The settings in a file: those that were chosen."""
+        settings = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in settings.items() if value is not None}
+
     @classmethod
     def from_config(cls, content: Mapping[str, Any]) -> Defaults:
         """Those of a file's content; of a solver that is not registered here, with a warning, none."""

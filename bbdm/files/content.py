@@ -76,38 +76,36 @@ class NetworkState:
         Raises:
             ValueError: a weight is beyond the range of ``dtype``, if given.
         """
-        states: list[State] = []
-        for each in (network, ema):
-            if each is not None:
-                states.append(each.state_dict() if each.lora is None else merged(each))
-        weights, *average = (each if dtype is None else converted(each, dtype) for each in states)
-        return cls(
-            network.network_config,
-            weights,
-            average[0] if average else None,
-            network.kind,
-            base=network.base,
-        )
+        weights = plain_state(network, dtype)
+        average = None if ema is None else plain_state(ema, dtype)
+        return cls(network.network_config, weights, average, network.kind, base=network.base)
 
     @classmethod
     def of_trained(cls, network: Network, ema: Network) -> NetworkState:
         """The weights of a network with LoRA that are trained, and their moving average, not copied."""
-        whose = {"base": network.base, "lora": network.lora}
-        return cls(network.network_config, trained(network), trained(ema), network.kind, **whose)
+        return cls(
+            network.network_config,
+            trained(network),
+            trained(ema),
+            network.kind,
+            base=network.base,
+            lora=network.lora,
+        )
 
     @classmethod
     def read(cls, settings: dict[str, Any], content: Snapshot, kind: str = "unet") -> NetworkState:
         """What a file describes; ValueError where a setting is wrong, or the weights do not fit."""
-        kind, states = settings.get("kind", kind), content.states
-        if kind not in NETWORKS or (kind == VQGAN.kind) != (content.format == VQGAN_FORMAT):
+        kind = settings.get("kind", kind)
+        is_autoencoder = content.format == VQGAN_FORMAT
+        if kind not in NETWORKS or (kind == VQGAN.kind) != is_autoencoder:
             raise ValueError(
                 f"network kind must be one of {sorted(NETWORKS)}, got {kind!r}: update bbdm"
             )
         network, config_class = NETWORKS[kind]
         config = config_class(**settings["config"])
-        weights = states.get("weights")
-        ema = states.get("ema")
-        if weights is ema is None:
+        weights = content.states.get("weights")
+        ema = content.states.get("ema")
+        if weights is None and ema is None:
             raise ValueError("it holds neither weights nor their moving average")
         base = Base(**settings["base"]) if "base" in settings else None
         if "lora" in settings:  # whose weights are compared with a base, where there is one
@@ -119,42 +117,48 @@ class NetworkState:
 
     def build(self, ema: bool = True, network: Network | None = None) -> Any:
         """The network in float32 and evaluation mode; see :meth:`Checkpoint.build_unet`."""
-        kind, _ = NETWORKS[self.kind]
-        first, second = (self.ema, self.weights) if ema else (self.weights, self.ema)
-        state: Any = second if first is None else first  # a file that was read has one of them
-        if issubclass(kind, ConfiguredNetwork):
-            if network is not None:
-                raise ValueError(
-                    f"a network was given, and the file describes its own, a {kind.__name__}"
-                )
-            if self.lora is not None:
-                beside = self.beside_base()
-                beside.load_state_dict(completed(beside, state))
-                state = merged(beside)
-            built: Any = restore(kind.from_config, self.config, state, "the checkpoint's")
-            built.base = self.base
-            return built
+        network_class, _ = NETWORKS[self.kind]
+        state = self._state(ema)
+        if not issubclass(network_class, ConfiguredNetwork):
+            return self._build_wrapped(state, network)
+        if network is not None:
+            raise ValueError(
+                f"a network was given, and the file describes its own, a {network_class.__name__}"
+            )
+        if self.lora is not None:
+            beside = self.beside_base()
+            beside.load_state_dict(completed(beside, state))
+            state = merged(beside)
+        built: Any = restore(network_class.from_config, self.config, state, "the checkpoint's")
+        built.base = self.base
+        return built
+
+    def _state(self, ema: bool) -> Any:
+        """The moving average or the weights; a file that was read has one of them at least."""
+        preferred = self.ema if ema else self.weights
+        if preferred is not None:
+            return preferred
+        return self.weights if ema else self.ema
+
+    def _build_wrapped(self, state: State, network: Network | None) -> Any:
+        """A network of a user's own class: registered by its name, or a copy of the one given."""
         described = f"of a {self.config.module} with {self.config.channels} channels"
-        own = (
-            Wrapped.from_config(self.config)
-            if network is None and self.config.module in FACTORIES
-            else None
-        )
-        network = own or network
-        if network is None:
+        if network is not None:
+            template = copy.deepcopy(network)
+        elif self.config.module in FACTORIES:
+            template = Wrapped.from_config(self.config)
+        else:
             raise IncompleteFileError(
                 f"the file holds weights {described}, wrapped: give it in Python, network=bbdm.wrap(module, ...), or "
                 "import the module that registers it, bbdm --import MODULE"
             )
-        expected, got = (  # a class may have moved; weights are compared by key and shape
-            {name: value for name, value in asdict(each).items() if name != "module"}
-            for each in (self.config, network.network_config)
-        )
-        if network.kind != self.kind or expected != got:
+        expected = settings_of_wrapped(self.config)
+        got = settings_of_wrapped(template.network_config)
+        if template.kind != self.kind or expected != got:
             raise ValueError(
                 f"the file holds weights {described}, wrapped with {expected}; the one given has {got}"
             )
-        built = fitting(lambda _: own or copy.deepcopy(network), None, state, "the checkpoint's")
+        built = fitting(lambda _: template, None, state, "the checkpoint's")
         built.load_state_dict(state)
         return built.float().eval()
 
@@ -201,11 +205,24 @@ class NetworkState:
         )[0]
 
 
+def plain_state(network: Network, dtype: torch.dtype | None) -> State:
+    """The weights, with LoRA merged into them, in a dtype if given."""
+    state = network.state_dict() if network.lora is None else merged(network)
+    return state if dtype is None else converted(state, dtype)
+
+
+def settings_of_wrapped(config: Any) -> dict[str, Any]:
+    """What must agree of a wrapped network; its class may have moved to another module."""
+    return {name: value for name, value in asdict(config).items() if name != "module"}
+
+
 def vqgan_snapshot(
     vqgan: VQGAN, ema: VQGAN | None = None, training: dict[str, Any] | None = None
 ) -> Snapshot:
     """The content of an autoencoder's file; ``ema`` has the moving average of the weights."""
-    states = {"weights": vqgan.state_dict(), **({} if ema is None else {"ema": ema.state_dict()})}
+    states = {"weights": vqgan.state_dict()}
+    if ema is not None:
+        states["ema"] = ema.state_dict()
     return Snapshot(VQGAN_FORMAT, {"config": asdict(vqgan.config)}, states, training)
 
 
@@ -249,10 +266,9 @@ class CodecState:
 
     def same_latents(self, codec: Codec) -> bool:
         """Whether a codec has the same settings and weights, and so the same latents before normalisation."""
-        own, other = (
-            as_json({**config, "statistics": None}) for config in (self.config, codec.config())
-        )
-        return own == other and self.digest() == codec.digest()
+        settings = as_json({**self.config, "statistics": None})
+        others = as_json({**codec.config(), "statistics": None})
+        return settings == others and self.digest() == codec.digest()
 
 
 def origin_of(path: Path, settings: Mapping[str, Any]) -> Origin:
@@ -295,49 +311,48 @@ class Checkpoint:
     @classmethod
     def read(cls, content: Snapshot, codec: Codec | None = None) -> Checkpoint:
         """What a file of our own describes; ``codec`` has weights that it only refers to."""
-        settings, size = content.settings, content.settings.get("image_size")
+        settings = content.settings
         network = NetworkState.read(settings["unet"], content)
-        return cls(
-            network,
-            bridges.from_config(settings["bridge"]),
-            None
-            if settings["codec"] is None
-            else CodecState.read(settings["codec"], content.states, codec),
-            None if size is None else as_size(size, network.config.axes),
-            content.training,
-            Defaults.from_config(settings),
-            Spec.from_config(settings),
-        )
+        bridge = bridges.from_config(settings["bridge"])
+        codec_state = None
+        if settings["codec"] is not None:
+            codec_state = CodecState.read(settings["codec"], content.states, codec)
+        image_size = settings.get("image_size")
+        if image_size is not None:
+            image_size = as_size(image_size, network.config.axes)
+        defaults = Defaults.from_config(settings)
+        pictures = Spec.from_config(settings)
+        return cls(network, bridge, codec_state, image_size, content.training, defaults, pictures)
 
     def snapshot(self) -> Snapshot:
         """The content of a file; with training state, or a wrapped codec, with only the hash of the codec."""
-        codec, coded = self.codec, None if self.codec is None else self.codec.config
-        states = {"weights": self.unet.weights, "ema": self.unet.ema}
-        if codec is not None:
-            if (
-                codec.weights is None
-                or self.training is not None
-                or codec.config["kind"] == WRAPPED
-            ):
-                coded = {**codec.config, "sha256": codec.digest()}
+        unet: dict[str, Any] = {"kind": self.unet.kind, "config": asdict(self.unet.config)}
+        if self.unet.base is not None:
+            unet["base"] = asdict(self.unet.base)
+        if self.unet.lora is not None:
+            unet["lora"] = asdict(self.unet.lora)
+        states: dict[str, State] = {}
+        if self.unet.weights is not None:
+            states["weights"] = self.unet.weights
+        if self.unet.ema is not None:
+            states["ema"] = self.unet.ema
+        codec: dict[str, Any] | None = None
+        if self.codec is not None:
+            codec = self.codec.config
+            weights = self.codec.weights
+            if weights is None or self.training is not None or codec["kind"] == WRAPPED:
+                codec = {**codec, "sha256": self.codec.digest()}
             else:
-                states["codec"] = codec.weights
-        further: dict[str, Any] = {}
-        for name in ("base", "lora"):
-            value = getattr(self.unet, name)
-            if value is not None:
-                further[name] = asdict(value)
+                states["codec"] = weights
         settings = {
-            "unet": {"kind": self.unet.kind, "config": asdict(self.unet.config), **further},
+            "unet": unet,
             "bridge": self.bridge.config(),
-            "codec": coded,
+            "codec": codec,
             "image_size": self.image_size,
-            **{name: value for name, value in vars(self.defaults).items() if value is not None},
+            **self.defaults.config(),
             **self.pictures.config(),
         }
-        return Snapshot(
-            FORMAT, settings, {k: v for k, v in states.items() if v is not None}, self.training
-        )
+        return Snapshot(FORMAT, settings, states, self.training)
 
     def build_unet(self, ema: bool = True, network: Network | None = None) -> Network:
         """The network in float32 and evaluation mode; ``ema`` picks if the file has both kinds of weights.

@@ -55,23 +55,33 @@ class Stub:
     @property
     def entries(self) -> dict[Any, Any]:
         """The object's ``__dict__``; of a torch.nn.Module with its modules and what its state dict has."""
+        attributes = self._attributes()
+        parameters = attributes.get("_parameters")
+        buffers = attributes.get("_buffers")
+        modules = attributes.get("_modules")
+        if not isinstance(parameters, dict) or not isinstance(buffers, dict):
+            return attributes
+        if not isinstance(modules, dict):
+            return attributes
+        entries: dict[Any, Any] = {}
+        for name, value in attributes.items():
+            if not isinstance(value, Tensor | dict):
+                entries[name] = value
+        entries.update(parameters)
+        hidden = attributes.get("_non_persistent_buffers_set", ())
+        for name, buffer in buffers.items():
+            if name not in hidden:
+                entries[name] = buffer
+        entries.update(modules)
+        return entries
+
+    def _attributes(self) -> dict[Any, Any]:
+        """The ``__dict__`` in the state, which is alone or followed by that of slots."""
         parts = self.state if isinstance(self.state, tuple) else (self.state,)
-        found = next((part for part in parts if isinstance(part, dict)), {})
-        parameters, buffers, modules = (
-            found.get(f"_{group}") for group in ("parameters", "buffers", "modules")
-        )
-        if not (
-            isinstance(parameters, dict) and isinstance(buffers, dict) and isinstance(modules, dict)
-        ):
-            return found
-        hidden = found.get("_non_persistent_buffers_set", ())
-        own = {name: value for name, value in found.items() if not isinstance(value, Tensor | dict)}
-        return {
-            **own,
-            **parameters,
-            **{n: v for n, v in buffers.items() if n not in hidden},
-            **modules,
-        }
+        for part in parts:
+            if isinstance(part, dict):
+                return part
+        return {}
 
 
 class Unpickler(pickle._Unpickler):
@@ -97,20 +107,22 @@ class Unpickler(pickle._Unpickler):
             **dict.fromkeys(["builtins.set", "__builtin__.set"], set),
         }
         kind = f"{module}.{name}"
-        # a copy, as a pickle may set attributes of what it names
-        found = known.get(kind) or type(name[:100], (Stub,), {"kind": kind, "__module__": "stubs"})
-        return found if isinstance(found, type) else partial(found)
+        if kind not in known:
+            return type(name[:100], (Stub,), {"kind": kind, "__module__": "stubs"})
+        builder = known[kind]
+        if isinstance(builder, type):
+            return builder
+        return partial(builder)  # a copy, as a pickle may set attributes of what it names
 
     def _tensor(
         self, storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
     ) -> Tensor:
         """A tensor within its storage: torch would enlarge the storage."""
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if (
-            storage.nbytes() > self.size
-            or (0 not in size and last >= len(storage))
-            or min((offset, *size, *stride)) < 0
-        ):
+        enlarged = storage.nbytes() > self.size
+        beyond = 0 not in size and last >= len(storage)
+        negative = min((offset, *size, *stride)) < 0
+        if enlarged or beyond or negative:
             raise ValueError(
                 f"it has a tensor of {size} numbers that ends at {last}, beyond its storage"
             )
@@ -158,28 +170,36 @@ def check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            names = {info.filename for info in entries}
-            size = sum(info.file_size for info in entries)
             compressed = any(info.compress_type for info in entries)
-            if compressed or len(names) < len(entries) or size > path.stat().st_size:
+            repeated = len({info.filename for info in entries}) < len(entries)
+            overlapping = sum(info.file_size for info in entries) > path.stat().st_size
+            if compressed or repeated or overlapping:
                 raise ValueError("its archive has entries that overlap, or are compressed")
-            for name in (info.filename for info in entries if info.CRC):
-                with archive.open(name) as file:
-                    while file.read(BLOCK):  # the last read compares the checksum
-                        pass
+            for info in entries:
+                if info.CRC:
+                    read_through(archive, info)
     except ValueError:
         raise
     except Exception as error:  # a damaged archive can raise any error
         raise ValueError(f"its archive is damaged: {error}") from error
 
 
+def read_through(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> None:
+    """Read an entry to its end, where zipfile compares the checksum."""
+    with archive.open(entry.filename) as file:
+        while file.read(BLOCK):
+            pass
+
+
 def check_sharing(tensors: Iterable[Tensor]) -> None:
     """Raise ValueError where tensors are many times larger than their storages: a network copies views."""
-    tensors = list(tensors)
-    storages = {
-        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors
-    }
-    size, stored = sum(each.numel() * each.itemsize for each in tensors), sum(storages.values())
+    size = 0
+    storages: dict[int, int] = {}  # bytes by address
+    for tensor in tensors:
+        size += tensor.numel() * tensor.itemsize
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    stored = sum(storages.values())
     if size > MAX_SHARING * stored:
         raise ValueError(f"its tensors are of {size} bytes, and only {stored} are stored")
 
@@ -196,20 +216,19 @@ def flat(content: Any) -> dict[str, Any]:
 
     Objects are values too, and the content itself has the name "". Each mapping and object is entered once.
     """
-    found: dict[str, Any] = {}
-    pending, entered = [("", content)], set[int]()
+    values: dict[str, Any] = {}
+    entered: set[int] = set()
+    pending = [("", content)]
     while pending:
         name, value = pending.pop()
         if not isinstance(value, dict):
-            found[name] = value
-        inside = value.entries if isinstance(value, Stub) else value
-        if not isinstance(inside, dict) or id(value) in entered or len(name) > LONGEST:
+            values[name] = value
+        entries = value.entries if isinstance(value, Stub) else value
+        if not isinstance(entries, dict) or id(value) in entered or len(name) > LONGEST:
             continue
         entered.add(id(value))
-        inner = [
-            (key, each)
-            for key, each in inside.items()
-            if isinstance(key, str) and len(key) <= LONGEST
-        ]
-        pending += [(f"{name}.{key}" if name else key, each) for key, each in reversed(inner)]
-    return found
+        prefix = f"{name}." if name else ""
+        for key in reversed(entries):
+            if isinstance(key, str) and len(key) <= LONGEST:
+                pending.append((prefix + key, entries[key]))
+    return values

@@ -8,11 +8,12 @@ leave out.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from torch import Tensor
 
 from bbdm.bridges import ABridge, Bridge, BrownianBridge, Objective
 from bbdm.codec import Codec, LatentStatistics, VQGANCodec
@@ -54,8 +55,7 @@ STATISTICS = {  # of latents, by their names in files of the original BBDM
 ABRIDGES = ("ABridgeModule", "SDEBBDMManager", "BBDMSDELinerRefinedWithLambdaV2With1000")
 BROWNIAN = ("BBDMModule", "SDEBBDMModule", "BBDMManager", "BBDMSpecialCaseManager")
 # of sde-bbdm, by the class of the module or, in older files, the manager
-Bridges = dict[str, Callable[..., Bridge]]
-SDE_BRIDGES: Bridges = {
+SDE_BRIDGES: dict[str, type[Bridge]] = {
     **dict.fromkeys(ABRIDGES, ABridge),
     **dict.fromkeys(BROWNIAN, BrownianBridge),
 }
@@ -72,54 +72,69 @@ def read_checkpoint(
     file = File(content)
     if file.prefixes("m_t"):
         return bbdm(file, config)
-    i2sb = any(prefix.startswith("net.") for prefix in file.prefixes(FIRST))
-    square = (value.ndim == 4 for key, value in file.tensors.items() if key.endswith(".qkv.weight"))
-    # attention of 2D convolutions is DDBM's and ECSI's alone
-    if config is not None or i2sb or any(square):
+    is_i2sb = any(prefix.startswith("net.") for prefix in file.prefixes(FIRST))
+    if config is not None or is_i2sb or has_square_attention(file):
         return guided(file, config)
     return sde_bbdm(file, num_steps, c_lambda, codec)
+
+
+def has_square_attention(file: File) -> bool:
+    """Whether attention is of 2D convolutions, as in files of DDBM and ECSI alone."""
+    return any(
+        key.endswith(".qkv.weight") and value.ndim == 4 for key, value in file.tensors.items()
+    )
 
 
 def bbdm(file: File, config: str | None) -> Checkpoint:
     """A ``.pth`` of the original BBDM's runner (Li et al. 2023), with the schedule in its buffers."""
     root = file.prefix("a file of the original BBDM", "schedules", "m_t")
-    state = file.below(root)
-    weights, ema = file.below(f"{root}denoise_fn."), file.below("ema.denoise_fn.") or None
     if file.below(f"{root}cond_stage_model.channel_mapper."):
         raise ValueError(
             "it is conditioned by a SpatialRescaler (cond_stage_model.*), which is not supported"
         )
-    bridge = _bbdm_bridge(state, _named(OBJECTIVES, config, "objective"))
-    codec = None
-    if autoencoder := file.below(f"{root}vqgan."):
-        codec = VQGANCodec(vqgan_state(autoencoder).build())
-        if file.tensors.keys() & STATISTICS.values():
-            found = {
-                name: tuple(file.tensors[key].double().flatten().tolist())
-                for name, key in STATISTICS.items()
-            }
-            codec = codec.with_statistics(LatentStatistics(**found))
-        if (seen := dim(weights, FIRST, 1)) != codec.channels:
+    bridge = _bbdm_bridge(file.below(root), _named(OBJECTIVES, config, "objective"))
+    weights = file.below(f"{root}denoise_fn.")
+    ema = file.below("ema.denoise_fn.") or None
+    codec = _bbdm_codec(file, root)
+    if codec is not None:
+        shown = dim(weights, FIRST, 1)
+        if shown != codec.channels:
             raise ValueError(
-                f"its UNet is shown {seen} channels; a latent model's is shown the {codec.channels}"
+                f"its UNet is shown {shown} channels; a latent model's is shown the {codec.channels}"
             )
     return _checkpoint(weights, bridge, ema, codec, head_channels=HEADS)
 
 
+def _bbdm_codec(file: File, root: str) -> Codec | None:
+    """The autoencoder of a latent model, with the statistics of its latents where the file has them."""
+    autoencoder = file.below(f"{root}vqgan.")
+    if not autoencoder:
+        return None
+    codec = VQGANCodec(vqgan_state(autoencoder).build())
+    if not file.tensors.keys() & STATISTICS.values():
+        return codec
+    statistics: dict[str, tuple[float, ...]] = {}
+    for name, key in STATISTICS.items():
+        statistics[name] = tuple(file.tensors[key].double().flatten().tolist())
+    return codec.with_statistics(LatentStatistics(**statistics))
+
+
 def _bbdm_bridge(state: State, objective: Objective) -> BrownianBridge:
     """The bridge whose complete schedule is in the buffers."""
-    m, variance = (state[name].double().flatten().numpy() for name in ("m_t", "variance_t"))
-    steps, middle = len(m), len(m) // 2
+    m = state["m_t"].double().flatten().numpy()
+    variance = state["variance_t"].double().flatten().numpy()
+    steps = len(m)
     if steps < 2 or len(variance) != steps:
         raise ValueError(f"its buffers m_t and variance_t are of {steps} and {len(variance)} steps")
-    # the buffers are of float32
-    scale = float(f"{variance[middle] / (2 * m[middle] * (1 - m[middle])):.6g}")
+    middle = steps // 2
+    scale = variance[middle] / (2 * m[middle] * (1 - m[middle]))
+    scale = float(f"{scale:.6g}")  # the buffers are of float32
     for schedule in ("linear", "sin"):
         bridge = BrownianBridge(steps, scale, objective, schedule)
         _, beta, sigma = bridge.marginal(np.arange(steps))
-        if np.allclose(m, beta, rtol=1e-5, atol=0) and np.allclose(
-            variance, sigma**2, rtol=1e-4, atol=0
-        ):
+        same_mean = np.allclose(m, beta, rtol=1e-5, atol=0)
+        same_variance = np.allclose(variance, sigma**2, rtol=1e-4, atol=0)
+        if same_mean and same_variance:
             return bridge
     raise ValueError(
         "its buffers m_t and variance_t are of neither of the schedules linear and sin"
@@ -138,21 +153,13 @@ def guided(file: File, config: str | None) -> Checkpoint:
         published = read_arguments(Path(config))
     else:
         published = _named(PUBLISHED, config, "bridge")
-    attention = (".qkv.weight", ".proj_out.weight")  # of 2D convolutions, as those of 1D ones
-    found = file.below(prefix).items()
-    weights = {
-        key: value.squeeze(3) if key.endswith(attention) and value.ndim == 4 else value
-        for key, value in found
-    }
-    average, ema = file.content.get("ema") if prefix.startswith("net.") else None, None
-    if average is not None:
-        values = average.get("shadow_params") if isinstance(average, dict) else None
-        if not isinstance(values, list) or len(values) != len(weights):
-            got = f"{len(values)} tensors" if isinstance(values, list) else describe(average)
-            raise ValueError(
-                f"its ema is {got}; wanted the state of torch_ema, with {len(weights)} shadow_params"
-            )
-        ema = dict(zip(weights, values, strict=True))
+    weights: State = {}
+    for key, value in file.below(prefix).items():
+        if key.endswith((".qkv.weight", ".proj_out.weight")) and value.ndim == 4:
+            value = value.squeeze(3)  # attention of 2D convolutions, as that of 1D ones
+        weights[key] = value
+    average = file.content.get("ema") if prefix.startswith("net.") else None
+    ema = None if average is None else _named_average(average, list(weights))
     return _checkpoint(
         weights,
         published.bridge,
@@ -164,6 +171,17 @@ def guided(file: File, config: str | None) -> Checkpoint:
     )
 
 
+def _named_average(average: Any, names: list[str]) -> State:
+    """The state of torch_ema, whose tensors have no names and are in the order of the parameters."""
+    values = average.get("shadow_params") if isinstance(average, dict) else None
+    if not isinstance(values, list) or len(values) != len(names):
+        got = f"{len(values)} tensors" if isinstance(values, list) else describe(average)
+        raise ValueError(
+            f"its ema is {got}; wanted the state of torch_ema, with {len(names)} shadow_params"
+        )
+    return dict(zip(names, values, strict=True))
+
+
 def sde_bbdm(
     file: File, num_steps: int | None, c_lambda: float | None, codec: Codec | None
 ) -> Checkpoint:
@@ -172,70 +190,82 @@ def sde_bbdm(
         "a checkpoint, module or network of sde-bbdm, a .pth of the original BBDM, or a state dict"
     )
     prefix = file.prefix(expected, "UNets", FIRST)
-    objects, around = file.around(prefix)
-    kinds = [SDE_BRIDGES[each.name] for each in reversed(objects) if each.name in SDE_BRIDGES]
-    build = [*kinds, SDE_BRIDGES["ABridgeModule"]][0]
+    objects, values = file.around(prefix)
+    bridge_class = None
+    for stub in objects:
+        bridge_class = SDE_BRIDGES.get(stub.name, bridge_class)  # that of the innermost one
     # A private attribute is saved with the name of the class that defines it.
-    steps = around.get("time_steps", around.get("_DiffusionModule__time_steps"))
-    settings: dict[str, Any] = {"num_steps": num_steps if steps is None else steps}
-    if build is not BrownianBridge:
-        settings["c_lambda"] = around.get("c_lambda", c_lambda)
-    if missing := [name for name, value in settings.items() if value is None]:
+    stored_steps = values.get("time_steps", values.get("_DiffusionModule__time_steps"))
+    if stored_steps is not None:
+        num_steps = stored_steps
+    c_lambda = values.get("c_lambda", c_lambda)
+    is_abridge = bridge_class is not BrownianBridge
+    missing: list[str] = []
+    if num_steps is None:
+        missing.append("num_steps")
+    if is_abridge and c_lambda is None:
+        missing.append("c_lambda")
+    if num_steps is None or missing:
         needed = " and ".join(f"{name}=" for name in missing)
-        other = (
-            ""
-            if objects
-            else f"; if it is of DDBM, DBIM, ECSI or I2SB, give config=, one of {sorted(PUBLISHED)}"
-        )
-        raise IncompleteFileError(
-            f"it does not state its {' or '.join(missing)}: give {needed}{other}"
-        )
-    bridge = build(settings.pop("num_steps"), *map(float, settings.values()))
-    parts = (re.fullmatch(r"((?:.*?\.)?)(?:encoder|decoder)\..*", key) for key in file.tensors)
-    latent = any(found and prefix.startswith(found[1]) for found in parts)
+        if not objects:
+            needed += "; if it is of DDBM, DBIM, ECSI or I2SB, give config=, "
+            needed += f"one of {sorted(PUBLISHED)}"
+        raise IncompleteFileError(f"it does not state its {' or '.join(missing)}: give {needed}")
+    if c_lambda is not None and is_abridge:
+        bridge: Bridge = ABridge(num_steps, float(c_lambda))
+    else:
+        bridge = BrownianBridge(num_steps)
+    latent = _has_autoencoder(file, prefix)
     if latent and codec is None:
         raise IncompleteFileError(
             "its autoencoder is not read: give the codec, load_checkpoint(path, codec=...)"
         )
-    codec = codec if latent or not kinds else None
-    pickled = file.values.get(prefix[:-1]) in objects
-    return _checkpoint(
-        file.below(prefix),
-        bridge,
-        None,
-        codec,
-        head_channels=_heads(file, prefix) if pickled else None,
-    )
+    if bridge_class is not None and not latent:
+        codec = None  # the file says that it is of image space
+    is_pickled = file.values.get(prefix[:-1]) in objects
+    head_channels = _heads(file, prefix) if is_pickled else None
+    return _checkpoint(file.below(prefix), bridge, None, codec, head_channels=head_channels)
+
+
+def _has_autoencoder(file: File, prefix: str) -> bool:
+    """Whether an encoder or a decoder lies in the module of the network, or around it."""
+    for key in file.tensors:
+        part = re.fullmatch(r"((?:.*?\.)?)(?:encoder|decoder)\..*", key)
+        if part is not None and prefix.startswith(part[1]):
+            return True
+    return False
 
 
 def _heads(file: File, prefix: str) -> int | None:
     """The channels of a pickled UNet's attention heads, which only its modules have, or None."""
 
-    def named(end: str) -> dict[str, Any]:  # values of the modules, by the names of these
-        return {
-            k.removesuffix(end): v
-            for k, v in file.values.items()
-            if k.startswith(prefix) and k.endswith(end)
-        }
+    def of_modules(attribute: str) -> dict[str, Any]:  # by the names of the modules
+        values: dict[str, Any] = {}
+        for name, value in file.values.items():
+            if name.startswith(prefix) and name.endswith(attribute):
+                values[name.removesuffix(attribute)] = value
+        return values
 
-    if any(
-        isinstance(each, Stub) and each.name == "QKVAttention"
-        for each in named(".attention").values()
-    ):
+    for attention in of_modules(".attention").values():
+        if isinstance(attention, Stub) and attention.name == "QKVAttention":
+            raise ValueError(
+                "its attention has the new order of q, k and v; only the legacy order is read"
+            )
+    other_groups = set(of_modules(".num_groups").values()) - {GROUPS}
+    if other_groups:
         raise ValueError(
-            "its attention has the new order of q, k and v; only the legacy order is read"
+            f"its norms have {sorted(other_groups)} groups; only networks of {GROUPS} are read"
         )
-    if other := {*named(".num_groups").values()} - {GROUPS}:
+    heads = of_modules(".heads") | of_modules(".num_heads")
+    widths: set[int] = set()
+    for name, weight in of_modules(".qkv.weight").items():
+        channels = len(weight) // 3
+        widths.add(channels // heads[name])
+    if len(widths) > 1:
         raise ValueError(
-            f"its norms have {sorted(other)} groups; only networks of {GROUPS} are read"
+            f"its attention heads have {sorted(widths)} channels; wanted one number for all"
         )
-    heads = named(".heads") | named(".num_heads")
-    found = {len(weight) // 3 // heads[name] for name, weight in named(".qkv.weight").items()}
-    if len(found) > 1:
-        raise ValueError(
-            f"its attention heads have {sorted(found)} channels; wanted one number for all"
-        )
-    return found.pop() if found else None
+    return widths.pop() if widths else None
 
 
 def _checkpoint(
@@ -252,25 +282,33 @@ def _checkpoint(
     if codec is not None and codec.channels != unet.in_channels:
         latents = f"the codec's latents have {codec.channels}"
         raise ValueError(f"its UNet works on {unet.in_channels} channels, and {latents}")
-    states = [load(UNet.from_config, unet, each) for each in (weights, ema) if each is not None]
-    for state in states if heads_last else ():
-        for key in [key for key in state if ".qkv." in key]:  # q, k and v within the heads, as ours
-            state[key] = (
-                state[key].unflatten(0, (3, -1, unet.head_channels)).transpose(0, 1).flatten(0, 2)
-            )
-    network = NetworkState(unet, states[0], None if ema is None else states[1])
-    return Checkpoint(network, bridge, None if codec is None else CodecState.of(codec), image_size)
+
+    def converted(state: State) -> dict[str, Tensor]:
+        copies = load(UNet.from_config, unet, state)
+        return heads_first(copies, unet.head_channels) if heads_last else copies
+
+    network = NetworkState(unet, converted(weights), None if ema is None else converted(ema))
+    codec_state = None if codec is None else CodecState.of(codec)
+    return Checkpoint(network, bridge, codec_state, image_size)
+
+
+def heads_first(state: State, head_channels: int) -> dict[str, Tensor]:
+    """Weights of attention in the order heads, q k v, channels, of those in the order q k v, heads, channels."""
+    ordered = dict(state)
+    for key, value in state.items():
+        if ".qkv." in key:
+            by_head = value.unflatten(0, (3, -1, head_channels)).transpose(0, 1)
+            ordered[key] = by_head.flatten(0, 2)
+    return ordered
 
 
 def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
     """The row of a name that a user gives; ``missing`` is what the file does not state."""
     if config is None:
-        own = (
-            ", or a .json of the arguments that it was trained with" if missing == "bridge" else ""
-        )
-        raise IncompleteFileError(
-            f"it does not state its {missing}: give config=, one of {sorted(rows)}{own}"
-        )
+        choices = f"one of {sorted(rows)}"
+        if missing == "bridge":
+            choices += ", or a .json of the arguments that it was trained with"
+        raise IncompleteFileError(f"it does not state its {missing}: give config=, {choices}")
     if config not in rows:
         raise ValueError(f"config must be one of {sorted(rows)}, got {config!r}")
     return rows[config]
@@ -279,12 +317,11 @@ def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
 def read_vqgan(content: Any) -> NetworkState:
     """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
     file = File(content)
-    known = [each for each in file.prefixes(CODES) if each.endswith(IN_OTHERS)]
-    prefix = (
-        known[0]
-        if len(known) == 1
-        else file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
-    )
+    in_others = [prefix for prefix in file.prefixes(CODES) if prefix.endswith(IN_OTHERS)]
+    if len(in_others) == 1:
+        prefix = in_others[0]
+    else:
+        prefix = file.prefix("a VQGAN of latent diffusion,", "codebooks", CODES)
     return vqgan_state(file.below(prefix))
 
 

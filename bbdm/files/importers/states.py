@@ -49,12 +49,14 @@ class File:
 
     def prefix(self, expected: str, things: str, end: str) -> str:
         """The prefix of the one tensor whose name ends in ``end``; ValueError of none or several."""
-        found = self.prefixes(end)
-        found = [each for each in found if each.startswith(NETWORKS)] or found
-        if len(found) != 1:
-            got = f"it is {summary(self.content)} with {len(found) or 'no'} {things} in it"
+        prefixes = self.prefixes(end)
+        of_networks = [prefix for prefix in prefixes if prefix.startswith(NETWORKS)]
+        if of_networks:
+            prefixes = of_networks
+        if len(prefixes) != 1:
+            got = f"it is {summary(self.content)} with {len(prefixes) or 'no'} {things} in it"
             raise ValueError(f"{got}; wanted: {expected} with one tensor whose name ends in {end}")
-        return found[0]
+        return prefixes[0]
 
     def around(self, prefix: str) -> tuple[list[Stub], dict[str, Any]]:
         """What holds the tensors of a prefix: its objects, the outermost first, and all their values.
@@ -65,28 +67,33 @@ class File:
         def holds(name: str) -> bool:
             return not name or prefix.startswith(f"{name}.")
 
-        objects = [
-            value for key, value in self.values.items() if isinstance(value, Stub) and holds(key)
-        ]
-        inside = sorted(
-            (key for key in self.values if holds(key.rpartition(".")[0])),
-            key=lambda k: k.count("."),
-        )
-        return objects, {key.rpartition(".")[2]: self.values[key] for key in inside}
+        objects: list[Stub] = []
+        for name, value in self.values.items():
+            if isinstance(value, Stub) and holds(name):
+                objects.append(value)
+        values: dict[str, Any] = {}
+        for name in sorted(self.values, key=lambda name: name.count(".")):
+            holder, _, attribute = name.rpartition(".")
+            if holds(holder):
+                values[attribute] = self.values[name]
+        return objects, values
 
 
 def summary(content: Any) -> str:
     """A few words on a file's content, for an error."""
     if not isinstance(content, dict):
         return describe(content)
-    names = ", ".join(repr(key[:50]) for key in list(content)[:8] if isinstance(key, str))
-    return f"a dict of {len(content)} entries ({names}{', ...' if len(content) > 8 else ''})"
+    names = [repr(key[:50]) for key in list(content)[:8] if isinstance(key, str)]
+    if len(content) > 8:
+        names.append("...")
+    return f"a dict of {len(content)} entries ({', '.join(names)})"
 
 
 def tensors(state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
     """The state dict; ValueError where a value is not a tensor."""
-    if wrong := [key for key, value in state.items() if not isinstance(value, torch.Tensor)]:
-        raise ValueError(f"{str(wrong[0])[:100]} is {describe(state[wrong[0]])}, not a tensor")
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{str(key)[:100]} is {describe(value)}, not a tensor")
     return dict(state)
 
 
@@ -102,8 +109,11 @@ def load(
 
 def _count(state: Shaped, prefix: str) -> int:
     """The number of ``prefix``0, ``prefix``1, ... without a gap."""
-    found = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
-    return next(i for i in range(len(found) + 1) if str(i) not in found)
+    indices = {key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)}
+    count = 0
+    while str(count) in indices:
+        count += 1
+    return count
 
 
 def dim(state: Shaped, key: str, axis: int) -> int:
@@ -119,13 +129,12 @@ def _levels(
 ) -> dict[str, Any]:
     """Settings of levels: keys of the first convolution, and of a block and of attention at each level."""
     width = dim(state, first, 0)
+    with_attention = [2**level for level, key in enumerate(attention) if key in state]
     return {
         "model_channels": width,
         "channel_mult": tuple(dim(state, key, 0) // width for key in widths),
         "num_res_blocks": blocks,
-        "attention_resolutions": tuple(
-            2**level for level, key in enumerate(attention) if key in state
-        ),
+        "attention_resolutions": tuple(with_attention),
     }
 
 
@@ -144,24 +153,24 @@ def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
         )
     stages = _count(state, "output_blocks.")
     # The last stage of a level has a second residual block, which doubles the size.
-    second = r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.weight"
-    ends = [int(found[1]) for found in (re.fullmatch(second, key) for key in state) if found]
-    blocks = min(ends) + 1 if ends else stages
+    blocks = stages
+    for key in state:
+        second = re.fullmatch(r"output_blocks\.(\d+)\.[12]\.in_layers\.2\.weight", key)
+        if second is not None:
+            blocks = min(blocks, int(second[1]) + 1)
     if blocks < 2 or stages % blocks:
         raise ValueError(
             f"its UNet has {stages} stages on the way up and levels of {blocks}, which do not divide"
         )
     # each level's first stage, from the top
     ups = [f"output_blocks.{i}." for i in range(stages - blocks, -1, -blocks)]
-    widths, attention = (
-        [f"{up}{key}" for up in ups] for key in ("0.out_layers.3.weight", "1.qkv.weight")
-    )
-    levels, usual = _levels(state, FIRST, blocks - 1, widths, attention), UNetConfig()
-    paper = (levels["model_channels"], levels["channel_mult"]) == (
-        usual.model_channels,
-        usual.channel_mult,
-    )
-    if head_channels is None and not paper:
+    widths = [f"{up}0.out_layers.3.weight" for up in ups]
+    attention = [f"{up}1.qkv.weight" for up in ups]
+    levels = _levels(state, FIRST, blocks - 1, widths, attention)
+    usual = UNetConfig()
+    same_width = levels["model_channels"] == usual.model_channels
+    same_levels = levels["channel_mult"] == usual.channel_mult
+    if head_channels is None and not (same_width and same_levels):
         warnings.warn(
             "weights do not say how wide the attention heads of their network are, and its levels are not the "
             f"paper's: {usual.head_channels} channels assumed; if they were trained with others, results are wrong",
@@ -179,9 +188,8 @@ def unet_config(state: Shaped, head_channels: int | None = None) -> UNetConfig:
 def vqgan_config(state: Shaped) -> VQGANConfig:
     """The settings of a VQGAN with the keys of latent diffusion, which has 32 groups."""
     downs = [f"encoder.down.{level}." for level in range(_count(state, "encoder.down."))]
-    widths, attention = (
-        [f"{down}{key}" for down in downs] for key in ("block.0.conv1.weight", "attn.0.q.weight")
-    )
+    widths = [f"{down}block.0.conv1.weight" for down in downs]
+    attention = [f"{down}attn.0.q.weight" for down in downs]
     first = "encoder.conv_in.weight"
     levels = _levels(state, first, _count(state, "encoder.down.0.block."), widths, attention)
     return VQGANConfig(
