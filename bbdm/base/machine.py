@@ -63,18 +63,26 @@ def cpuinfo(field: str) -> str:
 
 def free_memory() -> int:
     """Bytes of memory that are free, of those that this process may use."""
-    free, about = UNKNOWN, Path("/proc/meminfo")
-    if about.exists():
-        lines = dict(line.split(":", 1) for line in about.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
+    free = UNKNOWN
+    memory = Path("/proc/meminfo")
+    if memory.exists():
+        available = read_table(memory, ":")["MemAvailable"]
+        free = int(available.split()[0]) * 1024
     # a container's is its limit, less what is used but for files' pages
-    for limit, used, cached in CONTAINERS:
+    for limit_file, used_file, cached in CONTAINERS:
         # no such file, or no limit, which is the word max
         with suppress(OSError, ValueError, KeyError):
-            pages = dict(
-                line.split()
-                for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines()
-            )
-            most, taken = (int((CGROUP / name).read_text()) for name in (limit, used))
-            free = min(free, max(most - taken + int(pages[cached]), 0))
+            limit = int((CGROUP / limit_file).read_text())
+            used = int((CGROUP / used_file).read_text())
+            pages = read_table((CGROUP / limit_file).with_name("memory.stat"))
+            free = min(free, max(limit - used + int(pages[cached]), 0))
     return free
+
+
+def read_table(path: Path, separator: str | None = None) -> dict[str, str]:
+    """The lines of a file as names and values, which a separator divides, or blanks."""
+    table: dict[str, str] = {}
+    for line in path.read_text().splitlines():
+        name, value = line.split(separator, 1)
+        table[name] = value
+    return table

@@ -86,16 +86,22 @@ def check(settings: Any) -> None:
     """
     hints = get_type_hints(type(settings))
     for each in fields(settings):
-        kind, value = without_none(hints[each.name]), getattr(settings, each.name)
+        name = each.name
+        value = getattr(settings, name)
+        kind = without_none(hints[name])
+        optional = kind != hints[name]
+        if value is None and optional:
+            continue
         choices = choices_of(each, kind)
-        for one in value if isinstance(value, tuple) else [value]:
-            if choices and one not in choices and not (one is None and kind != hints[each.name]):
-                raise ValueError(f"{each.name} must be one of {tuple(choices)}, got {one!r}")
+        if choices:
+            for chosen in value if isinstance(value, tuple) else [value]:
+                if chosen not in choices:
+                    raise ValueError(f"{name} must be one of {tuple(choices)}, got {chosen!r}")
         if kind is Path and isinstance(value, str):
-            object.__setattr__(settings, each.name, Path(value))
+            object.__setattr__(settings, name, Path(value))
         least = each.metadata.get("least")
         if least is not None and value is not None and not value >= least:  # NaN too
-            raise ValueError(f"{each.name} must be at least {least}, got {value}")
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:

@@ -156,11 +156,13 @@ class Path(ABC):
     def time_at(self, nu: npt.ArrayLike) -> Array:
         """The real time in [``low``, ``top``] of noise level ``nu``, by bisection of the increasing nu(t)."""
         level = np.asarray(nu, dtype=np.float64)
-        left, right = np.full_like(level, self.low), np.full_like(level, self.top)
+        left = np.full_like(level, self.low)
+        right = np.full_like(level, self.top)
         for _ in range(64):
             middle = (left + right) / 2
             below = self.nu(middle) < level
-            left, right = np.where(below, middle, left), np.where(below, right, middle)
+            left = np.where(below, middle, left)
+            right = np.where(below, right, middle)
         return (left + right) / 2
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -241,10 +240,19 @@ def _distinct(times: Iterable[float], bridge: Bridge) -> Timesteps:
         return np.array(sorted({float(t) for t in times}, reverse=True))
     taken: set[int] = set()
     for time in times:
-        nearest = int(np.clip(np.rint(time), bridge.low, bridge.top))
-        outwards = (t for distance in count() for t in (nearest - distance, nearest + distance))
-        taken.add(next(t for t in outwards if bridge.low <= t <= bridge.top and t not in taken))
+        rounded = int(np.clip(np.rint(time), bridge.low, bridge.top))
+        taken.add(_nearest_free(rounded, taken, bridge))
     return np.array(sorted(taken, reverse=True), dtype=np.int64)
+
+
+def _nearest_free(time: int, taken: set[int], bridge: Bridge) -> int:
+    """The time nearest to one that is not taken, the lower of two."""
+    distance = 0
+    while True:
+        for candidate in (time - distance, time + distance):
+            if bridge.low <= candidate <= bridge.top and candidate not in taken:
+                return candidate
+        distance += 1
 
 
 class Row(NamedTuple):

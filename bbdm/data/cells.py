@@ -364,12 +364,17 @@ def parts_of(path: Path) -> list[Part]:
 def _changed(path: Path) -> tuple[int, int] | None:
     """The time and the size of a file, or the latest time and the size of a folder's; None of neither."""
     try:
-        about = [os.stat(path)]
-        if stat.S_ISDIR(about[0].st_mode):
-            about += [os.stat(file) for file in formats.files_of(path)]
+        status = os.stat(path)
+        latest = status.st_mtime_ns
+        size = status.st_size
+        if stat.S_ISDIR(status.st_mode):
+            for file in formats.files_of(path):
+                status = os.stat(file)
+                latest = max(latest, status.st_mtime_ns)
+                size += status.st_size
     except OSError:  # the library that reads it says what is wrong
         return None
-    return max(each.st_mtime_ns for each in about), sum(each.st_size for each in about)
+    return latest, size
 
 
 # Pixels (C, H, W) of a photograph, by its path and the time of its last change.

@@ -108,11 +108,13 @@ def files_of(row: Row, columns: Collection[str] | None = None) -> tuple[Path, ..
         row: of a data set.
         columns: whose pictures are meant; None for all.
     """
-    found: dict[Path, None] = {}
-    for column in row if columns is None else columns:
+    if columns is None:
+        columns = row.keys()
+    paths: dict[Path, None] = {}  # an ordered set
+    for column in columns:
         for value in values_of(row, column):
-            found |= dict.fromkeys(files_of_value(value))
-    return tuple(found)
+            paths.update(dict.fromkeys(files_of_value(value)))
+    return tuple(paths)
 
 
 def shown(row: Row) -> str:

@@ -57,13 +57,13 @@ CONTRAST = 0.01  # share of their range that the values of a source have at leas
 
 def read_named(text: str, form: str, mark: str = "=") -> dict[str, str]:
     """Texts by name, from ``NAME=TEXT`` with commas; of any other a ValueError that begins with ``form``."""
-    parts = [each.partition(mark) for each in text.split(",")]
-    found = {name: value for name, _, value in parts}
-    if len(found) < len(parts) or not all(
-        name.isidentifier() and value for name, value in found.items()
-    ):
-        raise ValueError(f"{form}, with commas, each name once; got {text!r}")
-    return found
+    values: dict[str, str] = {}
+    for part in text.split(","):
+        name, _, value = part.partition(mark)
+        if not name.isidentifier() or not value or name in values:
+            raise ValueError(f"{form}, with commas, each name once; got {text!r}")
+        values[name] = value
+    return values
 
 
 def read_kinds(text: str) -> dict[str, Condition]:
@@ -240,16 +240,15 @@ class Spec:
         lengths = [self.crop] * 2 if isinstance(self.crop, int) else [*self.crop]
         if axis is not None:
             lengths.insert(axis, 1)
-        found = [part.stop - part.start for part in window]
-        fits = len(found) == len(lengths)
-        if not fits or any(side < length for side, length in zip(found, lengths, strict=True)):
+        available = [part.stop - part.start for part in window]
+        if not _fits(lengths, available):
             raise ValueError(
-                f"it has {sizes.shown(found)} pixels, and crops have {sizes.shown(lengths)}"
+                f"it has {sizes.shown(available)} pixels, and crops have {sizes.shown(lengths)}"
             )
         key, seed = crop
         random = np.random.Generator(np.random.PCG64(keyed(seed, key)))
         for i, length in enumerate(lengths):
-            start = window[i].start + int(random.integers(found[i] - length + 1))
+            start = window[i].start + int(random.integers(available[i] - length + 1))
             window[i] = slice(start, start + length)
         return tuple(window)
 
@@ -458,3 +457,10 @@ def check_eight_bit(spec: Spec, what: str) -> None:
     if not spec.eight_bit:
         known = f"this network knows values {spec.source_values} to {spec.target_values}"
         raise ValueError(f"{what} is for pictures of 8 bits, and {known}: use bbdm translate")
+
+
+def _fits(lengths: Sequence[int], sides: Sequence[int]) -> bool:
+    """Whether a crop is of as many axes as a picture, and no longer on any."""
+    if len(lengths) != len(sides):
+        return False
+    return all(length <= side for length, side in zip(lengths, sides, strict=True))

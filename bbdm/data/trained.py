@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from bbdm.base.runs import folder_beside
+from bbdm.base.sizes import number_of
 from bbdm.data.cells import ROLES
 from bbdm.data.provenance import (
     Record,
@@ -192,22 +193,16 @@ class Overlap:
         for role, names in (("", self.pairs), ("target", self.targets), ("source", self.sources)):
             if names:
                 by = "" if parts else f", by {self.where}"
-                shown = [
-                    name if name == other else f"{name} (as {other})"
-                    for name, other in names.items()
-                ]
-                parts.append(
-                    f"{self._count(role, len(names))} in training{by}: {first_names(shown)}"
-                )
+                shown: list[str] = []
+                for name, in_training in names.items():
+                    shown.append(name if name == in_training else f"{name} (as {in_training})")
+                count = self._count(role, len(names))
+                parts.append(f"{count} in training{by}: {first_names(shown)}")
         return "; ".join(parts)
 
     def _count(self, role: str, number: int) -> str:
         """How many pairs were, or the targets or sources of how many."""
-        of_all = (
-            f"{number} of 1 {self.noun}"
-            if self.count == 1
-            else f"{number} of {self.count} {self.noun}s"
-        )
+        of_all = f"{number} of {number_of(self.count, self.noun)}"
         if not role:
             return f"{of_all} was" if self.count == 1 else f"{of_all} were"
         return f"the {role} of {of_all} was" if number == 1 else f"the {role}s of {of_all} were"

@@ -108,11 +108,12 @@ def padded(images: Any, sides: Sequence[int], edge: bool = True) -> Any:
     if not any(missing):
         return images
     if isinstance(images, np.ndarray):
-        pairs = [(0, 0), (0, 0), *((0, count) for count in missing)]
-        return np.pad(images, pairs, "edge" if edge else "constant")
+        widths = [(0, 0), (0, 0)]
+        widths += [(0, count) for count in missing]
+        return np.pad(images, widths, "edge" if edge else "constant")
     import torch.nn.functional as F
 
-    widths: list[int] = []
+    ends: list[int] = []
     for count in reversed(missing):  # torch begins with the last axis
-        widths += [0, count]
-    return F.pad(images, widths, "replicate" if edge else "constant")
+        ends += [0, count]
+    return F.pad(images, ends, "replicate" if edge else "constant")

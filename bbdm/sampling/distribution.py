@@ -5,7 +5,7 @@ Nothing here needs torch. Sums are in float64, on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -65,17 +65,19 @@ class Distribution:
         with a stored value that says "none", which could be 0, it is float32 with NaN in its place. Where
         values have a mapping, it is half the way from one deviation below the mean to one above.
         """
-        spread = self.scaled_std
-        low, high = (self.restored([np.full_like(each, end) for each in spread]) for end in (-1, 1))
+        deviations = self.scaled_std
+        low = self.restored([np.full_like(deviation, -1) for deviation in deviations])
         if self._sources.scale.spec.target_values.mapping:
-            above = [mean + each for mean, each in zip(self.scaled_mean, spread, strict=True)]
-            below = [mean - each for mean, each in zip(self.scaled_mean, spread, strict=True)]
-            found = _half_between(self.restored(below), self.restored(above))
+            above = [a + b for a, b in zip(self.scaled_mean, deviations, strict=True)]
+            below = [a - b for a, b in zip(self.scaled_mean, deviations, strict=True)]
+            results = _half_between(self.restored(below), self.restored(above))
         else:
-            found = _less(self.restored([each - 1 for each in spread]), low, high)
-        if not isinstance(found, list):
-            return found
-        return [self._with_nan(source, each, low[source]) for source, each in enumerate(found)]
+            high = self.restored([np.full_like(deviation, 1) for deviation in deviations])
+            lengths = self.restored([deviation - 1 for deviation in deviations])
+            results = _less(lengths, low, high)
+        if not isinstance(results, list):
+            return results
+        return [self._with_nan(i, result, low[i]) for i, result in enumerate(results)]
 
     def _with_nan(self, source: int, spread: Any, low: Any) -> Any:
         """The deviation of a source, in float32 with NaN where its pictures have a value that says none."""
@@ -149,14 +151,11 @@ class Distribution:
 
         Stored values that would say that there is none become higher ones, or with ``down`` lower ones.
         """
-        groups = self._sources.groups
-        return self._sources.restore(
-            [
-                (indices, converted(np.stack([images[i] for i in indices]), source))
-                for indices, source in groups
-            ],
-            down,
-        )
+        batches: list[tuple[list[int], Any]] = []
+        for indices, source in self._sources.groups:
+            stacked = np.stack([images[index] for index in indices])
+            batches.append((indices, converted(stacked, source)))
+        return self._sources.restore(batches, down)
 
 
 def _less(value: Any, low: Any, high: Any) -> Any:
@@ -188,11 +187,10 @@ def sample_seeds(
     seed: int | Sequence[Sequence[int]] | None, sources: int, samples: int
 ) -> list[list[int]]:
     """(sources, samples) the seed of each sample."""
-    given: Any = seed
-    if not hasattr(given, "__iter__"):
-        flat = resolve_seeds(given, sources * samples)
-        return [flat[i::sources] for i in range(sources)]
-    rows = list(given)
+    if not isinstance(seed, Iterable):
+        seeds = resolve_seeds(seed, sources * samples)
+        return [seeds[i::sources] for i in range(sources)]
+    rows = list(seed)
     if len(rows) != sources or not all(hasattr(row, "__iter__") for row in rows):
         raise ValueError(
             f"seed must be an integer, or for each of {sources} sources a list of {samples} seeds, got {seed!r}"

@@ -180,16 +180,14 @@ def translate(config: TranslateRay) -> None:
     bad = translator.bad
 
     def write(sampler: BridgeSampler, jobs: Sequence[Job], lines: Lines, *_: Any) -> None:
+        # a picture once, also where several samples of it are jobs
         indices = {names[job.index]: job.index for job in jobs}
+        rows: list[dict[str, str]] = []
+        for name, index in indices.items():
+            rows.append({"name": name, "source": str(translator.dataset.rows[index]["source"])})
         alone = translator.files.alone or sampler.window_grid(config) is not None
-        sources = [translator.dataset.rows[index]["source"] for index in indices.values()]
-        rows = [
-            {"name": name, "source": str(source)}
-            for name, source in zip(indices, sources, strict=True)
-        ]
-        done = outcomes(
-            (config, translator, lines.settings), rows, 1 if alone else config.batch_size
-        )
+        batch_size = 1 if alone else config.batch_size
+        done = outcomes((config, translator, lines.settings), rows, batch_size)
         for name, error in counted(done, "translating", len(rows), "pictures", translator.verbose):
             if error:
                 bad[indices[name]] = error

@@ -293,7 +293,7 @@ def _checkpoint(
 
 
 def heads_first(state: State, head_channels: int) -> dict[str, Tensor]:
-    """Weights of attention in the order heads, q k v, channels, of those in the order q k v, heads, channels."""
+    """Weights of attention in the order (heads, q k v, channels), of the order (q k v, heads, channels)."""
     ordered = dict(state)
     for key, value in state.items():
         if ".qkv." in key:
