@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from bbdm import demo
-from bbdm.base import optional, scripts
+from bbdm.base import flags, optional, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
@@ -107,7 +107,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = scripts.Parser(__doc__)
+    parser = flags.Parser(__doc__)
     parser.add_argument(
         "data_dir", help="a folder with val/, source left and target right in each picture"
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bbdm.base import scripts
+from bbdm.base import flags, scripts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,7 +202,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = scripts.Parser(__doc__)
+    parser = flags.Parser(__doc__)
     parser.add_argument("results", type=Path, help="what pytest-benchmark wrote")
     parser.add_argument("--svg", type=Path, help="where to draw the main comparisons")
     args = parser.parse_args(argv)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from bbdm.base import optional, scripts
+from bbdm.base import flags, optional, scripts
 from bbdm.base.atomic import check_suffix
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = scripts.Parser(__doc__)
+    parser = flags.Parser(__doc__)
     parser.add_argument(
         "state_dict", type=Path, help="the checkpoint, with its weights under 'model_state'"
     )

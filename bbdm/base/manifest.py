@@ -68,15 +68,18 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
     """
 
     def text(value: Any) -> str:
-        whole, half = short(value), LONGEST // 2 - 2
-        return whole if len(whole) <= LONGEST else f"{whole[:half]}...{whole[-half:]}"
+        shown = short(value)
+        half = LONGEST // 2 - 2
+        return shown if len(shown) <= LONGEST else f"{shown[:half]}...{shown[-half:]}"
 
     parts: list[str] = []
     for key in {**before, **now}:
-        old, new, inside = before.get(key), now.get(key), ""
+        old = before.get(key)
+        new = now.get(key)
         if old == new:
             continue
+        inner = ""
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            inside = differences(old, new, f"{prefix}{key}.")
-        parts.append(inside or f"{prefix}{key} {text(old)}, now {text(new)}")
+            inner = differences(old, new, f"{prefix}{key}.")
+        parts.append(inner or f"{prefix}{key} {text(old)}, now {text(new)}")
     return ", ".join(parts)

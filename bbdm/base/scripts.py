@@ -7,7 +7,6 @@ that called the library.
 
 from __future__ import annotations
 
-import argparse
 import dis
 import os
 import re
@@ -17,25 +16,18 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, Field, dataclass, field
+from dataclasses import dataclass, field
 from importlib import import_module
-from inspect import get_annotations, getdoc
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, TypeVar
 
 from bbdm.base import optional, progress
-from bbdm.base.settings import check, choices_of, flag_fields, without_none
+from bbdm.base.flags import BY_FLAG, parser_of
+from bbdm.base.settings import check, flag_fields
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 TERMINATED = 143  # and for SIGTERM
 READER_ENDED = 141  # and for SIGPIPE: who reads the output, such as head, has ended
-MAIN = "what is used most"  # the heading of the fields that the help shows first
-# what stands for a value in the help
-METAVARS: dict[Any, str] = {int: "N", float: "X", Path: "PATH"}
-SCREEN = 24  # lines of a terminal, in which the help of a first run fits
-FEW = 4  # choices, which a screen of help names
-ALL = "all"  # the word after --help that asks for all flags
-BY_FLAG = " by flag"  # ends the name of a position that was given by its flag
 IMPORT = "--import"  # before a command: a module that registers bridges, solvers or metrics
 imported: list[str] = []  # the words that named what this process imported so
 Self = TypeVar("Self", bound="Command")
@@ -46,149 +38,6 @@ TRACEBACK = "BBDM_TRACEBACK"
 RAISE = dis.opmap["RAISE_VARARGS"]  # the instruction of a raise statement
 # What PyTorch says where its workers cannot hand over a batch
 SHARED_MEMORY_FULL = re.compile(r"shared memory.*No space left on device|Bus error.*shared memory")
-
-
-def most_like(word: str, known: Sequence[str]) -> str | None:
-    """What a word begins, or else what is most like it, of what is known; None if nothing is."""
-    from difflib import get_close_matches  # of errors alone
-
-    begun = [each for each in known if each.startswith(word)]
-    like = begun or get_close_matches(word, known, 1)
-    return like[0] if like else None
-
-
-class Parser(argparse.ArgumentParser):
-    """The flags of a command, whose docstring is the help; an error is one line.
-
-    Attributes:
-        first: the parser whose help has the flags of a first run alone; None for a command without.
-    """
-
-    first: Parser | None = None
-
-    def __init__(self, description: str | None, **settings: Any) -> None:
-        settings |= {"formatter_class": Formatter, "allow_abbrev": False}
-        super().__init__(description=description, **settings)
-        # values such as -1024:3071:HU are no flags
-        self._negative_number_matcher = re.compile(r"-\.?\d")
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with status 2; of an unknown flag, name the one that it begins, or else is most like."""
-        unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
-        suggestion = ""
-        flags = [flag for action in self._actions for flag in action.option_strings]
-        if unknown is not None and (flag := most_like(unknown[1], flags)):
-            suggestion = f"did you mean {flag}? "
-        self.exit(2, f"error: {message}; {suggestion}--help lists the flags\n")
-
-    def screen(self) -> str:
-        """The help that fits a screen: all flags where they do, else those of a first run."""
-        text = self.format_help()
-        if self.first is None or text.count("\n") <= SCREEN:
-            return text
-        text = self.first.format_help()
-        if text.count("\n") > SCREEN:
-            # which says what shows the others
-            self.first.epilog = (self.first.epilog or "").rpartition("\n\n")[2]
-            text = self.first.format_help()
-        return text
-
-
-class Formatter(argparse.RawDescriptionHelpFormatter):
-    """Help of which most flags take one line."""
-
-    def __init__(self, prog: str, **settings: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 27, **settings})
-
-
-class Help(argparse.Action):
-    """Print the help, of all flags after the word ``all``, and exit."""
-
-    def __call__(
-        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
-    ) -> None:
-        """Print and exit; ``values`` is the word after the flag, None if there is none."""
-        print(parser.format_help() if values == ALL else parser.screen(), end="")
-        parser.exit()
-
-
-def _brief(each: Field[Any]) -> dict[str, Any]:
-    """What is known of a field, with its shortest name beside its own, and the first clause of its help."""
-    about = each.metadata
-    short = [name for name in about["names"] if not name.startswith("--")][:1]
-    return {**about, "names": short, "help": about["help"].partition("; ")[0]}
-
-
-def _add(parser: Any, each: Field[Any], hint: Any, default: Any, brief: bool = False) -> None:
-    """Add the flag, or the position, of a field: its names, type, choices and help, with the default.
-
-    A flag that is left out has no value. One that is on has a ``--no-FLAG`` too. ``brief`` leaves out of the
-    help what a first run does not need.
-    """
-    about = _brief(each) if brief else each.metadata
-    name, kind, off = each.name, without_none(hint), argparse.SUPPRESS
-    usual = (
-        ""
-        if any(default is unset for unset in (MISSING, None, False, ()))
-        else f" (default: {default})"
-    )
-    if kind is bool:
-        parser.add_argument(
-            *about["names"],
-            f"--{name}",
-            action="store_true",
-            default=off,
-            help=about["help"] + usual,
-        )
-        if default is True:
-            parser.add_argument(
-                f"--no-{name}", dest=name, action="store_false", default=off, help="off"
-            )
-        return
-
-    def parsed(text: str) -> Any:
-        try:
-            return about["parse"](text)
-        except ValueError as error:  # whose message argparse would not show
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    choices, several = choices_of(each, kind), get_origin(kind) is tuple
-    options: dict[str, Any] = {
-        "help": about["help"],
-        "type": get_args(kind)[0] if several else kind,
-    }
-    if about["parse"] is not None:
-        options["type"], several = parsed, False
-    elif choices:
-        options |= {"choices": choices, "type": type(next(iter(choices)))}
-        if not brief or len(choices) <= FEW:
-            options["help"] += f": {', '.join(map(str, choices))}"
-    options |= {"nargs": "+"} if several else {}
-    if about["position"]:
-        left_out = (
-            {"nargs": "?", "default": default} if default is not MISSING and not several else {}
-        )
-        parser.add_argument(name, metavar=about["metavar"] or name.upper(), **options, **left_out)
-        if about["names"]:
-            options["help"] = f"the same as {name.upper()}"
-            parser.add_argument(
-                *about["names"], dest=f"{name}{BY_FLAG}", metavar="PATH", default=off, **options
-            )
-        return
-    metavar = about["metavar"] or METAVARS.get(kind, name.rpartition("_")[2].upper())
-    options |= {
-        "help": options["help"] + usual,
-        "default": off,
-        "required": default is MISSING,
-        "metavar": metavar,
-    }
-    parser.add_argument(
-        *about["names"],
-        f"--{name}",
-        dest=name,
-        **options,
-        **({"action": "extend"} if several else {}),
-    )
 
 
 def import_modules(words: Sequence[str]) -> list[str]:
@@ -261,53 +110,6 @@ class Command:
         return cls(**{"named": frozenset(values), **cls.defaults(values), **values})
 
     @classmethod
-    def parser(cls, words: Sequence[str] = ()) -> Parser:
-        """The parser of the fields; its help shows the defaults that ``words`` decide."""
-        known, hints = flag_fields(cls), get_type_hints(cls)
-        positions = [name for name, each in known.items() if each.metadata["position"]]
-        first = cls.FIRST.split()
-        groups = {MAIN: [*(name for name in positions if name not in first), *first]}
-        for name in known:
-            if name not in groups[MAIN]:
-                owner = next(each for each in cls.__mro__ if name in get_annotations(each))
-                places = owner.__module__.split(".")  # of a module of the user's own, its name
-                heading = vars(owner).get("HEADING") or places[min(1, len(places) - 1)]
-                groups.setdefault(known[name].metadata["group"] or heading, []).append(name)
-        usage = ["%(prog)s"]
-        for each in (known[name] for name in groups[MAIN] if name in positions):
-            word = each.metadata["metavar"] or each.name.upper()
-            usage.append(word if each.default is MISSING else f"[{word}]")
-        summary, _, more = (getdoc(cls) or "").partition("\n\nRaises:")[0].partition("\n\n")
-        program = cls.PROGRAM or "bbdm " + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower()
-        about: dict[str, Any] = {
-            "prog": program,
-            "usage": " ".join([*usage, "[flags]"]),
-            "add_help": False,
-        }
-        others = f"--help {ALL} lists all {len(known) - len(positions)} flags."
-        parser = Parser(summary, epilog=more, **about)
-        parser.first = Parser(summary, epilog=f"{more}\n\n{others}".lstrip(), **about)
-        early = Parser(None, add_help=False)
-        for name in cls.DECIDING.split():
-            _add(early, known[name], hints[name], None)
-        defaults = cls.defaults(vars(early.parse_known_args(words)[0]))
-        for title, names in groups.items():
-            group = parser.add_argument_group(title)
-            for name in names:
-                _add(group, known[name], hints[name], defaults.get(name, known[name].default))
-        shown = parser.first.add_argument_group(MAIN)
-        for name in groups[MAIN]:
-            _add(
-                shown, known[name], hints[name], defaults.get(name, known[name].default), brief=True
-            )
-        off = argparse.SUPPRESS
-        about = {"action": Help, "nargs": "?", "dest": off, "default": off, "metavar": ALL}
-        parser.add_argument_group("help").add_argument(
-            "-h", "--help", help=f"show this; {ALL}: all flags", **about
-        )
-        return parser
-
-    @classmethod
     def parse(cls: type[Self], words: Sequence[str]) -> Self:
         """The command of words.
 
@@ -315,23 +117,21 @@ class Command:
             SystemExit: a word is no flag, or no value of its flag. One line says why.
             ValueError: a check of the dataclass fails.
         """
-        parser = cls.parser(words)
-        values = vars(parser.parse_args([*words]))
-        given_by_flag = [name for name in values if name.endswith(BY_FLAG)]
-        for given in given_by_flag:
-            name = given.removesuffix(BY_FLAG)
-            known = flag_fields(cls)[name]
-            if values[name] != known.default:
-                parser.error(
-                    f"{name.upper()} and {known.metadata['names'][0]} are the same: give one"
-                )
-            values[name] = values.pop(given)
-        return cls.of(
-            **{
-                name: tuple(each) if isinstance(each, list) else each
-                for name, each in values.items()
-            }
-        )
+        parser = parser_of(cls, words)
+        parsed = vars(parser.parse_args([*words]))
+        known = flag_fields(cls)
+        values: dict[str, Any] = {}
+        for name, value in parsed.items():
+            if not name.endswith(BY_FLAG):
+                values[name] = tuple(value) if isinstance(value, list) else value
+        for name in known:
+            if f"{name}{BY_FLAG}" not in parsed:
+                continue
+            if values[name] != known[name].default:
+                flag = known[name].metadata["names"][0]
+                parser.error(f"{name.upper()} and {flag} are the same: give one")
+            values[name] = parsed[f"{name}{BY_FLAG}"]
+        return cls.of(**values)
 
     @classmethod
     @contextmanager
@@ -386,12 +186,17 @@ class Command:
 
 def warn(message: str) -> None:
     """Warn at the line that called the library."""
-    frame, depth = sys._getframe(1), 2
-    while frame.f_back is not None and (
-        frame.f_code.co_filename.startswith(ROOT) or Path(frame.f_code.co_filename).name in BETWEEN
-    ):
-        frame, depth = frame.f_back, depth + 1
+    frame = sys._getframe(1)
+    depth = 2
+    while frame.f_back is not None and is_own(frame.f_code.co_filename):
+        frame = frame.f_back
+        depth += 1
     warnings.warn(message, stacklevel=depth)
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is of the library, or of functions that call it for the library itself."""
+    return file.startswith(ROOT) or Path(file).name in BETWEEN
 
 
 class StoppedError(RuntimeError):
@@ -427,10 +232,10 @@ def open_streams() -> None:
 
 def message_of(error: Exception) -> str | None:
     """What a command prints of an expected error; None of another, whose traceback is printed."""
-    if isinstance(error, ModuleNotFoundError) or (
-        isinstance(error, ImportError) and optional.install(error)
-    ):
-        return f"{error}{optional.install(error)}"
+    if isinstance(error, ImportError):
+        advice = optional.install(error)
+        if advice or isinstance(error, ModuleNotFoundError):
+            return f"{error}{advice}"
     if isinstance(error, OSError):
         return str(error)
     if isinstance(error, ValueError):
@@ -463,10 +268,8 @@ def run(main: Callable[[], object]) -> None:
         warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
         main()
     except KeyboardInterrupt as error:
-        print(
-            f"\ninterrupted: {error if error.args else 'the same command makes what is missing'}",
-            file=sys.stderr,
-        )
+        message = str(error) if error.args else "the same command makes what is missing"
+        print(f"\ninterrupted: {message}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     except StoppedError as error:
         print(f"stopped: {error}", file=sys.stderr)

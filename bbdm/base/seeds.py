@@ -17,13 +17,13 @@ def resolve_seeds(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """
     value: Any = secrets.randbelow(2**32) if seed is None else seed
     # a 0-dimensional array is one number
-    several = hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0
+    is_list = hasattr(value, "__iter__") and getattr(value, "ndim", 1) > 0
     try:
-        seeds = (
-            [operator.index(s) for s in value]
-            if several
-            else [operator.index(value) + i for i in range(count)]
-        )
+        if is_list:
+            seeds = [operator.index(item) for item in value]
+        else:
+            first = operator.index(value)
+            seeds = list(range(first, first + count))
     except TypeError as error:
         raise ValueError(f"seed must be an integer or a list of integers, got {seed!r}") from error
     if len(seeds) != count:

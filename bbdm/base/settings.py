@@ -1,6 +1,6 @@
 """Settings that are declared once: a dataclass field with its help, from which checks and flags follow.
 
-Flags are made of them in :mod:`bbdm.base.scripts`.
+Flags are made of them in :mod:`bbdm.base.flags`.
 """
 
 from __future__ import annotations

@@ -124,31 +124,47 @@ class Bridge(Path):
             ValueError: one of these does not hold; the message says which, and at what time.
         """
         Bridge.__post_init__(self)  # of a subclass whose own is another, too
-        name = type(self).__name__
-        times = (
-            np.linspace(self.low, self.end, 1001)
-            if self.continuous
-            else np.arange(self.low, self.end + 1)
-        )
-        for what, value in {
-            **self.marginal(times)._asdict(),
-            "network_time": self.network_times(times),
-        }.items():
-            if len(bad := times[~np.isfinite(np.broadcast_to(value, times.shape))]):
-                raise ValueError(
-                    f"{what} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}"
-                )
-        for time, expected in ((0, (1, 0, 0)), (self.end, (0, 1, 0))) if self.closed else ():
-            found = [float(weight) for weight in self.marginal(time)]
-            if np.max(np.abs(np.subtract(found, expected))) > ENDS:
-                raise ValueError(
-                    f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {found}: mend "
-                    "marginal, or set closed = False where the path stops short of its ends"
-                )
-        levels = self.nu(times := times[times <= self.top])
-        if len(bad := np.flatnonzero(~(np.diff(levels) > 0))):
-            found = " and ".join(f"{levels[i]:g} at t = {times[i]:g}" for i in (bad[0], bad[0] + 1))
-            raise ValueError(f"the noise level of {name} must increase, got {found}")
+        if self.continuous:
+            times = np.linspace(self.low, self.end, 1001)
+        else:
+            times = np.arange(self.low, self.end + 1)
+        for function, values in self.marginal(times)._asdict().items():
+            self._check_finite(function, times, values)
+        self._check_finite("network_time", times, self.network_times(times))
+        if self.closed:
+            self._check_end(0, (1, 0, 0))
+            self._check_end(self.end, (0, 1, 0))
+        self._check_increasing(times[times <= self.top])
+
+    def _check_finite(self, function: str, times: Array, values: Any) -> None:
+        """Raise ValueError where a function of time is NaN or infinite."""
+        bad = times[~np.isfinite(np.broadcast_to(values, times.shape))]
+        if len(bad):
+            name = type(self).__name__
+            raise ValueError(
+                f"{function} of {name} must be finite, got NaN or infinity at t = {bad[0]:g}"
+            )
+
+    def _check_end(self, time: float, expected: tuple[float, float, float]) -> None:
+        """Raise ValueError where the path does not end in the target, or in the source."""
+        weights = [float(weight) for weight in self.marginal(time)]
+        if np.max(np.abs(np.subtract(weights, expected))) > ENDS:
+            name = type(self).__name__
+            raise ValueError(
+                f"alpha, beta and sigma of {name} must be {expected} at t = {time:g}, got {weights}: mend "
+                "marginal, or set closed = False where the path stops short of its ends"
+            )
+
+    def _check_increasing(self, times: Array) -> None:
+        """Raise ValueError where the noise level does not increase; NaN does not."""
+        levels = self.nu(times)
+        bad = np.flatnonzero(~(np.diff(levels) > 0))
+        if len(bad):
+            first = bad[0]
+            before = f"{levels[first]:g} at t = {times[first]:g}"
+            after = f"{levels[first + 1]:g} at t = {times[first + 1]:g}"
+            name = type(self).__name__
+            raise ValueError(f"the noise level of {name} must increase, got {before} and {after}")
 
     @property
     def statistics(self) -> dict[str, float]:
@@ -244,25 +260,19 @@ class Bridge(Path):
         """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W)."""
         import torch
 
-        real = t.is_floating_point()
-        if (
-            t.shape != images.shape[:1]
-            or t.is_complex()
-            or t.dtype == torch.bool
-            or (real and not self.continuous)
-        ):
+        is_number = not t.is_complex() and t.dtype != torch.bool
+        if t.is_floating_point() and not self.continuous:
+            is_number = False
+        if t.shape != images.shape[:1] or not is_number:
             kind = "numbers" if self.continuous else "integers"
             raise ValueError(
                 f"t must be {len(images)} {kind}, got shape {tuple(t.shape)} of {t.dtype}"
             )
-        if (
-            t.device.type == "cpu"
-            and len(t)
-            and not (self.low <= float(t.min()) and float(t.max()) <= self.top)
-        ):
-            raise ValueError(
-                f"t must be in [{self.low}, {self.top}], got [{t.min().item()}, {t.max().item()}]"
-            )
+        if t.device.type == "cpu" and len(t):  # on a GPU, a look would wait for it
+            first = t.min().item()
+            last = t.max().item()
+            if not (self.low <= first and last <= self.top):  # NaN too
+                raise ValueError(f"t must be in [{self.low}, {self.top}], got [{first}, {last}]")
         device = images.device
         dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
         if not self.continuous:

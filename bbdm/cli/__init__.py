@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from bbdm import __version__
-from bbdm.base import scripts
+from bbdm.base import flags, scripts
 from bbdm.base.settings import setting
 
 # the class of each, its summary, and what runs mere settings
@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary, *_) in COMMANDS.items())
     about = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help shows its flags."
-    parser = scripts.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
+    parser = flags.Parser(about, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
     text = "import it first: a module with a bridge, solver or metric of yours"
     parser.add_argument(scripts.IMPORT, metavar="MODULE", help=text)
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")
@@ -122,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(2)
     if words[0].startswith("-"):
         parser.parse_args(words)
-    meant = scripts.most_like(words[0], [*COMMANDS])
+    meant = flags.most_like(words[0], [*COMMANDS])
     suggestion = "" if meant is None else f"did you mean {meant}? "
     parser.exit(
         2, f"error: there is no command {words[0]!r}; {suggestion}bbdm --help lists the commands\n"

@@ -151,10 +151,8 @@ class StartCommand(TrainingCommand):
         """The network in a folder of diffusers or a file of ADM, and the bridge; notes are reported."""
         from bbdm.files.pretrained import read_pretrained
 
-        if codec is None:
-            channels, source_channels = pairs.channels, pairs.source_channels
-        else:
-            channels, source_channels = None, codec.channels
+        channels = None if codec is not None else pairs.channels
+        source_channels = pairs.source_channels if codec is None else codec.channels
         endpoint = endpoint_of(pairs, codec)
         network, bridge, notes = read_pretrained(
             base, bridge, source_channels, channels, self.config, endpoint, self.init_from

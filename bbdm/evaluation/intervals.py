@@ -219,9 +219,12 @@ class Intervals:
             raise ValueError(
                 f"the intervals are of {self.samples} samples, got {distribution.count}"
             )
-        moved = [each.at(self.lambda_) for each in ends(distribution, self.by, self.alpha)]
-        lows = [low for low, _ in moved]
-        highs = [high for _, high in moved]
+        lows: list[Array] = []
+        highs: list[Array] = []
+        for pair in ends(distribution, self.by, self.alpha):
+            low, high = pair.at(self.lambda_)
+            lows.append(low)
+            highs.append(high)
         # away from a nodata
         return distribution.restored(lows, down=True), distribution.restored(highs)
 

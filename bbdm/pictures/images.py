@@ -116,7 +116,8 @@ def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image
     height, width = sides(size)
     if resize == "fit":
         factor = min(height / image.height, width / image.width)
-        height, width = max(1, round(image.height * factor)), max(1, round(image.width * factor))
+        height = max(1, round(image.height * factor))
+        width = max(1, round(image.width * factor))
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.BILINEAR)

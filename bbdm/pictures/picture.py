@@ -344,17 +344,14 @@ def _geometry_of_all(arrays: Sequence[Any], shape: tuple[int, ...]) -> Geometry:
     It is lost where another shape is left, or a picture of this shape has lost its own.
     """
     pictures = [array for array in arrays if isinstance(array, Picture)]
-    first = next((picture for picture in pictures if picture.geometry.axes is not None), None)
-    if first is None:
-        return next(
-            (picture.geometry for picture in pictures if picture.geometry.lost),
-            pictures[0].geometry,
-        )
+    lost = [picture for picture in pictures if picture.geometry.lost]
+    placed = [picture for picture in pictures if picture.geometry.axes is not None]
+    if not placed:
+        return lost[0].geometry if lost else pictures[0].geometry
+    first = placed[0]
     axes = first.geometry.axes or 0
     sides = shape[-axes:]
-    was_moved = any(
-        picture.geometry.lost and picture.shape[-axes:] == sides for picture in pictures
-    )
+    was_moved = any(picture.shape[-axes:] == sides for picture in lost)
     if was_moved or first.shape[-axes:] != sides:
         return first.geometry.without_place
     return first.geometry

@@ -303,9 +303,9 @@ class LargePicture:
         seeds = self._sampler.loop.array(np.array(self._batch.seeds))
         assert self._batch.windows is not None
         dtype = self._sampler.backend.like.dtype
-        weights = [
-            torch.from_numpy(side).to(dtype) for side in self._batch.windows.weights(self._size)
-        ]
+        weights: list[torch.Tensor] = []
+        for side in self._batch.windows.weights(self._size):
+            weights.append(torch.from_numpy(side).to(dtype))
         return Inputs(source, [seen], seeds, weights=weights)
 
     def _write_source(
@@ -356,19 +356,19 @@ class LargePicture:
             if rows.start >= height or columns.start >= width:
                 continue
             missing = None if absent is None else absent[rows, columns].numpy()
-            made = self._sampler.pictures.result(
-                state[0, :, rows, columns].numpy(), self._source.geometry, missing
-            )
-            values = np.asarray(made)
+            image = state[0, :, rows, columns].numpy()
+            result = self._sampler.pictures.result(image, self._source.geometry, missing)
+            values = np.asarray(result)
             if chunks is None:
                 yield (rows, columns), values
                 continue
-            for part in chunks.stored_in((rows, columns)):
-                part_rows, part_columns = part
-                top, left = part_rows.start - rows.start, part_columns.start - columns.start
-                high = part_rows.stop - part_rows.start
-                wide = part_columns.stop - part_columns.start
-                yield (part_rows, part_columns), values[:, top : top + high, left : left + wide]
+            for chunk in chunks.stored_in((rows, columns)):
+                chunk_rows, chunk_columns = chunk
+                inner_rows = slice(chunk_rows.start - rows.start, chunk_rows.stop - rows.start)
+                inner_columns = slice(
+                    chunk_columns.start - columns.start, chunk_columns.stop - columns.start
+                )
+                yield (chunk_rows, chunk_columns), values[:, inner_rows, inner_columns]
 
     def _stored(self, folder: Path, blank: Picture, parts: Iterator[tuple[Box, Array]]) -> Array:
         """The values of the result, mapped into memory from a file."""

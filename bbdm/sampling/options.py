@@ -135,22 +135,22 @@ class Options(GuidanceOptions):
             TypeError: a keyword is neither an option nor a condition of the network.
             ValueError: an option is out of range.
         """
-        named = {name: value for name, value in options.items() if name not in NAMES}
-        if not named:
-            return cls(**options)
-        if unknown := [name for name in named if name not in conditions.each]:
-            known = conditions.described
-            raise TypeError(
-                f"{unknown[0]!r} is no argument of a call, and no condition; the network has {known}"
-            )
-        others = {name: value for name, value in options.items() if name not in named}
-        mapping = others.get("conditions") or {}
-        return cls(
-            **{
-                **others,
-                "conditions": {**named, **mapping} if isinstance(mapping, Mapping) else mapping,
-            }
-        )
+        arguments: dict[str, Any] = {}
+        by_name: dict[str, Any] = {}
+        for name, value in options.items():
+            if name in NAMES:
+                arguments[name] = value
+            elif name in conditions.each:
+                by_name[name] = value
+            else:
+                raise TypeError(
+                    f"{name!r} is no argument of a call, and no condition; the network has "
+                    f"{conditions.described}"
+                )
+        mapping = arguments.get("conditions") or {}
+        if by_name and isinstance(mapping, Mapping):
+            arguments["conditions"] = {**by_name, **mapping}
+        return cls(**arguments)
 
 
 NO_OPTIONS = Options()  # of calls that give none

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import bbdm
 from bbdm import demo
-from bbdm.base import scripts
+from bbdm.base import flags, scripts
 from bbdm.cli.files import Export
 from examples.web import tables
 
@@ -37,7 +37,7 @@ def write(name: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    scripts.Parser(__doc__).parse_args(argv)
+    flags.Parser(__doc__).parse_args(argv)
     if names := [name for name in WEIGHTS if not is_current(name)]:
         # each works on one core
         with multiprocessing.get_context("spawn").Pool(len(names)) as pool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bbdm import bridges, solvers
-from bbdm.base import scripts
+from bbdm.base import flags, scripts
 from bbdm.base.atomic import write_atomically
 from bbdm.files.bridge_json import read_settings
 
@@ -37,7 +37,7 @@ def tables(settings: dict[str, Any], words: list[str]) -> Iterator[dict[str, Any
 
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = scripts.Parser(__doc__)
+    parser = flags.Parser(__doc__)
     parser.add_argument("folder", type=Path, help="an export of `bbdm export`")
     default = f"{' '.join(PAIRS)}; for a distilled network, {solvers.DISTILLED} with each number up to its own"
     parser.add_argument("tables", nargs="*", metavar="SOLVER:CALLS,CALLS", help=f"({default})")
