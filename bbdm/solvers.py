@@ -112,12 +112,11 @@ def build(
     make: Callable[..., StepTable]
     make, default = SOLVERS[solver] if isinstance(solver, str) else (solver, None)
     if default is not None:
-        return make(
-            bridge,
-            default(bridge, steps)
-            if timesteps is None
-            else skips.resolve(bridge, timesteps, steps),
-        )
+        if timesteps is None:
+            times = default(bridge, steps)
+        else:
+            times = skips.resolve(bridge, timesteps, steps)
+        return make(bridge, times)
     if timesteps is not None:
         raise ValueError(
             f"solver {name_of(solver)!r} takes steps, and no timesteps; got {timesteps!r}"
@@ -145,11 +144,10 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
 
 def check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:
     """Raise ValueError for an unknown solver, or for ``steps`` together with ``timesteps``."""
-    is_known = (
-        solver in SOLVERS
-        if isinstance(solver, str)
-        else callable(solver) or isinstance(solver, StepTable)
-    )
+    if isinstance(solver, str):
+        is_known = solver in SOLVERS
+    else:
+        is_known = callable(solver) or isinstance(solver, StepTable)
     if not is_known:
         names = ", ".join(map(repr, SOLVERS))
         raise ValueError(
@@ -367,7 +365,8 @@ def _midpoint_row(bridge: Bridge, times: skips.Timesteps) -> list[float]:
     """
     alpha, beta, sigma = (weights.tolist() for weights in bridge.at(times))
     nu = bridge.nu(times) / bridge.level_scale
-    level, q = -np.log(skips.reference_noise(nu)), skips.REFERENCE / nu
+    level = -np.log(skips.reference_noise(nu))
+    q = skips.REFERENCE / nu
     integral = level[2] - level[0] - 1 + (q[0] + np.arctan(q[2]) - np.arctan(q[0])) / q[2]
     gain = alpha[2] * integral / (level[1] - level[0])
     kept = sigma[2] / sigma[1]

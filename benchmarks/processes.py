@@ -24,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import TensorDataset
 
 from bbdm import BrownianBridge, UNet
-from bbdm.base.settings import from_values
+from bbdm.base.settings import from_command
 from bbdm.cli import train as train_script
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
@@ -183,7 +183,7 @@ def bare_steps(data: str, device: str, compiled: bool) -> Any:
         "demo-residual",
         *(["--compile"] * compiled),
     ]
-    config = from_values(TrainConfig, vars(train_script.Train.parse(flags)))
+    config = from_command(TrainConfig, train_script.Train.parse(flags))
     trainer = Trainer(
         _demo_network(device), networks.BRIDGE, config, pairs, None, Path(tempfile.gettempdir())
     )

@@ -73,11 +73,9 @@ def public(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], lis
         try:
             if name in homes:
                 home = package(homes[name], name)
-                return (
-                    getattr(home, name)
-                    if hasattr(home, name)
-                    else import_module(f"{homes[name]}.{name}")
-                )
+                if hasattr(home, name):
+                    return getattr(home, name)
+                return import_module(f"{homes[name]}.{name}")
             if not name.startswith("__") and find_spec(f"{room}.{name}"):
                 return import_module(f"{room}.{name}")
         except ModuleNotFoundError as error:

@@ -20,7 +20,9 @@ Item = TypeVar("Item")
 LINE_EVERY = 60.0  # seconds between lines in a log
 BAR_EVERY = 1.0  # seconds between notes beside a bar, for which a GPU may have to be waited
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+MINUTE = 60.0
+HOUR = 3600.0
+DAY = 86400.0
 
 clock: Callable[[], float] = time.monotonic  # seconds
 

@@ -6,11 +6,21 @@ Flags are made of them in :mod:`bbdm.base.flags`.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from bbdm.base.progress import Shown
 
@@ -61,11 +71,11 @@ def position(help: str, default: Any = ..., names: Sequence[str] = (), **about: 
 def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:
     """The fields of a dataclass that are flags or positions, by name, without those in its ``HIDDEN``."""
     hidden = getattr(settings, "HIDDEN", ())
-    return {
-        each.name: each
-        for each in fields(settings)
-        if "help" in each.metadata and each.name not in hidden
-    }
+    flags: dict[str, Field[Any]] = {}
+    for each in fields(settings):
+        if "help" in each.metadata and each.name not in hidden:
+            flags[each.name] = each
+    return flags
 
 
 def choices_of(each: Field[Any], kind: Any) -> Collection[Any]:
@@ -94,7 +104,8 @@ def check(settings: Any) -> None:
             continue
         choices = choices_of(each, kind)
         if choices:
-            for chosen in value if isinstance(value, tuple) else [value]:
+            values = value if isinstance(value, tuple) else (value,)
+            for chosen in values:
                 if chosen not in choices:
                     raise ValueError(f"{name} must be one of {tuple(choices)}, got {chosen!r}")
         if kind is Path and isinstance(value, str):
@@ -104,10 +115,11 @@ def check(settings: Any) -> None:
             raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
-def from_values(settings: type[Settings], values: Mapping[str, Any]) -> Settings:
-    """A settings dataclass of those values that are its fields."""
-    names = {each.name for each in fields(settings)}  # pyright: ignore[reportArgumentType]
-    return settings(**{name: value for name, value in values.items() if name in names})
+def from_command(settings: type[Settings], command: Any) -> Settings:
+    """A settings dataclass of the fields that it shares with a command."""
+    given = {each.name for each in fields(command)}
+    shared = [each.name for each in fields(cast(Any, settings)) if each.name in given]
+    return settings(**{name: getattr(command, name) for name in shared})
 
 
 @dataclass(frozen=True, kw_only=True)

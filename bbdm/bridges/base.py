@@ -87,10 +87,12 @@ class Bridge(Path):
         if self.density == "top" and self.objective != "pinned":
             raise ValueError(f"density 'top' is of the objective 'pinned', got {self.objective!r}")
         for name in ("spread", "sigma_data", "sigma_source", *self.positive):
-            if not 0 < (value := getattr(self, name)) < np.inf:
+            value = getattr(self, name)
+            if not 0 < value < np.inf:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         self._check_noise_range()
-        if not abs(self.cov) < (limit := self.sigma_data * self.sigma_source):
+        limit = self.sigma_data * self.sigma_source
+        if not abs(self.cov) < limit:
             raise ValueError(
                 f"cov must be below {limit:g} in size, the product of the spreads, got {self.cov!r}"
             )
@@ -189,11 +191,10 @@ class Bridge(Path):
         What the network is shown and x0hat have no part of y, and the path is a bridge of a diffusion, with
         sigma^2 in proportion to alpha beta. Then a step of the solver ``posterior`` has no part of y either.
         """
-        times = (
-            np.linspace(self.low, self.top, 65)[:-1]
-            if self.continuous
-            else np.arange(self.low, self.top)
-        )
+        if self.continuous:
+            times = np.linspace(self.low, self.top, 65)[:-1]
+        else:
+            times = np.arange(self.low, self.top)
         alpha, beta, sigma = self.at(times)
         if self.deterministic or not times.size or not np.all(sigma > 0):
             return False
@@ -245,16 +246,26 @@ class Bridge(Path):
     def _state(self, t: npt.ArrayLike) -> Array:
         return np.stack(self.at(t), axis=-1)
 
+    def _assign(self, **attributes: Any) -> None:
+        """Set attributes that follow from the settings, while the frozen bridge is made."""
+        for name, value in attributes.items():
+            object.__setattr__(self, name, value)
+
+    @cached_property
+    def _tables(self) -> dict[Any, Tensor]:
+        """Arrays on devices, by name, device and dtype."""
+        return {}
+
     def _on_device(self, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
         """An array of this bridge, or a method's at the integers 0..top, copied to a device once."""
         import torch
 
-        tables: dict[Any, Tensor] = vars(self).setdefault("_tables", {})
-        if (name, device, dtype) not in tables:
-            found = getattr(self, name)
-            array = found(np.arange(self.top + 1)) if callable(found) else found
-            tables[name, device, dtype] = torch.from_numpy(array).to(device=device, dtype=dtype)
-        return tables[name, device, dtype]
+        key = (name, device, dtype)
+        if key not in self._tables:
+            attribute = getattr(self, name)
+            array = attribute(np.arange(self.top + 1)) if callable(attribute) else attribute
+            self._tables[key] = torch.from_numpy(array).to(device=device, dtype=dtype)
+        return self._tables[key]
 
     def _rows(self, name: str, t: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The rows of (B,) times in a table of a method, and the table, for images (B, C, H, W)."""
@@ -283,7 +294,8 @@ class Bridge(Path):
 
     def _sum(self, name: str, t: Tensor, *images: Tensor) -> Tensor:
         """Three images, each times its column of a table of a method."""
-        if len(shapes := {tuple(image.shape) for image in images}) > 1:
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) > 1:
             raise ValueError(f"images must have one shape, got {sorted(shapes)}")
         rows, table = self._rows(name, t, images[0])
         first, second, third = table[rows.long()].view(-1, 3, *[1] * (images[0].ndim - 1)).unbind(1)

@@ -103,7 +103,7 @@ class BrownianBridge(Bridge):
 
     def __post_init__(self) -> None:
         exact = self.schedule == "exact"  # the original code's schedules stop short of both ends
-        vars(self).update(deterministic=self.max_variance == 0, closed=exact, low=int(exact))
+        self._assign(deterministic=self.max_variance == 0, closed=exact, low=int(exact))
         super().__post_init__()
         if not (np.isfinite(self.max_variance) and self.max_variance >= 0):
             raise ValueError(
@@ -154,12 +154,14 @@ class BrownianBridge(Bridge):
         if steps is None:
             return super().ancestral_times(None)
         # so many times are still to come
-        left = (steps := check_steps(steps, self.num_steps)) - np.arange(steps)
+        steps = check_steps(steps, self.num_steps)
+        left = steps - np.arange(steps)
         return np.maximum(np.rint(self.num_steps * (left / steps) ** 2), left).astype(np.int64)
 
     def ancestral(self, times: npt.NDArray[Any]) -> Array:
         """Euler-Maruyama of the reverse SDE with diffusion sqrt(2 max_variance); sde-bbdm at every time."""
-        step, zero = -np.diff(times, append=0).astype(np.float64), np.zeros(len(times))
+        step = -np.diff(times, append=0).astype(np.float64)
+        zero = np.zeros(len(times))
         noise = np.sqrt(2 * self.max_variance / self.num_steps * step)
         noise[-1] = 0  # the last step ends in the estimate
         return np.stack([1 - step / times, zero, step / times, zero, noise], axis=1)

@@ -43,7 +43,7 @@ class RealTimeBridge(Bridge):
         top = self.t_max
         if self.objective == "noise":  # it has no x0hat at the end
             top = self.t_max - 1e-4 * (self.t_max - self.t_min)
-        vars(self).update(low=self.t_min, top=top, end=self.t_max)
+        self._assign(low=self.t_min, top=top, end=self.t_max)
 
     def network_time(self, t: npt.ArrayLike) -> Array:
         """250 ln t."""
@@ -116,7 +116,8 @@ def preconditioned(bridge: ECSI, t: npt.ArrayLike) -> Weights:
 
     So has the published code, on which the published networks were trained.
     """
-    weights, (alpha, beta, _) = OBJECTIVES["preconditioned"](bridge, t), bridge.at(t)
+    weights = OBJECTIVES["preconditioned"](bridge, t)
+    alpha, beta, _ = bridge.at(t)
     return weights._replace(
         p_x=(alpha * bridge.sigma_data**2 + beta * bridge.cov**2) * weights.i_x**2
     )
@@ -202,7 +203,8 @@ class I2SB(Bridge):
         return np.cumsum(increments), np.cumsum(increments[::-1])[::-1]
 
     def _at(self, t: npt.ArrayLike) -> tuple[Array, Array]:
-        time, indices = self._time(t), np.arange(self.num_steps)
+        time = self._time(t)
+        indices = np.arange(self.num_steps)
         forward, backward = (np.interp(time, indices, values) for values in self._variances)
         return forward, backward
 
@@ -236,7 +238,8 @@ class I2SB(Bridge):
         The last row goes to index 0, without noise.
         """
         following = np.append(times[1:], 0)
-        before, after = self._variances[0][times], self._variances[0][following]
+        before = self._variances[0][times]
+        after = self._variances[0][following]
         share = np.where(times == 0, 0.0, after / before)
         noise = np.where(following > 0, np.sqrt(share * (before - after)), 0.0)
         if self.deterministic:

@@ -211,7 +211,9 @@ def noise(path: Path, t: npt.ArrayLike) -> Weights:
 def preconditioned(path: Path, t: npt.ArrayLike) -> Weights:
     """Unit variance of input and target (Karras et al. 2022; for bridges Zhou et al. 2024, DDBM, eq. 13)."""
     alpha, beta, sigma = path.at(t)
-    x0, y, both = path.sigma_data**2, path.sigma_source**2, path.cov
+    x0 = path.sigma_data**2
+    y = path.sigma_source**2
+    both = path.cov
     total = alpha**2 * x0 + beta**2 * y + 2 * alpha * beta * both + sigma**2
     c_in = total**-0.5
     c_out = c_in * np.sqrt(beta**2 * (x0 * y - both**2) + x0 * sigma**2)
@@ -224,7 +226,8 @@ def pinned(path: Path, t: npt.ArrayLike) -> Weights:
     Where nu is infinite the network is shown nothing of the state, and predicts x0 - y at unit variance.
     """
     alpha, beta, _ = path.at(t)
-    spread, nu = path.spread, path.nu(t)
+    spread = path.spread
+    nu = path.nu(t)
     finite = np.isfinite(nu)
     with np.errstate(divide="ignore", invalid="ignore"):
         c_in = 1 / np.hypot(nu, spread)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bbdm.base.settings import from_values, position, setting
+from bbdm.base.settings import from_command, position, setting
 from bbdm.cli.training import SHORT, TrainingCommand
 from bbdm.data.config import DataConfig
 from bbdm.data.rows import read_layout
@@ -57,7 +57,7 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         from bbdm.training.distillation import StudentTask, student_of
         from bbdm.training.trainer import Trainer
 
-        config = from_values(DistillConfig, vars(self))
+        config = from_command(DistillConfig, self)
         teacher = load_checkpoint(self.teacher, **self.missing)
         student = student_of(teacher, self.calls)
         codec = teacher.build_codec()

@@ -9,7 +9,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, get_args
 
-from bbdm.base.settings import from_values, setting
+from bbdm.base.settings import from_command, setting
 from bbdm.base.sizes import number_of
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder, say_what_is_read
@@ -363,10 +363,12 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         bridge = self._fitted(
             team, replace(bridge, **statistics), network, pairs, codec, bool(statistics), resumed
         )
-        task, kind = BridgeTask, TrainConfig
+        task = BridgeTask
+        kind = TrainConfig
         if self.dataset == UNPAIRED:
-            task, kind = UnpairedTask, UnpairedConfig
-        config = from_values(kind, vars(self))
+            task = UnpairedTask
+            kind = UnpairedConfig
+        config = from_command(kind, self)
         trainer = Trainer(
             network, bridge, config, pairs, validation, folder, codec, team, callbacks, task=task
         )
@@ -399,7 +401,8 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
 
     def _network(self, pairs: Pairs, codec: Codec | None) -> Network:
         """The network of the preset, for the channels and the conditions of pairs, as initialised."""
-        channels, source_channels = pairs.channels, pairs.source_channels
+        channels = pairs.channels
+        source_channels = pairs.source_channels
         if codec is not None:
             channels = source_channels = codec.channels
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from bbdm.base.settings import from_values, setting
+from bbdm.base.settings import from_command, setting
 from bbdm.base.sizes import number_of
 from bbdm.cli.training import SHORT, TrainingCommand
 from bbdm.networks.config import VQGANS
@@ -66,7 +66,7 @@ class TrainVQGAN(TrainingCommand, AutoencoderConfig):
         from bbdm.training.autoencoder import AutoencoderTask
         from bbdm.training.trainer import Trainer
 
-        config = from_values(AutoencoderConfig, vars(self))
+        config = from_command(AutoencoderConfig, self)
         torch.manual_seed(self.seed)
         settings = replace(VQGANS[self.preset], image_channels=self.channels)
         if self.kind == "kl":

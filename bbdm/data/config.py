@@ -196,11 +196,10 @@ class RowsConfig:
         unknown: dict[str, Picture] = {}  # the first picture of each role that needs a range
         names: list[str] = []
         for role in ROLES:
-            wide = [
-                cell
-                for cell, head in zip(columns[role], heads[role], strict=True)
-                if head.dtype != np.uint8
-            ]
+            wide: list[Any] = []
+            for cell, head in zip(columns[role], heads[role], strict=True):
+                if head.dtype != np.uint8:
+                    wide.append(cell)
             if wide and fields[role] is None:
                 unknown[role] = reader.read(wide[0])
                 names.append(str(wide[0]))

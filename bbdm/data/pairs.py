@@ -268,11 +268,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
             number, index = self._slices[number]
         if row is None:
             try:
-                row = (
-                    self.rows.drawn(number, seed)
-                    if isinstance(self.rows, UnpairedRows)
-                    else self.rows[number]
-                )
+                if isinstance(self.rows, UnpairedRows):
+                    row = self.rows.drawn(number, seed)
+                else:
+                    row = self.rows[number]
             except ValueError as error:
                 raise BadPicturesError(f"{error}{self._remedy}") from error
         name = row["name"] if index is None else f"{row['name']}/{index:04d}"
@@ -352,11 +351,10 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         settings = self.spec.config()
         if self._prepared:
             settings["degradation"] = self._prepared
-        labels = {
-            name: each.label
-            for name, each in self.spec.conditions.items()
-            if each.label is not None
-        }
+        labels: dict[str, Any] = {}
+        for name, condition in self.spec.conditions.items():
+            if condition.label is not None:
+                labels[name] = condition.label
         if labels:
             settings["labels"] = labels
         return settings

@@ -313,11 +313,11 @@ class Record:
     @property
     def by_stamp(self) -> Digests:
         """The contents of rows by their stamps."""
-        return {
-            stamp: self.contents[name]
-            for name, stamp in self.stamps.items()
-            if name in self.contents
-        }
+        contents: dict[str, Sequence[str]] = {}
+        for name, digests in self.contents.items():
+            if name in self.stamps:
+                contents[self.stamps[name]] = digests
+        return contents
 
     def after(self, before: Record) -> Record:
         """The record of a training that goes on with the weights of another, which has a record too."""

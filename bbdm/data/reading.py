@@ -420,10 +420,10 @@ class Reader:
                 {role: column.array for role, column in resized.items()}, row["name"]
             )
             like = resized["source"]
-            resized = {
-                role: resized.get(role, like)._replace(array=array, absent=False)
-                for role, array in arrays.items()
-            }
+            prepared: dict[str, Column] = {}
+            for role, array in arrays.items():
+                prepared[role] = resized.get(role, like)._replace(array=array, absent=False)
+            resized = prepared
         return opened | resized
 
     def stored(self, column: Column) -> Array:
@@ -475,6 +475,9 @@ class Reader:
         decoded = [
             math.prod(head.shape) * head.dtype.itemsize for head in heads if not head.windowed
         ]
+        chunks = None
+        if whole is None and len(heads) == 1:
+            chunks = formats.missing_chunks(heads[0])
         return Strips(
             shape=shape,
             dtype=np.result_type(*(head.dtype for head in heads)),
@@ -484,7 +487,5 @@ class Reader:
             values=lambda: self.values(self.spec.source_values, cells),
             read=read,
             forget=self.forget,
-            chunks=None
-            if whole is not None or len(heads) > 1
-            else formats.missing_chunks(heads[0]),
+            chunks=chunks,
         )

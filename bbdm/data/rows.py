@@ -128,12 +128,11 @@ def shown(row: Row) -> str:
 def named(row: Row, error: Exception) -> str:
     """What an error says of a row, with the picture that it is of."""
     message = str(error)
-    cells = [
-        str(value)
-        for column in row
-        for value in values_of(row, column)
-        if isinstance(value, Cell | os.PathLike)
-    ]
+    cells: list[str] = []
+    for column in row:
+        for value in values_of(row, column):
+            if isinstance(value, Cell | os.PathLike):
+                cells.append(str(value))
     if any(name in message for name in (*cells, shown(row))):
         return message
     return f"{shown(row)}: {message}"
@@ -313,11 +312,10 @@ def with_columns(rows: Sequence[Row], further: Mapping[str, str]) -> list[Row]:
         if name == files.GROUP and not where.endswith(".csv"):
             raise ValueError(f"{name} must be a CSV of lines NAME,GROUP, got {where}")
         try:
-            column = (
-                files.labels_of(name, where)
-                if where.endswith(".csv")
-                else files.pictures_of(name, where)
-            )
+            if where.endswith(".csv"):
+                column = files.labels_of(name, where)
+            else:
+                column = files.pictures_of(name, where)
         except FileNotFoundError as error:
             raise ValueError(f"{name}: {error}") from error
         _check_names(

@@ -172,7 +172,8 @@ class Spec:
                 )
             object.__setattr__(self, "conditions", {**self.conditions, DIRECTION: both})
         for name in ("size", "crop"):
-            if (size := getattr(self, name)) is not None:
+            size = getattr(self, name)
+            if size is not None:
                 axes: int = self.axes
                 if axes == 2 and isinstance(size, list | tuple):
                     axes = len(size)
@@ -378,11 +379,10 @@ class Spec:
         for name in LEARNED:
             if getattr(self, name) != getattr(unset, name):
                 config[name] = getattr(self, name)
-        ranges = {
-            name: each.values.config()
-            for name, each in self.conditions.items()
-            if each.values is not None
-        }
+        ranges: dict[str, Any] = {}
+        for name, condition in self.conditions.items():
+            if condition.values is not None:
+                ranges[name] = condition.values.config()
         if ranges:
             config["condition_values"] = ranges
         usual = get_args(Kind)

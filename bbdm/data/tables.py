@@ -115,11 +115,10 @@ class TableRows(Sequence[Row]):
             raise ValueError(f"row {index} of {cells.get(TAR) or 'the table'}: {error}") from error
         for name, column in self.columns.items():
             if column in cells and column not in (KEY, TAR):
-                where = (
-                    f"{key}.{column} of {cells.get(TAR, 'the table')}"
-                    if key
-                    else f"{column} of row {row['name']}"
-                )
+                if key:
+                    where = f"{key}.{column} of {cells.get(TAR, 'the table')}"
+                else:
+                    where = f"{column} of row {row['name']}"
                 row[name] = self._value(column, cells[column], where)
         return row
 
@@ -260,7 +259,8 @@ def open_table(
         reader = {"tar": "webdataset", "parquet": "parquet"}[match[1]]
         where: dict[str, Any] = {"path": reader, "data_files": {split: path}}
     else:
-        owner, revision = path, ""
+        owner = path
+        revision = ""
         if not Path(path).exists():
             owner, _, revision = path.partition("@")
         where = {"path": owner, "revision": revision or None}

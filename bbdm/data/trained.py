@@ -127,11 +127,10 @@ class Trained:
             "pair" if pairs.paired else "picture",
             unknown=self.record.unknown,
         )
-        known = [
-            name
-            for name, digests in own.digests.items()
-            if not self._pictures.keys().isdisjoint(digests)
-        ]
+        known: list[str] = []
+        for name, digests in own.digests.items():
+            if not self._pictures.keys().isdisjoint(digests):
+                known.append(name)
         rows = pictures_of(pairs.rows)
         distinct = in_threads(
             lambda name: distinct_roles(rows[own.rows[name]]) if name in own.rows else ROLES, known

@@ -106,11 +106,11 @@ def of_sequences(files: Files, jobs: Sequence[Job]) -> Mapping[str, float]:
             for pair in zip(earlier.results, frame.results, strict=True):
                 changes.setdefault(name, []).append(flicker(np.stack(pair), targets, inside))
         before = (name, number, frame)
-    return {
-        name: float(np.nanmean(found))
-        for name, found in changes.items()
-        if not np.isnan(found).all()
-    }
+    means: dict[str, float] = {}
+    for name, of_frames in changes.items():
+        if not np.isnan(of_frames).all():
+            means[name] = float(np.nanmean(of_frames))
+    return means
 
 
 def _frames(files: Files, jobs: Sequence[Job]) -> Iterator[tuple[str, int, Frame]]:

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 By = Literal["quantiles", "std"]
-FORMAT, VERSION = "bbdm intervals", 1
+FORMAT = "bbdm intervals"
+VERSION = 1
 # of a call, which decide its results
 OPTIONS = tuple(each.name for each in fields(GuidanceOptions))
 
@@ -230,7 +231,8 @@ class Intervals:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, atomically."""
-        content = {name: value for name, value in vars(self).items() if name != "sampler"}
+        names = [each.name for each in fields(self) if each.name != "sampler"]
+        content = {name: getattr(self, name) for name in names}
         manifest.write(Path(path), {"format": FORMAT, "version": VERSION, **content})
 
     @classmethod
@@ -247,7 +249,8 @@ class Intervals:
         """
         from bbdm.translation.record import describe
 
-        path, of = Path(path), cast("BridgeSampler", sampler)
+        path = Path(path)
+        of = cast("BridgeSampler", sampler)
         if not path.is_file():
             raise FileNotFoundError(f"there are no intervals {path}: bbdm calibrate makes them")
         with manifest.reading(path, "calibrate again") as content:

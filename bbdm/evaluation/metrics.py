@@ -32,7 +32,8 @@ SLICES = 32  # of a volume, whose similarity is computed at once
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 MS_SSIM_SIDE = 97  # at least, of a volume whose levels are compared
 MS_SSIM_WINDOW = 7  # side of the cube that means and variances are of
-K1, K2 = 0.01, 0.03
+K1 = 0.01
+K2 = 0.03
 LPIPSNet = Literal["alex", "vgg", "squeeze"]
 
 

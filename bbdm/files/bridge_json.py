@@ -70,7 +70,8 @@ def _check(settings: dict[str, Any]) -> None:
         )
     if settings["version"] < VERSION:
         raise ValueError(f"version {settings['version']} is too old: export the checkpoint again")
-    if missing := sorted({"unet.onnx", "step.onnx"} - settings["files"].keys()):
+    missing = sorted({"unet.onnx", "step.onnx"} - settings["files"].keys())
+    if missing:
         raise ValueError(f"it lists no {missing[0]}")
     for name in settings["files"]:
         if Path(name).name != name or not name.endswith((".onnx", ".onnx.data")):

@@ -184,6 +184,7 @@ def load_codec(path: str | os.PathLike[str]) -> Codec:
             local_files_only=True,
             output_loading_info=True,
         )
-        if wrong := {kind: keys for kind, keys in report.items() if keys}:
+        wrong = {kind: keys for kind, keys in report.items() if keys}
+        if wrong:
             raise ValueError(f"its weights do not fit an AutoencoderKL of its config.json: {wrong}")
         return DiffusersCodec(module)

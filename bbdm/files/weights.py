@@ -70,22 +70,21 @@ def write(path: str | os.PathLike[str], snapshot: Snapshot) -> None:
         raise ValueError(f"training state needs a .pt file, got {path}")
     stored: dict[int, torch.Tensor] = {}  # by where it lies in memory
     states: dict[str, State] = {name: {} for name in snapshot.states}
-    for name, key, tensor in (
-        (name, *each) for name, state in snapshot.states.items() for each in state.items()
-    ):
-        tensor = tensor.detach().to("cpu").contiguous()
-        if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in stored:
-            tensor = tensor.clone()
-        states[name][key] = stored[tensor.data_ptr()] = tensor
+    for name, state in snapshot.states.items():
+        for key, tensor in state.items():
+            tensor = tensor.detach().to("cpu").contiguous()
+            if tensor.untyped_storage().nbytes() != tensor.nbytes or tensor.data_ptr() in stored:
+                tensor = tensor.clone()
+            stored[tensor.data_ptr()] = tensor
+            states[name][key] = tensor
     if path.suffix == ".pt":
         content = {**snapshot.header, "states": states, "training": snapshot.training}
         write_atomically(path, lambda temporary: _save(content, temporary))
     else:
-        tensors = {
-            f"{name}.{key}": tensor
-            for name, state in states.items()
-            for key, tensor in state.items()
-        }
+        tensors: State = {}
+        for name, state in states.items():
+            for key, tensor in state.items():
+                tensors[f"{name}.{key}"] = tensor
         metadata = described(snapshot.format, json.dumps(snapshot.header), tensors)
         write_atomically(
             path, lambda temporary: safetensors.torch.save_file(tensors, temporary, metadata)
@@ -187,13 +186,12 @@ def _read_safetensors(path: Path, format: str, kind: str) -> Snapshot:
 
 def _check_format(header: dict[str, Any], format: str, kind: str) -> None:
     """Take format and version out of a header; ValueError where they are others."""
-    got, version = header.pop("format"), header.pop("version")
+    got = header.pop("format")
+    version = header.pop("version")
     if got != format:
-        raise ValueError(
-            f"it is a {got[:100]!r}, not a {kind}"
-            if isinstance(got, str)
-            else f"it is not a {kind}"
-        )
+        if isinstance(got, str):
+            raise ValueError(f"it is a {got[:100]!r}, not a {kind}")
+        raise ValueError(f"it is not a {kind}")
     if version > VERSION:
         raise ValueError(
             f"version {version} is newer than this library reads ({VERSION}): update bbdm"

@@ -269,11 +269,10 @@ class Base:
 
     def __str__(self) -> str:
         """Its name and its licence in one line."""
-        terms = [
-            text
-            for text in (self.license, self.license_name, self.license_link)
-            if text is not None
-        ]
+        terms: list[str] = []
+        for text in (self.license, self.license_name, self.license_link):
+            if text is not None:
+                terms.append(text)
         return f"{self.name}, license {', '.join(terms) or 'unknown'}"
 
     @property

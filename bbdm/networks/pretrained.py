@@ -50,11 +50,10 @@ class Pretrained(Network, ConfiguredNetwork):
         arguments = config.arguments
         try:
             self.module: Any = self._build()
-            width = (
-                arguments.get("cross_attention_dim")
-                if config.architecture == "UNet2DConditionModel"
-                else None
-            )
+            if config.architecture == "UNet2DConditionModel":
+                width = arguments.get("cross_attention_dim")
+            else:
+                width = None
             self.prompt = nn.Buffer(torch.zeros(1, TOKENS if width else 0, width or 0))
             self.pooled = nn.Buffer(torch.zeros(1, pooled_width(arguments)))
         except (

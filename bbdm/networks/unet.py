@@ -219,10 +219,9 @@ class UNet(ConditionedNetwork):
 
     def modulation(self) -> Embed:
         """See :meth:`ConditionedNetwork.modulation`: the weights and biases of each block's second norm."""
-        blocks = [
-            (block.emb_layers, cast(nn.GroupNorm, block.out_layers[0]))
-            for block in self.res_blocks()
-        ]
+        blocks: list[tuple[Any, nn.GroupNorm]] = []
+        for block in self.res_blocks():
+            blocks.append((block.emb_layers, cast(nn.GroupNorm, block.out_layers[0])))
 
         def modulated(embedding: torch.Tensor) -> torch.Tensor:
             parts: list[torch.Tensor] = []

@@ -235,13 +235,11 @@ def export_graph(
         example = each.example(known)
         examples.append(example)
         sides = zip(each.dims, example.shape, strict=True)
-        free.append(
-            {
-                axis: dim
-                for axis, (dim, side) in enumerate(sides)
-                if isinstance(dim, str) and side > 1
-            }
-        )
+        free_axes: dict[int, str] = {}
+        for axis, (dim, side) in enumerate(sides):
+            if isinstance(dim, str) and side > 1:
+                free_axes[axis] = dim
+        free.append(free_axes)
     with _without_advice():
         program = torch.onnx.export(
             module.eval().requires_grad_(False),

@@ -57,11 +57,10 @@ class Values:
         for name in ("low", "high"):
             level = getattr(self, name)
             try:
-                numbers = (
-                    tuple(float(one) for one in level)
-                    if isinstance(level, tuple | list)
-                    else float(level)
-                )
+                if isinstance(level, tuple | list):
+                    numbers = tuple(float(one) for one in level)
+                else:
+                    numbers = float(level)
             except (TypeError, ValueError) as error:
                 raise ValueError(
                     f"{name} must be a number, or one for each channel, got {level!r}"
@@ -192,10 +191,10 @@ class Values:
 
     def config(self) -> dict[str, Any]:
         """Plain values, of which :func:`from_config` makes these again; a mapping where there is one."""
-        values = {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
+        values = asdict(self)
+        for name, value in values.items():
+            if isinstance(value, tuple):
+                values[name] = list(value)
         if self.mapping != "asinh":
             del values["soft"]
         if not self.mapping:
@@ -324,7 +323,8 @@ def _range_of(part: str, text: str) -> tuple[float, float, str]:
     """The ends and the unit of one range, a part of the text of values."""
     ends = part.split(":", 2)
     try:
-        low, high = float(ends[0]), float(ends[1])
+        low = float(ends[0])
+        high = float(ends[1])
     except (ValueError, IndexError) as error:
         raise ValueError(f"{FORM}, got {text!r}") from error
     return low, high, ends[2] if len(ends) == 3 else ""

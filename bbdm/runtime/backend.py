@@ -153,7 +153,8 @@ class OnnxBackend:
         elif Row(*row).c_z != 0:
             z = normal(inputs.seeds, index, y.shape[1:])
         mask = self._one if inputs.mask is None else inputs.mask
-        x, x0hat = run.state.x, run.state.x0hat
+        x = run.state.x
+        x0hat = run.state.x0hat
         arrays = self._run(
             "step", x=x, x0hat=x0hat, prediction=prediction, y=y, z=z, row=row, mask=mask
         )

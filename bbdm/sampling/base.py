@@ -202,9 +202,8 @@ class Sampler(Generic[Array]):
         """
         call = self.read(source, seed, options)
         batches = call.batches()  # what is wrong is said before the first step
-        return (
-            step for batch in batches for step in self.loop.stream(batch, call.options.callback)
-        )
+        callback = call.options.callback
+        return (step for batch in batches for step in self.loop.stream(batch, callback))
 
     def distribution(
         self,

@@ -46,7 +46,8 @@ class Distribution:
         """Count a result (C, *S) for each of some images; mean and spread are those of Welford 1962."""
         for image, result in zip(images, as_numpy(results), strict=True):
             count, mean, squares = self._sums[image]
-            step = (value := result.astype(np.float64)) - mean
+            value = result.astype(np.float64)
+            step = value - mean
             mean = mean + step / (count + 1)
             self._sums[image] = count + 1, mean, squares + step * (value - mean)
             if self._kept is not None:

@@ -102,7 +102,8 @@ class FileArray:
         """An index with something for each axis."""
         given = index if isinstance(index, tuple) else (index,)
         place = given.index(...) if ... in given else len(given)
-        before, after = given[:place], given[place + 1 :]
+        before = given[:place]
+        after = given[place + 1 :]
         missing = self.ndim - len(before) - len(after)
         return (*before, *[slice(None)] * missing, *after)
 
@@ -294,8 +295,10 @@ class FileBackend:
         for first, second in self._chosen:
             down = height.span(first)
             across = width.span(second)
-            top, bottom = max(down.start, rows.start), min(down.stop, rows.stop)
-            left, right = max(across.start, columns.start), min(across.stop, columns.stop)
+            top = max(down.start, rows.start)
+            bottom = min(down.stop, rows.stop)
+            left = max(across.start, columns.start)
+            right = min(across.stop, columns.stop)
             if top >= bottom or left >= right:
                 continue
             weight = of_rows[first][top - down.start : bottom - down.start, None].float()

@@ -352,11 +352,10 @@ def _check_array(array: npt.NDArray[Any], content: Content, channels: int) -> No
     count = array.shape[2] if array.ndim == 3 else 1
     allowed = {"values": (count,), "uint8": (1, 3, 4), "floats": (1, channels)}[content]
     if array.ndim not in (2, 3) or 0 in array.shape or count not in allowed:
-        shapes = (
-            "(H, W), (H, W, 3) or (H, W, 4)"
-            if content == "uint8"
-            else f"(H, W) or (H, W, {channels})"
-        )
+        if content == "uint8":
+            shapes = "(H, W), (H, W, 3) or (H, W, 4)"
+        else:
+            shapes = f"(H, W) or (H, W, {channels})"
         raise ValueError(f"an array of {content} must be {shapes}, got shape {array.shape}")
 
 

@@ -60,7 +60,8 @@ def connected(address: str | None = None) -> Iterator[list[Mapping[str, float]]]
         # as where nobody chose, of which Ray warns
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         options |= {"include_dashboard": False, "_node_ip_address": LOOPBACK}
-    if words := [*scripts.imported]:
+    words = [*scripts.imported]
+    if words:
         options["runtime_env"] = {
             "worker_process_setup_hook": lambda: scripts.import_modules(words)
         }
@@ -171,7 +172,8 @@ def translate(config: TranslateRay) -> None:
         ValueError, OSError: the network, the pictures or the cluster cannot be used, or the folder holds
             results of other settings.
     """
-    sources, folder = Path(config.data_dir).resolve(), config.folder.resolve()
+    sources = Path(config.data_dir).resolve()
+    folder = config.folder.resolve()
     if sources.is_relative_to(folder) or folder.is_relative_to(sources):
         raise ValueError(f"results must be outside of the sources, got {sources} and {folder}")
     config = replace(config, data_dir=str(sources), output_dir=folder)
@@ -264,10 +266,9 @@ class Worker:
             ValueError: a name leads out of the folder of results.
         """
         names = [RowName(name) for name in batch["name"]]
-        rows = [
-            {"name": name, "source": Path(path)}
-            for name, path in zip(names, batch["source"], strict=True)
-        ]
+        rows: list[dict[str, Any]] = []
+        for name, path in zip(names, batch["source"], strict=True):
+            rows.append({"name": name, "source": Path(path)})
         try:
             engine = self.engine.of_rows(rows)
             engine.write_results(

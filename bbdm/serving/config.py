@@ -51,20 +51,22 @@ class ShowConfig(NetworkConfig):
         from bbdm.networks.arrays import check_pictures
         from bbdm.networks.conditions import DIRECTION
 
-        sampler, what = self.sampler(find_checkpoint(self.model), device), f"the {self.HEADING}"
+        sampler = self.sampler(find_checkpoint(self.model), device)
+        what = f"the {self.HEADING}"
         check_eight_bit(sampler.pictures, what)
         check_pictures(sampler.axes, what)
         sampler.window_grid(self)  # refused now, and not when a picture comes
-        others = [
-            name
-            for name in sampler.unet.network_config.each
-            if name != DIRECTION or not sampler.direction
-        ]
-        if names := ", ".join(others):
+        others: list[str] = []
+        for name in sampler.unet.network_config.each:
+            if name != DIRECTION or not sampler.direction:
+                others.append(name)
+        names = ", ".join(others)
+        if names:
             raise ValueError(
                 f"{what} is for networks without conditions, and this one has {names}: use bbdm translate"
             )
-        if (own := len(sampler.table)) > self.max_steps:
+        own = len(sampler.table)
+        if own > self.max_steps:
             raise ValueError(
                 f"max_steps must be at least the {own} steps of {sampler.solver!r}, got {self.max_steps}"
             )

@@ -310,7 +310,8 @@ def application(
     config: Serve, known: dict[str, Any], machine: Mapping[str, float]
 ) -> serve.Application:
     """The two deployments, with a replica for each GPU of the machine, or one; they share its cores."""
-    cores, cards = int(machine["CPU"]), int(machine.get("GPU", 0))
+    cores = int(machine["CPU"])
+    cards = int(machine.get("GPU", 0))
     replicas = max(1, min(cores, cards))
     threads = cores // replicas
     replica = serve.deployment(

@@ -120,7 +120,8 @@ class AutoencoderTask(Task):
         processes: Processes | None = None,
         codec: None = None,
     ) -> None:
-        settings, size = network.config, sides(train.image_size)
+        settings = network.config
+        size = sides(train.image_size)
         check_images(
             torch.empty(0, train.channels, *size), settings.image_channels, (settings.stride,) * 2
         )
@@ -236,10 +237,9 @@ class AutoencoderTask(Task):
         parts["adversarial"] = -false.mean()
         against = torch.autograd.grad(parts["adversarial"], seen, retain_graph=True)[0]
         last = self.network.decoder.conv_out.weight
-        at_last = [
-            torch.autograd.grad(image, last, each, retain_graph=True)[0]
-            for each in (gradient, against)
-        ]
+        at_last: list[torch.Tensor] = []
+        for of_image in (gradient, against):
+            at_last += torch.autograd.grad(image, last, of_image, retain_graph=True)
         reconstruction, adversarial = (
             self.processes.total(torch.stack(at_last)) / self.processes.count
         )
@@ -291,7 +291,8 @@ class AutoencoderTask(Task):
 
     def columns(self, batch: Example) -> dict[str, torch.Tensor]:
         """Sources and targets, each before its reconstruction."""
-        y, x0 = batch.source, batch.target
+        y = batch.source
+        x0 = batch.target
         sources, targets = self.reconstruct(pictures(y, x0)).unflatten(0, (-1, 2)).unbind(1)
         return {"source": y, "its reconstruction": sources, "target": x0, "the target's": targets}
 

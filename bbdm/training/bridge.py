@@ -194,11 +194,10 @@ class BridgeTask(Task):
 
     def losses(self, network: Forward, batch: Example, seeds: torch.Tensor, step: int) -> Losses:
         """Losses (B,) of a batch in the space of the bridge; those of each direction are reported."""
-        t = (
-            self.bridge.draw_times(seeds, step)
-            if self.times is None
-            else self.times(seeds, step, self.bridge)
-        )
+        if self.times is None:
+            t = self.bridge.draw_times(seeds, step)
+        else:
+            t = self.times(seeds, step, self.bridge)
         shown, target = self._noised(batch, t, seeds, step)
         with self.autocast():
             prediction = network(shown, self.bridge.seen(t), self.seen(batch))

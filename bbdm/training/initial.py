@@ -63,7 +63,8 @@ def fitted(
     Raises:
         ValueError: sources equal targets in all pairs, or no pixel counts.
     """
-    train, sums = as_pairs(dataset), torch.zeros(6, dtype=torch.float64)
+    train = as_pairs(dataset)
+    sums = torch.zeros(6, dtype=torch.float64)
     count = min(PAIRS, len(train))
     batches = Batches(train, AT_ONCE, device or torch.device("cpu"))
     latents = isinstance(train, LatentDataset)
@@ -73,7 +74,8 @@ def fitted(
                 source=batch.source.flatten(0, 1), target=batch.target.flatten(0, 1)
             )
         batch = batch if codec is None else encode(batch, codec, latents)
-        x, y = batch.target.double(), network.endpoint(batch.source).double()
+        x = batch.target.double()
+        y = network.endpoint(batch.source).double()
         counted = torch.ones_like(x) if batch.mask is None else batch.mask.double().expand_as(x)
         moments = (torch.ones_like(x), x, y, x * x, y * y, x * y)
         sums += torch.stack([(counted * moment).sum() for moment in moments]).cpu()

@@ -217,7 +217,8 @@ class Trainer:
             )
         before = compared(description, state["config"], state["pairs"])
         now = compared(self.task.description, asdict(self.config), self.pairs)
-        if changed := manifest.differences(before, now):
+        changed = manifest.differences(before, now)
+        if changed:
             raise ValueError(
                 f"{path} was trained with {changed}: resume with the same, begin anew in another folder (experiment), "
                 "or overwrite this run"
@@ -307,7 +308,8 @@ class Trainer:
         """Look validation pairs over, lock and prepare the folder, and begin the callbacks."""
         first, *others = self.processes.gather({"step": self.step, **self.pairs})
         for rank, beginning in enumerate(others, 1):
-            if differing := manifest.differences(first, beginning):
+            differing = manifest.differences(first, beginning)
+            if differing:
                 raise ValueError(
                     f"process {rank} must begin as process 0 does, and differs from it: {differing}"
                 )
@@ -373,10 +375,8 @@ class Trainer:
             until = min(self.steps_per_epoch, self.total - epoch * self.steps_per_epoch)
             drawn = mixed(self.config.seed, epoch)  # the order, and crops
             order = self.train.order(drawn)
-            starts = [
-                step * self.config.batch_size + self.processes.rank * self._share
-                for step in range(done, until)
-            ]
+            offset = self.processes.rank * self._share
+            starts = [step * self.config.batch_size + offset for step in range(done, until)]
             indices = (index for start in starts for index in order(start, start + self._share))
             yield from self.batches(indices, drawn)
 

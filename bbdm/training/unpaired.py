@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ class UnpairedTask(BridgeTask):
     def begin(self, optimization: Optimization) -> None:
         """Compile the averaged weights, which make the other ends, where the run is compiled."""
         self._simulator = optimization.compiled(self.average)
-        pairing, total = self.config.pairing_steps, optimization.total
+        pairing = self.config.pairing_steps
+        total = optimization.total
         if self.train is not None and self.processes.first and pairing >= total:
             log.warning("pairing_steps=%s, and the run has %s: no ends are made", pairing, total)
 
@@ -159,12 +161,8 @@ class UnpairedTask(BridgeTask):
                 targets[way].append(sides[1 - side][counted[1 - side]].cpu())
         losses: dict[str, float] = {}
         for way in DIRECTIONS:
-            outputs = torch.cat(
-                [ends for of_one in self.processes.gather(results[way]) for ends in of_one]
-            )
-            real = torch.cat(
-                [ends for of_one in self.processes.gather(targets[way]) for ends in of_one]
-            )
+            outputs = torch.cat(list(chain(*self.processes.gather(results[way]))))
+            real = torch.cat(list(chain(*self.processes.gather(targets[way]))))
             losses[f"validation_loss_{way}"] = energy_distance(outputs, real)
         return {"validation_loss": sum(losses.values()) / 2, **losses}
 

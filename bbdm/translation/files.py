@@ -27,7 +27,8 @@ from bbdm.pictures.picture import scale
 from bbdm.pictures.values import EIGHT_BIT, Values, check_finite, holds
 
 # kinds of results: one that is no map, and the map of standard deviations
-SAMPLE, SPREAD = "sample", "std"
+SAMPLE = "sample"
+SPREAD = "std"
 SHOWN = 512  # pixels of the longest side in a grid
 LOOKED_AT = 8  # sources whose values are compared with those of training
 MOST_LOOKED_AT = 2**26  # values of them that are read

@@ -134,11 +134,10 @@ class Translator:
         self.dataset = Pairs(
             rows, self._pictures.spec, prepare=self.config.degrade, skip_bad=skip_bad
         )
-        channels = (
-            self.checkpoint.unet.config.channels
-            if self.codec is None
-            else self.codec.image_channels
-        )
+        if self.codec is None:
+            channels = self.checkpoint.unet.config.channels
+        else:
+            channels = self.codec.image_channels
         self.files = self._files(self.dataset, channels, self.config.outside)
         self.large = LargePictures(self.files, self.config, self.processes)
 
@@ -295,11 +294,10 @@ class Translator:
         windowed = sampler.window_grid(self.config) is not None
         # slices, windows or samples of one picture
         several = self.files.volumes or windowed or self.config.maps
-        count = (
-            self.config.batch_size
-            if several
-            else min(pictures, self.large.at_once(sampler, group[0]))
-        )
+        if several:
+            count = self.config.batch_size
+        else:
+            count = min(pictures, self.large.at_once(sampler, group[0]))
         options = {"batch_size": count, **self.config.call}
         if self.verbose:
             options["callback"] = counting_steps(meter, group, self.files, len(sampler.table))

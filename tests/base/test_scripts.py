@@ -13,7 +13,7 @@ import pytest
 
 from bbdm.base import scripts
 from bbdm.base.scripts import Command
-from bbdm.base.settings import ShownConfig, from_values, position, setting
+from bbdm.base.settings import ShownConfig, from_command, position, setting
 from bbdm.pictures.images import Size, read_size
 
 SHAPES = {"round": 1, "square": 2}  # a table that grows
@@ -120,7 +120,7 @@ def test_python_callers_meet_presets_paths_and_parts():
         2.0,
     )
     assert command.named == {"source", "preset", "rate"}
-    assert from_values(Numbers, vars(command)) == Numbers(number=9, rate=2.0)
+    assert from_command(Numbers, command) == Numbers(number=9, rate=2.0)
     assert Join.parse(["a", "b", "-o", "c"]) == Join.of(files=(Path("a"), Path("b")), to="c")
 
 

@@ -387,7 +387,7 @@ COMMAND = """
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bbdm.base.settings import from_values, setting
+from bbdm.base.settings import from_command, setting
 from bbdm.cli import COMMANDS
 from bbdm.cli.train import build_network
 from bbdm.cli.training import TrainingCommand
@@ -418,7 +418,7 @@ class Regress(TrainingCommand, DataConfig, RegressConfig):
 
         pairs, validation = self.load_pairs(self.image_size, 3, team)
         network = build_network("demo", 3, 3)
-        config = from_values(RegressConfig, vars(self))
+        config = from_command(RegressConfig, self)
         return Trainer(network, BrownianBridge(), config, pairs, validation, folder, processes=team, task=RegressTask)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import bbdm
 from bbdm import cli
-from bbdm.base.settings import from_values
+from bbdm.base.settings import from_command
 from bbdm.cli import train
 from bbdm.data.config import Crops, Slices
 from bbdm.data.degradations import Degradation
@@ -160,7 +160,7 @@ def test_presets_are_the_published_ones_and_the_same_in_python(preset: str) -> N
     assert settings == PRESETS[preset]
     if preset == "paper":
         # those of Python without a command
-        assert from_values(TrainConfig, vars(command)) == TrainConfig()
+        assert from_command(TrainConfig, command) == TrainConfig()
         assert (command.preview_every, command.save_every, command.keep) == (10, 500, 2)
 
 

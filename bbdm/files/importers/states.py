@@ -35,11 +35,11 @@ class File:
 
     def below(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors whose names begin with ``prefix``, which is removed."""
-        return {
-            key.removeprefix(prefix): value
-            for key, value in self.tensors.items()
-            if key.startswith(prefix)
-        }
+        tensors: dict[str, torch.Tensor] = {}
+        for key, value in self.tensors.items():
+            if key.startswith(prefix):
+                tensors[key.removeprefix(prefix)] = value
+        return tensors
 
     def prefixes(self, end: str) -> list[str]:
         """The prefixes of the tensors whose names end in ``end``, sorted."""

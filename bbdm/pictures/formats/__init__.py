@@ -129,11 +129,10 @@ def register(name: str, library: Library) -> None:
     """
     if library.claims is None:
         for suffix in library.suffixes:
-            others = [
-                other
-                for other in SUFFIXES.get(suffix, ())
-                if other != name and LIBRARIES[other].claims is None
-            ]
+            others: list[str] = []
+            for other in SUFFIXES.get(suffix, ()):
+                if other != name and LIBRARIES[other].claims is None:
+                    others.append(other)
             if others:
                 raise ValueError(
                     f"the suffix {suffix} is read by {others[0]}: give claims, which tells its files"

@@ -232,10 +232,9 @@ class Canvas:
         lengths = dict(zip(["c", *self._layout.spatial], shape, strict=True))
         sides = [lengths.get(axis, 1) for axis in self._layout.axes]
         longest = dict(zip("yx", self._chunk, strict=True))
-        chunk = [
-            min(side, longest.get(axis, 1))
-            for axis, side in zip(self._layout.axes, sides, strict=True)
-        ]
+        chunk: list[int] = []
+        for axis, side in zip(self._layout.axes, sides, strict=True):
+            chunk.append(min(side, longest.get(axis, 1)))
         array = self._group.create_array(
             str(len(self._levels)),
             shape=sides,
@@ -253,10 +252,10 @@ class Canvas:
         lengths = [*[1] * (len(sides) - 2), *self._chunk]
         starts = [range(0, side, length) for side, length in zip(sides, lengths, strict=True)]
         for corner in product(*starts):
-            yield tuple(
-                slice(start, min(start + length, side))
-                for start, length, side in zip(corner, lengths, sides, strict=True)
-            )
+            window: list[slice] = []
+            for start, length, side in zip(corner, lengths, sides, strict=True):
+                window.append(slice(start, min(start + length, side)))
+            yield tuple(window)
 
     def write(self, window: Window, values: Array) -> None:
         """Write the values (C, *W) of a window; whole chunks are fastest."""

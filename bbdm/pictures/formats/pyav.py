@@ -210,10 +210,9 @@ def write_film(path: Path, frames: Iterable[Pixels], source: Path, exact: bool) 
         video.pix_fmt = "bgr0" if exact else "yuv420p"
         if not exact:
             video.options = {"crf": QUALITY}
-        sounds = {
-            stream.index: output.add_stream_from_template(stream)
-            for stream in original.streams.audio
-        }
+        sounds: dict[int, Any] = {}
+        for stream in original.streams.audio:
+            sounds[stream.index] = output.add_stream_from_template(stream)
         for time, array in zip(timing.times, frames, strict=True):
             shown = array if exact else _with_even_sides(array)
             if not video.codec_context.is_open:

@@ -206,10 +206,10 @@ def _write_kept(file: Any, kept: Mapping[str, Any], start: tuple[int, ...]) -> N
         rpcs.samp_off -= left
         file.rpcs = rpcs
     if "gcps" in kept:
-        points = [
-            rasterio.control.GroundControlPoint(row - top, column - left, x, y, z)
-            for row, column, x, y, z in kept["gcps"]
-        ]
+        points: list[Any] = []
+        for row, column, x, y, z in kept["gcps"]:
+            point = rasterio.control.GroundControlPoint(row - top, column - left, x, y, z)
+            points.append(point)
         crs = kept["gcps_crs"]
         file.gcps = points, rasterio.CRS.from_wkt(crs) if crs else rasterio.CRS()
     file.update_tags(**kept.get("tags", {}))
