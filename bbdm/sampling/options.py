@@ -147,9 +147,12 @@ class Options(GuidanceOptions):
                     f"{name!r} is no argument of a call, and no condition; the network has "
                     f"{conditions.described}"
                 )
-        mapping = arguments.get("conditions") or {}
-        if by_name and isinstance(mapping, Mapping):
-            arguments["conditions"] = {**by_name, **mapping}
+        if by_name:
+            mapping = arguments.get("conditions")
+            if mapping is None:
+                arguments["conditions"] = by_name
+            elif isinstance(mapping, Mapping):  # else the check of conditions refuses it
+                arguments["conditions"] = {**by_name, **mapping}
         return cls(**arguments)
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import numpy as np
@@ -82,12 +83,9 @@ def put_backbone(net: LPIPSNet, home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The file of random weights in place of ImageNet's, where torch.hub finds it below ``home``."""
     torch.manual_seed(0)
     name = perceptual.BACKBONES[net]
-    path = (
-        home
-        / "hub"
-        / "checkpoints"
-        / torchvision.models.get_model_weights(name).DEFAULT.url.split("/")[-1]
-    )  # pyright: ignore
+    weights: Any = torchvision.models.get_model_weights(name)
+    file = weights.DEFAULT.url.split("/")[-1]
+    path = home / "hub" / "checkpoints" / file
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(torchvision.models.get_model(name, weights=None).state_dict(), path)
     monkeypatch.setenv("TORCH_HOME", str(home))

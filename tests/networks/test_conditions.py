@@ -121,9 +121,9 @@ def test_a_class_is_an_embedding_added_to_the_times():
     )
     # a shift of the time's embedding by the class's is a shift of its last bias
     with torch.no_grad():
-        plain.time_embed[2].bias += network.state_dict()[
-            "condition_embedding.classes._style.weight"
-        ][2]  # pyright: ignore
+        classes = network.state_dict()["condition_embedding.classes._style.weight"]
+        last: Any = plain.time_embed[2]  # pyright: ignore
+        last.bias += classes[2]
     torch.testing.assert_close(
         network(X, T, {"style": torch.tensor([2, 2])}), plain(X, T), rtol=0, atol=1e-6
     )

@@ -395,10 +395,11 @@ def test_bad_arguments(settings: dict[str, Any], message: str):
                 **({"module": Plain()} if build is bbdm.wrap else {"condition_channels": 0})
                 | settings
             )
+    plain: Any = Plain()
     for build in (
-        lambda: BridgeSampler(Plain(), BRIDGE),
-        lambda: save_checkpoint("c.pt", Plain(), BRIDGE),
-    ):  # pyright: ignore
+        lambda: BridgeSampler(plain, BRIDGE),
+        lambda: save_checkpoint("c.pt", plain, BRIDGE),
+    ):
         with pytest.raises(
             ValueError, match=r"must be a network, got Plain: bbdm\.wrap makes one of any module"
         ):

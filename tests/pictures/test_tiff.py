@@ -521,9 +521,8 @@ class TestGeotiff:
         }
         with rasterio.open(tmp_path / "a.tif", "w", **BANDS) as file:
             file.write(ARRAY)
-            file.rpcs = rasterio.rpc.RPC(
-                **numbers_of, **scales, **offsets, err_bias=None, err_rand=None
-            )  # pyright: ignore[reportCallIssue]
+            errors: dict[str, Any] = {"err_bias": None, "err_rand": None}
+            file.rpcs = rasterio.rpc.RPC(**numbers_of, **scales, **offsets, **errors)
         read(tmp_path / "a.tif", (slice(4, 24), slice(5, 15))).save(tmp_path / "b.tif")
         with rasterio.open(tmp_path / "b.tif") as file:
             assert (file.rpcs.line_off, file.rpcs.samp_off, file.rpcs.long_off) == (11, 5, 2)

@@ -308,9 +308,9 @@ def test_validation_counts_each_picture_once(
     for side, way in enumerate(DIRECTIONS):
         seeds = sample_seeds(0, 0, len(sets[side]), CPU)
         there = torch.full_like(seeds, side)
-        ends = trainer.task.other_ends(
-            trainer.average, sets[side], there, seeds, VALIDATION_STEPS[side]
-        )  # pyright: ignore
+        task: Any = trainer.task
+        steps = VALIDATION_STEPS[side]
+        ends = task.other_ends(trainer.average, sets[side], there, seeds, steps)
         a, b = (pictures.flatten(1).double().numpy() for pictures in (ends, sets[1 - side]))
         between = np.mean([np.linalg.norm(one - other) for one in a for other in b])
         within = [
