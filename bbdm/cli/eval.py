@@ -216,6 +216,7 @@ class Eval(CalibratedCommand):
                 values=values,
                 channels=files.channels,
                 masked=files.pairs.masked,
+                volumes=files.volumes,
                 lpips_net=self.lpips_net,
                 dice_above=self.dice_above,
             )

@@ -1,4 +1,4 @@
-"""Translating a data set, and scores of the results."""
+"""Scores of results, and calibrated intervals."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ same functions, of one volume.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,6 +45,7 @@ class Setup:
     channels: int = 3  # of targets and results
     samples: int = 1  # results of each source
     masked: bool = False  # whether pictures have masks
+    volumes: bool | None = None  # whether pictures are volumes; None where that is not known yet
     features: Any = None  # the network of FID, (B, 3, H, W) uint8 to (B, D); None for Inception
     lpips_net: LPIPSNet = "alex"  # the network of LPIPS
     # values above it are compared by the Dice coefficient; bone is above 200 HU
@@ -60,23 +61,33 @@ class Setup:
 class Metric:
     """A metric, a row of :data:`METRICS`.
 
-    ``takes``: of ``stored``, results and targets are floats in stored values; of ``unit``, the same with the
-    range of the values as 0 to 1, clipped; of ``samples``, (B, S, C, H, W) results of B sources and
-    (B, C, H, W) targets as they are, uint8 of 8-bit pictures, and scores (B,).
+    ``takes`` says in which values results and targets come; 8-bit grey comes as RGB:
 
-    ``masks``: of ``pixels``, the order of pixels does not matter: those in the mask are one row, and a volume
-    is one picture. Of ``map``, ``score`` gets masks (N, 1, *S), bool, as a third argument, and volumes
-    (N, C, D, H, W). Of None, pictures with masks are refused, and the slices of a volume are pictures.
+    - ``stored``: floats in stored values.
+    - ``unit``: floats with the range of the values as 0 to 1, clipped.
+    - ``samples``: (B, S, C, H, W) results of B sources and (B, C, H, W) targets as they are, uint8 of 8-bit
+      pictures, to scores (B,).
+
+    ``masks`` says what becomes of masks and volumes:
+
+    - ``pixels``: the order of pixels does not matter. The P pixels in a mask come as (C, P, 1), and a volume
+      is one picture.
+    - ``map``: ``score`` gets masks (N, 1, *S), bool, as a third argument, and volumes (N, C, D, H, W).
+    - None: pictures with masks are refused, and the slices of a volume are pictures.
     """
 
     # (N, C, H, W) results and targets to (N,); NaN of one that does not count
     score: Callable[..., Tensor]
-    higher_is_better: bool  # whether a greater score is of better results
+    # whether a greater score is of better results; None where neither is
+    higher_is_better: bool | None
+    _: KW_ONLY
     takes: Literal["stored", "unit", "samples"] = "stored"
     masks: Literal["pixels", "map"] | None = None
     colour: bool = False  # whether it is of 8-bit grey or RGB pictures alone
+    volumes: bool = False  # whether it is of volumes alone
     unit: bool = False  # whether the score has the unit of the targets' values
     form: str = ".4f"  # how the score is shown
+    label: str = ""  # what titles call it; the name of its row if empty
     # makes the last argument of score, once: a network, or a number
     needs: Callable[[Setup], Any] | None = None
     # the score of a sum, where score returns what adds up over batches
@@ -290,18 +301,45 @@ def _distances(setup: Setup) -> Any:
 
 METRICS: dict[str, Metric] = {
     "fid": Metric(
-        feature_sums, False, "samples", colour=True, form=".2f", needs=_features, total=frechet
+        feature_sums,
+        higher_is_better=False,
+        takes="samples",
+        colour=True,
+        form=".2f",
+        label="FID",
+        needs=_features,
+        total=frechet,
     ),
-    "lpips": Metric(lpips, False, "unit", colour=True, needs=_distances),
-    "psnr": Metric(psnr, True, "unit", masks="pixels", form=".2f"),
-    "ssim": Metric(ssim, True, "unit", masks="map"),
-    "ms_ssim": Metric(ms_ssim, True, "unit", masks="map"),
-    "dice": Metric(overlap, True, masks="pixels", needs=lambda setup: setup.dice_above),
-    "mae": Metric(mae, False, masks="pixels", unit=True, form=".5g"),
-    "rmse": Metric(rmse, False, masks="pixels", unit=True, form=".5g"),
-    "diversity": Metric(diversity, True, "samples", masks="pixels", unit=True, form=".2f"),
-    "energy": Metric(energy, False, "samples", masks="pixels", form=".5g"),
-    "crps": Metric(crps, False, "samples", masks="pixels", unit=True, form=".5g"),
+    "lpips": Metric(
+        lpips, higher_is_better=False, takes="unit", colour=True, label="LPIPS", needs=_distances
+    ),
+    "psnr": Metric(
+        psnr, higher_is_better=True, takes="unit", masks="pixels", form=".2f", label="PSNR"
+    ),
+    "ssim": Metric(ssim, higher_is_better=True, takes="unit", masks="map", label="SSIM"),
+    "ms_ssim": Metric(
+        ms_ssim, higher_is_better=True, takes="unit", masks="map", volumes=True, label="MS-SSIM"
+    ),
+    "dice": Metric(
+        overlap, higher_is_better=True, masks="pixels", needs=lambda setup: setup.dice_above
+    ),
+    "mae": Metric(mae, higher_is_better=False, masks="pixels", unit=True, form=".5g", label="MAE"),
+    "rmse": Metric(
+        rmse, higher_is_better=False, masks="pixels", unit=True, form=".5g", label="RMSE"
+    ),
+    "diversity": Metric(
+        diversity, higher_is_better=None, takes="samples", masks="pixels", unit=True, form=".2f"
+    ),
+    "energy": Metric(energy, higher_is_better=False, takes="samples", masks="pixels", form=".5g"),
+    "crps": Metric(
+        crps,
+        higher_is_better=False,
+        takes="samples",
+        masks="pixels",
+        unit=True,
+        form=".5g",
+        label="CRPS",
+    ),
 }
 
 

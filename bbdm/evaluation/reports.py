@@ -15,8 +15,6 @@ from bbdm.evaluation.metrics import METRICS
 
 # settings, scores, solver, nfe, pictures, seconds_per_picture: of Translator.run and a metric
 Report = dict[str, Any]
-ACRONYMS = ("fid", "lpips", "psnr", "ssim", "mae", "rmse", "crps")  # which titles have in capitals
-NO_QUALITY = ("diversity",)  # scores of which more is not better by itself
 PANEL = (4.5, 3.6)  # inches of a panel: width, height
 PLOT = "scores.png"  # beside scores.json
 BINS = 20  # of a histogram
@@ -52,9 +50,9 @@ def best(reports: Sequence[Report]) -> list[str]:
     """
     lines: list[str] = []
     for name in reports[0]["scores"]:
-        if name in NO_QUALITY:
-            continue
         metric = METRICS[name]
+        if metric.higher_is_better is None:
+            continue
         sign = -1 if metric.higher_is_better else 1
         # what is least of the best, with the report's index
         order: list[tuple[float, int, int]] = []
@@ -72,11 +70,12 @@ def best(reports: Sequence[Report]) -> list[str]:
 def title(name: str, report: Report) -> str:
     """A metric's name, its unit, and which way is better."""
     metric = METRICS[name]
-    words = [name.upper() if name in ACRONYMS else name]
+    words = [metric.label or name]
     unit = report["settings"].get("target_values", {}).get("unit", "")
     if metric.unit and unit:
         words.append(unit)
-    words.append("↑" if metric.higher_is_better else "↓")
+    if metric.higher_is_better is not None:
+        words.append("↑" if metric.higher_is_better else "↓")
     return " ".join(words)
 
 

@@ -104,7 +104,7 @@ class Scores:
             names: of the sources, for :meth:`by_source`; None for their numbers among all that were added.
 
         Raises:
-            ValueError: other shapes or types, or masks that a metric does not take.
+            ValueError: other shapes or types, or masks or pictures that a metric does not take.
         """
         self._check_pictures(results, targets, masks)
         count = len(targets)
@@ -144,7 +144,7 @@ class Scores:
     def _check_pictures(
         self, results: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor | None
     ) -> None:
-        """Raise ValueError for pictures of other shapes or types, or masks that a metric does not take."""
+        """Raise ValueError for pictures of other shapes or types, or that a metric does not take."""
         setup = self._setup
         channels = (1, 3) if setup.colour else (setup.channels,)
         fits = (
@@ -169,13 +169,12 @@ class Scores:
             raise ValueError(
                 f"pictures must be {expected_type}, got {results.dtype} and {targets.dtype}"
             )
-        if masks is None:
-            return
         shape = (len(targets), 1, *targets.shape[2:])
-        if masks.shape != shape:
+        if masks is not None and masks.shape != shape:
             raise ValueError(f"masks must be {shape}, got {tuple(masks.shape)}")
+        given = replace(setup, masked=masks is not None, volumes=results.ndim == 6)
         for name, (metric, _) in self._rows.items():
-            _check(name, metric, replace(setup, masked=True))
+            _check(name, metric, given)
 
     @torch.inference_mode()
     def collect(self, processes: Processes) -> None:
@@ -265,6 +264,8 @@ def _check(name: str, metric: Metric, setup: Setup) -> None:
             f"{name} is of 8-bit grey or RGB pictures, and these have {setup.channels} channels of "
             f"{setup.values}: take others, such as mae, psnr, ssim"
         )
+    if metric.volumes and setup.volumes is False:
+        raise ValueError(f"{name} is of volumes, and these are pictures: take others, such as ssim")
     if setup.masked and metric.masks is None:
         able = ", ".join(name for name, metric in METRICS.items() if metric.masks)
         raise ValueError(

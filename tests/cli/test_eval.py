@@ -66,7 +66,7 @@ def test_the_file_of_infinite_scores_is_json(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     """PSNR of a picture that is exact, as of any metric: the file says so by a text, which float reads."""
-    exact = Metric(lambda results, targets: psnr(targets, targets), True, "unit", form=".2f")
+    exact = Metric(lambda results, targets: psnr(targets, targets), True, takes="unit", form=".2f")
     monkeypatch.setitem(METRICS, "exact", exact)
 
     def refuse(constant: str) -> None:
@@ -78,6 +78,12 @@ def test_the_file_of_infinite_scores_is_json(
     assert "| inf |" in capsys.readouterr().out
 
 
+def test_a_metric_of_volumes_is_refused_before_any_picture_is_made(count: list[int]):
+    with pytest.raises(ValueError, match=r"^ms_ssim is of volumes, .* take others, such as ssim$"):
+        run(scores=("ms_ssim",))
+    assert count == []
+
+
 def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[str]):
     report = run("-r", "3", scores=("diversity", "crps"))
     stacks = np.array([[pixels(f"results/{name}_{j}.png") for j in range(3)] for name in NAMES])
@@ -86,7 +92,7 @@ def test_diversity_needs_and_gets_several_samples(capsys: pytest.CaptureFixture[
     apart = abs(stacks[:, :, None] - stacks[:, None]).mean() * 9 / 6
     assert report["scores"]["crps"] == pytest.approx(near - apart / 2)
     assert report["pictures"] == 9
-    assert "| diversity ↑ | CRPS ↓ |" in capsys.readouterr().out
+    assert "| diversity | CRPS ↓ |" in capsys.readouterr().out
 
 
 def test_what_is_missing_is_made_and_results_of_other_settings_or_data_are_not_mixed(

@@ -47,6 +47,8 @@ def test_lines_stay_and_results_are_coloured(
     file: Path, make: Callable[..., torch.Tensor], tmp_path: Path
 ):
     """Black where drawings are, white outside, with half to one and a half of the artists' colour."""
+    if not file.exists() and not (ROOT / ".git").exists():
+        pytest.skip(f"{file.name} is in the repository, not in the source distribution")
     assert file.stat().st_size <= 20e6
     pairs = load_pairs("edge2shoes", str(demo.FOLDER), "val", size=64)
     source, target = map(torch.stack, zip(*(pairs[i] for i in range(PAIRS)), strict=True))

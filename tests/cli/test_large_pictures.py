@@ -124,8 +124,13 @@ def test_an_interrupted_picture_keeps_its_steps(
         advance(self, count)
 
     monkeypatch.setattr(LargePicture, "_advance", stop)
-    with pytest.raises(SystemExit) as caught:
-        cli.run("translate", [*WORDS, "out", *FLAGS, "-b", "4", "--memory", LITTLE])
+    # a shell's background job ignores SIGINT, and so would these tests in one
+    before_test = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            cli.run("translate", [*WORDS, "out", *FLAGS, "-b", "4", "--memory", LITTLE])
+    finally:
+        signal.signal(signal.SIGINT, before_test)
     assert caught.value.code == status
     kept = "the steps that are done are in out/.a.png.steps, and the same command goes on from them"
     assert kept in capsys.readouterr().err
