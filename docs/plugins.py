@@ -40,6 +40,7 @@ FIGURES = ("benchmarks/*.png", "benchmarks/*.svg", "examples/demo/*.png")
 LINK = re.compile(r"(!?\[[^\]]*\]\()([^)#:\s]+)(#[^)]*)?\)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', re.DOTALL)
 COMMENT = re.compile(r"  # (.*)$")  # after a field
+COMMENT_LINE = re.compile(r" *# (.*)$")  # of those above it
 LISTED = re.compile(r"^(Args|Attributes):\n", re.MULTILINE)
 ROLE = re.compile(r":(?:class|func|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 
@@ -121,12 +122,12 @@ class Roles(griffe.Extension):
 
 
 class Fields(griffe.Extension):
-    """Lists a dataclass's fields with what is said of each: a setting's help, or the comment after it."""
+    """Lists a dataclass's fields with what is said of each: a setting's help, or the comment after or above it."""
 
     def on_attribute_instance(
         self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any
     ) -> None:
-        """Keeps the comment after a field, and shows a setting's default in place of the call."""
+        """Keeps a field's comment, and shows a setting's default in place of the call."""
         call = attr.value if isinstance(attr.value, griffe.ExprCall) else None
         # (default, help), and (help) or (help, default)
         if call and str(call.function) in ("setting", "position"):
@@ -137,8 +138,18 @@ class Fields(griffe.Extension):
                 words[0] if str(call.function) == "setting" else next(iter(words[1:]), None)
             )
             attr.labels.add("setting")
-        elif comment := COMMENT.search(agent.code.splitlines()[node.end_lineno - 1]):
+            return
+        lines = agent.code.splitlines()
+        if comment := COMMENT.search(lines[node.end_lineno - 1]):
             attr.extra["bbdm"]["comment"] = comment[1]
+            return
+        above: list[str] = []
+        for line in reversed(lines[: node.lineno - 1]):
+            if not (comment := COMMENT_LINE.match(line)):
+                break
+            above.insert(0, comment[1])
+        if above:
+            attr.extra["bbdm"]["comment"] = " ".join(above)
 
     def on_class(self, *, cls: griffe.Class, **_: Any) -> None:
         """Adds the list to the docstring of a dataclass that has none; a Config has to explain all fields."""

@@ -7,6 +7,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+import griffe
 import pytest
 
 from tests.conftest import ROOT
@@ -41,3 +42,13 @@ def test_entries_stand_alone(module: str):
         assert len(text.split()) >= 4
         assert not re.match(LEANING, text, re.IGNORECASE)
         assert text.endswith((".", ".)"))
+
+
+def test_pages_explain_each_field_of_settings(caplog: pytest.LogCaptureFixture):
+    """By its help, or a comment after or above it: else the site is not built."""
+    extension = griffe.load_extensions(f"{ROOT / 'docs/plugins.py'}:Fields")
+    package = griffe.load("bbdm.networks", search_paths=[ROOT], extensions=extension)
+    assert [record.getMessage() for record in caplog.records] == []
+    shown = package["config.NetworkConfig"].docstring.value
+    assert "\n    axes: spatial: 2 for pictures" in shown
+    assert "\n    endpoint: source channels that the bridge ends in" in shown
