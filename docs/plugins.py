@@ -122,7 +122,7 @@ class Roles(griffe.Extension):
 
 
 class Fields(griffe.Extension):
-    """Lists a dataclass's fields with what is said of each: a setting's help, or the comment after or above it."""
+    """Lists a dataclass's fields with what is said of each: a setting's help, or the field's comment."""
 
     def on_attribute_instance(
         self, *, node: Any, attr: griffe.Attribute, agent: Any, **_: Any
