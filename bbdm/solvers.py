@@ -134,12 +134,12 @@ def choices(bridge: Bridge, calls: int | None = None, steps: int | None = None) 
     """
     if calls is not None:
         return {DISTILLED: calls}
-    found: dict[str, int] = {}
+    calls_of: dict[str, int] = {}
     for solver in SOLVERS:
         if solver != DISTILLED:
             with suppress(ValueError):  # the bridge has no such solver, or not with these steps
-                found[solver] = len(build(bridge, solver, steps=steps))
-    return found
+                calls_of[solver] = len(build(bridge, solver, steps=steps))
+    return calls_of
 
 
 def check_choice(solver: Any, timesteps: Any, steps: int | None) -> None:

@@ -47,8 +47,8 @@ def remove(path: Path) -> None:
 
 def stamp(path: Path) -> str:
     """Path, size and time of a file, which change with its content."""
-    about = path.stat()
-    return f"{path} {about.st_size} {about.st_mtime_ns}"
+    status = path.stat()
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 def make_folder(path: Path) -> None:

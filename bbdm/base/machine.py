@@ -38,11 +38,11 @@ def describe(device: torch.device, packages: Iterable[str]) -> dict[str, Any]:
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
     """The version of each package that is installed."""
-    found: dict[str, str] = {}
+    installed: dict[str, str] = {}
     for name in packages:
         with suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
+            installed[name] = metadata.version(name)
+    return installed
 
 
 def processor(device: torch.device) -> str:

@@ -25,9 +25,9 @@ def folder_beside(weights: Path) -> Path:
 
 def weights_in(folder: Path) -> list[Path]:
     """The files of weights that a run's folder has, of the best validation and of the newest step."""
-    found: list[Path] = []
+    paths: list[Path] = []
     best = folder / BEST
     if best.is_file():
-        found.append(best)
-    found += list(files_by_step(folder, ".pt").values())[:1]
-    return found
+        paths.append(best)
+    paths += list(files_by_step(folder, ".pt").values())[:1]
+    return paths

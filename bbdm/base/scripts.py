@@ -165,9 +165,9 @@ class Command:
         alone = rf"(?<=\(){one}(?=\))"
 
         def flag(match: re.Match[str]) -> str:
-            about = known[match[1]].metadata
-            if about["position"]:
-                return about["metavar"] or match[1].upper()
+            field = known[match[1]].metadata
+            if field["position"]:
+                return field["metavar"] or match[1].upper()
             return f"--{match[1]}"
 
         def flags(match: re.Match[str]) -> str:

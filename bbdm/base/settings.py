@@ -55,17 +55,17 @@ def setting(
             else for the name of its room.
         position: it has no flag, and is taken by its position.
     """
-    about = {"help": help, "names": names, "parse": parse, "least": least, "choices": choices}
-    about |= {"metavar": metavar, "group": group, "position": position}
-    return field(default=MISSING if default is ... else default, metadata=about)
+    stored = {"help": help, "names": names, "parse": parse, "least": least, "choices": choices}
+    stored |= {"metavar": metavar, "group": group, "position": position}
+    return field(default=MISSING if default is ... else default, metadata=stored)
 
 
-def position(help: str, default: Any = ..., names: Sequence[str] = (), **about: Any) -> Any:
+def position(help: str, default: Any = ..., names: Sequence[str] = (), **further: Any) -> Any:
     """A field that a command takes by its position, or by flags of ``names``; of a tuple, one word or more.
 
     Of one that must be given there are no such flags. See :func:`setting`.
     """
-    return setting(default, help, *names, position=True, **about)
+    return setting(default, help, *names, position=True, **further)
 
 
 def flag_fields(settings: type[Any]) -> dict[str, Field[Any]]:

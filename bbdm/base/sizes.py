@@ -25,10 +25,10 @@ def read_memory(text: str) -> int:
     Raises:
         ValueError: the text has another form.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if found is None or not float(found[1]):
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or not float(match[1]):
         raise ValueError(f"an amount of memory is written as 4G or 500M, got {text!r}")
-    return int(float(found[1]) * UNITS[found[2].upper()])
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def amount(count: int) -> str:

@@ -17,6 +17,7 @@ from bbdm.translation.config import FileConfig
 
 if TYPE_CHECKING:
     from bbdm.execution.processes import Processes
+    from bbdm.files.content import Checkpoint
     from bbdm.training.trainer import Trainer
 
 
@@ -49,7 +50,7 @@ class Distill(TrainingCommand, DataConfig, FileConfig, DistillConfig):
         teacher = read_header(self.teacher)
         return f"distilling {teacher} on {self.data_dir} into {self.output_model} of {self.calls} calls"
 
-    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+    def build(self, team: Processes, folder: Path, resumed: Checkpoint | None) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
 

@@ -155,22 +155,22 @@ class Eval(CalibratedCommand):
         first = translator.processes.first
         if first:
             remove_leftovers(self.folder)
-        found: list[dict[str, Any]] = []
+        all_reports: list[dict[str, Any]] = []
         for name, (solver, steps) in runs.items():
-            found.append(self._evaluate(translator, solver, steps, self.folder / name, overlap))
+            all_reports.append(self._evaluate(translator, solver, steps, self.folder / name, overlap))
             if not first:
                 continue
-            rows = reports.table(found[-1:])
-            if len(found) > 1:  # the heading stands already
+            rows = reports.table(all_reports[-1:])
+            if len(all_reports) > 1:  # the heading stands already
                 rows = rows.splitlines()[-1]
             print(rows, flush=True)
-            manifest.write(self.folder / "sweep.json", found)
+            manifest.write(self.folder / "sweep.json", all_reports)
         if first:
-            print("\n".join(reports.best(found)))
+            print("\n".join(reports.best(all_reports)))
             defaults = translator.checkpoint.defaults
             print(f"without --solver: {defaults.chosen}:{len(defaults.table(translator.bridge))}")
             plot = self.folder / "quality_nfe.png"
-            reports.draw_sweep(found, plot)
+            reports.draw_sweep(all_reports, plot)
             print(f"to look at: {plot}")
 
     def _overlap(self, translator: Translator) -> Overlap | None:
@@ -234,7 +234,7 @@ class Eval(CalibratedCommand):
             by_patient = {
                 name: known(of_sources) for name, of_sources in scores.by_source().items()
             }
-        about: dict[str, Any] = {
+        scored: dict[str, Any] = {
             "scores": known(scores.compute()),
             "by_patient": by_patient,
             "lpips_net": self.lpips_net if "lpips" in metrics else None,
@@ -243,21 +243,21 @@ class Eval(CalibratedCommand):
             "training_unknown": None if overlap is None else [*overlap.unknown],
         }
         if self.intervals:
-            about["intervals"] = {
+            scored["intervals"] = {
                 "expected": 1 - Intervals.load(self.intervals, None).alpha,
                 **lengths.compute(),
             }
         if samples > 1:
-            about["coverage"] = [
+            scored["coverage"] = [
                 {"expected": wanted, "found": found} for wanted, found in scores.coverage()
             ]
         if self.dataset == FRAMES:
-            about["flicker"] = of_sequences(files, jobs)
+            scored["flicker"] = of_sequences(files, jobs)
         if "dice" in metrics:
-            about["dice_above"] = self.dice_above
+            scored["dice_above"] = self.dice_above
         if files.pairs.rows[0].get("mask") is not None:
-            about["masks"] = files.pairs.digest(["mask"])
-        report = about | report
+            scored["masks"] = files.pairs.digest(["mask"])
+        report = scored | report
         manifest.write(folder / "scores.json", report)
         draw_scores(report, scores.of_sources(), folder / PLOT)
         return report

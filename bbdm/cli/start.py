@@ -86,12 +86,12 @@ class StartCommand(TrainingCommand):
         """
         if self.step is not None and not is_of_latents(self.step):
             return None
-        found = None if self.base is None else find_autoencoder(self.base)
-        if self.step is not None and found is None:
+        autoencoder = None if self.base is None else find_autoencoder(self.base)
+        if self.step is not None and autoencoder is None:
             raise ValueError(
                 f"{self.step} is of latents: give vqgan_path, the autoencoder that the run began with"
             )
-        return found
+        return autoencoder
 
     def pretrained(
         self,
@@ -99,8 +99,8 @@ class StartCommand(TrainingCommand):
         pairs: Pairs,
         codec: Codec | None,
         resumed: Checkpoint | None,
-        bridge: Any,
-    ) -> tuple[Any, Any, Origin | None]:
+        bridge: Bridge,
+    ) -> tuple[Pretrained, Bridge, Origin | None]:
         """The network of diffusion models, the bridge with its objective and noise levels, and its origin."""
         if resumed is not None:
             network = resumed_network(resumed.unet, self.lora, self._beside(resumed.unet.lora))
@@ -132,8 +132,8 @@ class StartCommand(TrainingCommand):
         return network, bridge, origin
 
     def _read_own(
-        self, base: Path, pairs: Pairs, codec: Codec | None, bridge: Any
-    ) -> tuple[Pretrained, Any, Origin | None]:
+        self, base: Path, pairs: Pairs, codec: Codec | None, bridge: Bridge
+    ) -> tuple[Pretrained, Bridge, Origin | None]:
         """The network in a file of bbdm, the bridge, and what the file says of its origin."""
         from bbdm.files.checkpoint import load_checkpoint
 
@@ -146,8 +146,8 @@ class StartCommand(TrainingCommand):
         return network, bridge, checkpoint.origin
 
     def _read_foreign(
-        self, team: Processes, base: Path, pairs: Pairs, codec: Codec | None, bridge: Any
-    ) -> tuple[Pretrained, Any]:
+        self, team: Processes, base: Path, pairs: Pairs, codec: Codec | None, bridge: Bridge
+    ) -> tuple[Pretrained, Bridge]:
         """The network in a folder of diffusers or a file of ADM, and the bridge; notes are reported."""
         from bbdm.files.pretrained import read_pretrained
 
@@ -209,7 +209,7 @@ def find_step(values: Mapping[str, Any]) -> Path | None:
     return None
 
 
-def find_base(init_from: Any, config: str | None) -> Path | None:
+def find_base(init_from: Path | str | None, config: str | None) -> Path | None:
     """The folder or the file of the network that a run begins with; None where it is of no such network.
 
     Args:
@@ -223,14 +223,14 @@ def find_base(init_from: Any, config: str | None) -> Path | None:
     path = Path(init_from)
     if is_own(path):
         return path
-    found = pretrained.find_pretrained(path, config)
-    if found is not None:
-        return found
+    network = pretrained.find_pretrained(path, config)
+    if network is not None:
+        return network
     file = repository.find_checkpoint(path)
     return file if is_own(file) else None
 
 
-def say_what_is_read(path: Any, values: Mapping[str, Any]) -> None:
+def say_what_is_read(path: Path | None, values: Mapping[str, Any]) -> None:
     """Say what a command reads before it knows all that it does, where PyTorch is imported for it first.
 
     Args:

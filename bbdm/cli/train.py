@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bbdm.data.pairs import Pairs
     from bbdm.data.trained import Origin
     from bbdm.execution.processes import Processes
+    from bbdm.files.content import Checkpoint
     from bbdm.networks.base import Network
     from bbdm.training.trainer import Trainer
 
@@ -310,7 +311,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             settings["density"] = self.density
         return from_config(settings)
 
-    def build(self, team: Processes, folder: Path, resumed: Any) -> Trainer:
+    def build(self, team: Processes, folder: Path, resumed: Checkpoint | None) -> Trainer:
         """The run before its first step; see the base class."""
         import torch
 
@@ -328,7 +329,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         statistics: dict[str, Any] = {}
         origin: Origin | None = None
         callbacks: list[Callback] = []
-        network: Any
+        network: Network
         if self.is_pretrained:
             if "preset" in self.named:
                 report(
@@ -388,7 +389,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         return trainer.best["step"] / trainer.steps_per_epoch
 
     def _pairs(
-        self, team: Processes, codec: Codec | None, resumed: Any
+        self, team: Processes, codec: Codec | None, resumed: Checkpoint | None
     ) -> tuple[Pairs, Pairs | None]:
         """The training pairs and those for validation, in the channels that are trained on."""
         channels = self.channels or 3
@@ -407,19 +408,18 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             channels = source_channels = codec.channels
         endpoint = pairs.spec.endpoint(pairs.source_channels, pairs.channels)
         conditions = replace(pairs.further, drop=self.drop or {}).settings()
-        network: Any = build_network(
+        return build_network(
             self.preset, channels, source_channels, self.source_as, endpoint=endpoint, **conditions
         )
-        return network
 
     def _latents(
-        self, team: Processes, pairs: Pairs, codec: Codec, resumed: Any
-    ) -> tuple[Any, Codec]:
+        self, team: Processes, pairs: Pairs, codec: Codec, resumed: Checkpoint | None
+    ) -> tuple[Pairs, Codec]:
         """Pairs as latents, where they are cached, and the codec with their statistics, where it has them."""
         from bbdm.data.latents import LatentDataset, measure
 
         progress = self.shown and team.first
-        latents: Any = pairs
+        latents = pairs
         if self.cache_latents is not None:
             with team.first_before_others():  # the others find what the first caches
                 latents = LatentDataset(pairs, codec, self.cache_latents, self.flip, progress)
@@ -435,12 +435,12 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
     def _fitted(
         self,
         team: Processes,
-        bridge: Any,
+        bridge: Bridge,
         network: Network,
-        pairs: Any,
+        pairs: Pairs,
         codec: Codec | None,
         known: bool,
-        resumed: Any,
+        resumed: Checkpoint | None,
     ) -> Bridge:
         """The bridge with statistics of the pairs, measured where they count and are not known."""
         from bbdm.training import initial

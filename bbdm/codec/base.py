@@ -187,6 +187,8 @@ class Codec:
         self._encode = encode
         self._decode = decode
         self._cast = cast
+        # in place of the module's own encoder and decoder
+        self._compiled: tuple[TensorFunction, TensorFunction] | None = None
         # (C, 1, 1) of statistics, where the autoencoder is
         self._rows: dict[str, torch.Tensor] = {}
 
@@ -217,10 +219,16 @@ class Codec:
 
     def encoder(self, image: torch.Tensor, /) -> torch.Tensor:
         """A batch of images in ``dtype`` to float32 latents, not normalised, in one call."""
+        if self._compiled is not None:
+            encoder, _ = self._compiled
+            return encoder(image)
         return self._encode(self.module, image).float()
 
     def decoder(self, latents: torch.Tensor, /) -> torch.Tensor:
         """Float32 latents that are not normalised to float32 images, in one call."""
+        if self._compiled is not None:
+            _, decoder = self._compiled
+            return decoder(latents)
         return self._decode(self.module, latents).float()
 
     @torch.no_grad()
@@ -290,8 +298,7 @@ class Codec:
         if (self.device, self.dtype) == (device, dtype):
             return self
         codec = copy.copy(self)
-        for name in ("encoder", "decoder"):
-            vars(codec).pop(name, None)  # compiled functions are of the module before
+        codec._compiled = None  # which is of the module before
         codec.module = copy.deepcopy(self.module).to(device)
         codec._cast(codec.module, dtype)
         codec._rows = {name: row.to(device) for name, row in self._rows.items()}
@@ -300,8 +307,7 @@ class Codec:
     def compiled(self, compile: Callable[[TensorFunction], TensorFunction]) -> Codec:
         """A copy whose encoder and decoder are compiled by ``compile``."""
         codec = copy.copy(self)
-        codec.encoder = compile(self.encoder)
-        codec.decoder = compile(self.decoder)
+        codec._compiled = (compile(self.encoder), compile(self.decoder))
         return codec
 
 

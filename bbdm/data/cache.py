@@ -29,18 +29,18 @@ class Cache:
     Args:
         folder: of the cache, made where it does not exist.
         what: is stored, for messages.
-        about: what decides the entries besides their keys.
+        settings: what decides the entries besides their keys.
 
     Raises:
         ValueError: the folder holds other entries, or files of something else.
     """
 
-    def __init__(self, folder: Path, what: str, about: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, what: str, settings: Mapping[str, Any]) -> None:
         self.folder = folder
         self.what = what
         self._mapped: dict[str, Tensors] = {}
         path = folder / MANIFEST
-        about = manifest.as_json({"version": VERSION, "what": what, **about})
+        settings = manifest.as_json({"version": VERSION, "what": what, **settings})
         with locked(folder):
             remove_leftovers(folder, age=ABANDONED)
             others = [each for each in folder.iterdir() if each.name != LOCK]
@@ -49,9 +49,9 @@ class Cache:
                     f"{others[0]} is of no cache of {what}, without {path}: give another folder"
                 )
             if not others:
-                manifest.write(path, about)
+                manifest.write(path, settings)
             with manifest.reading(path, f"delete {folder}") as content:
-                differing = manifest.differences(content, about)
+                differing = manifest.differences(content, settings)
             if differing:
                 raise ValueError(
                     f"{path} is of other {what} ({differing}): give another folder, or delete this one"

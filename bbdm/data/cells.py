@@ -289,7 +289,7 @@ class ArrayCell(Cell):
     """
 
     in_memory: ClassVar[bool] = True
-    array: Any
+    array: npt.ArrayLike
     name: str
     geometry: Geometry = NOWHERE
 
@@ -316,7 +316,7 @@ class ArrayCell(Cell):
         return self.name
 
 
-def cell_of(value: Any, name: str) -> Cell:
+def cell_of(value: object, name: str) -> Cell:
     """The cell of what a row has for a picture. A cell stays as it is.
 
     Args:

@@ -17,7 +17,7 @@ from bbdm.data.spec import AXES, BANDS, Plane, Spec, Way, read_kinds, read_named
 from bbdm.networks.conditions import Direction
 from bbdm.pictures import Header, Picture, images
 from bbdm.pictures.images import Size, read_size
-from bbdm.pictures.values import Values, read_values
+from bbdm.pictures.values import AnyValues, Values, read_values
 
 
 class Crops(NamedTuple):
@@ -64,12 +64,12 @@ class RowsConfig:
         "AtoB",
         "AtoB translates A into B, BtoA targets into sources; also of a network of both directions",
     )
-    source_values: Any = setting(
+    source_values: AnyValues | None = setting(
         None,
         "range of sources: LOW:HIGH, LOW:HIGH:UNIT, pLOW:HIGH percentiles; channels with commas",
         parse=read_values,
     )
-    target_values: Any = setting(
+    target_values: AnyValues | None = setting(
         None,
         "range of targets: LOW:HIGH or LOW:HIGH:UNIT; 0:255 if unset, or the network's",
         parse=read_values,

@@ -192,7 +192,7 @@ class ClassKind(ConditionKind):
         return np.array(names.index(label), np.int64)
 
 
-def labels(rows: Any, name: str) -> tuple[str, ...]:
+def labels(rows: Sequence[Row], name: str) -> tuple[str, ...]:
     """The labels in a column, each once: in their table's order, else numbers by value, then words.
 
     Raises:
@@ -204,17 +204,17 @@ def labels(rows: Any, name: str) -> tuple[str, ...]:
             return known
         rows = rows.select([name])
     # which is said where the example is read
-    found = {label_of(row.get(name)) for row in rows} - {""}
-    if not found:
+    distinct = {label_of(row.get(name)) for row in rows} - {""}
+    if not distinct:
         raise ValueError(f"no example has a label of {name!r}")
     numbers = sorted(
-        (each for each in found if each.isdecimal()), key=lambda each: (int(each), each)
+        (label for label in distinct if label.isdecimal()), key=lambda label: (int(label), label)
     )
-    words = sorted(each for each in found if not each.isdecimal())
+    words = sorted(label for label in distinct if not label.isdecimal())
     return (*numbers, *words)
 
 
-def label_of(cell: Any) -> str:
+def label_of(cell: object) -> str:
     """A label as text, "" for a cell that is none."""
     text = cell.decode(errors="replace") if isinstance(cell, bytes) else cell
     return text.strip() if isinstance(text, str) else ""

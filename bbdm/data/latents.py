@@ -62,25 +62,25 @@ class LatentDataset(Pairs):
             raise ValueError(
                 f"{others} are others in each epoch, and a cache of latents would keep the first"
             )
-        vars(self).update(vars(dataset))
+        vars(self).update(vars(dataset))  # all but the examples, without a look at the rows
         self.dataset = dataset
         self.folder = folder
         self.flip = flip
         self.codec = codec.description()
         self.stream = None  # latents are read by index
-        about = {
+        decisive = {
             "count": len(self),
             "block": BLOCK,
             "image_size": self.image_size,
             "direction": self.spec.direction,
         }
-        about |= {
+        decisive |= {
             **dataset.settings(),
             "files": dataset.digest(),
             "flip": flip,
             "codec": self.codec,
         }
-        self._latents = Cache(folder, "latents", about)
+        self._latents = Cache(folder, "latents", decisive)
         self._block = BLOCK
         with locked(folder), closing(Batches(dataset, BLOCK, CPU)) as batches:
             missing: list[str] = []  # entries

@@ -150,9 +150,8 @@ def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
 
 def check_rows(pairs: Pairs, workers: int = 0, progress: Shown = False) -> dict[int, str]:
     """Read all that rows have, as training does but whole: why rows cannot be read, by their indices."""
-    indices: Any = range(len(pairs.rows))
-    reason_of: Any = partial(_reason, pairs)
-    loader = DataLoader(indices, None, num_workers=workers, collate_fn=reason_of)
+    indices = range(len(pairs.rows))
+    loader = DataLoader(indices, None, num_workers=workers, collate_fn=partial(_reason, pairs))
     reasons = counted(with_short_errors(loader), "checking", len(indices), "pairs", progress)
     return {index: reason for index, reason in enumerate(reasons) if reason}
 

@@ -386,16 +386,16 @@ class Pairs(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     def names_digest(self) -> str:
         """SHA-256 of the names of rows, or the digest of rows that have one; of slices, and of conditions."""
         conditions = self.spec.conditions
-        about: dict[str, Any] = {}
+        of_conditions: dict[str, Any] = {}
         columns = ["name"]
-        for name, each in conditions.items():
+        for name, condition in conditions.items():
             # of a direction the pairs are the same
-            label = None if name == DIRECTION else each.label
-            about[name] = [str(each), each.size, label]
-            if each.kind == "class" and each.label is None:
+            label = None if name == DIRECTION else condition.label
+            of_conditions[name] = [str(condition), condition.size, label]
+            if condition.kind == "class" and condition.label is None:
                 columns.append(name)
         ends = [*self.ends] if self._slices else []
-        digest = hashlib.sha256(json.dumps([ends, self._prepared, about]).encode())
+        digest = hashlib.sha256(json.dumps([ends, self._prepared, of_conditions]).encode())
         rows_digest = getattr(self.rows, "digest", None)
         if rows_digest is not None:
             digest.update(rows_digest.encode())
@@ -464,7 +464,7 @@ class MappedDataset(Pairs):
         self.read(0)
 
 
-def _kind_of_item(value: Any) -> str:
+def _kind_of_item(value: ArrayCell | int) -> str:
     """The kind of a condition of an item: the number of a class, tokens (L, D) or an image."""
     if isinstance(value, int):
         return "class"

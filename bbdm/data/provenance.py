@@ -63,7 +63,7 @@ def digest_of(parts: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps([*parts]).encode()).hexdigest()
 
 
-def value_digest(value: Any) -> str:
+def value_digest(value: object) -> str:
     """SHA-256 of what a row has in a column: of a picture's files, or of what it is in memory.
 
     Raises:
@@ -138,7 +138,7 @@ def row_digests(row: Row) -> list[str]:
     return [*dict.fromkeys(digests)]
 
 
-def _part_of(value: Any) -> str:
+def _part_of(value: object) -> str:
     """Which part of its files a value of a row is; "" of all."""
     return cell_of(value, "").part()
 
@@ -177,7 +177,7 @@ def distinct_roles(row: Row) -> list[str]:
     return roles
 
 
-def _is_constant(value: Any) -> bool:
+def _is_constant(value: object) -> bool:
     """Whether a picture has one value in each channel."""
     try:
         pixels = np.asarray(cell_of(value, "a picture").read())
@@ -242,18 +242,18 @@ def contents(rows: Sequence[Row], skip_bad: bool = False, known: Digests | None 
                 return None
             raise
 
-    found = Contents({}, {}, {})
+    collected = Contents({}, {}, {})
     for number, item in enumerate(in_threads(read, range(len(rows)))):
         if item is None:
             continue
         name, digests, stamped = item
         # names of tars may occur twice
-        key = f"{name} (row {number})" if name in found.digests else name
-        found.digests[key] = digests
-        found.rows[key] = number
+        key = f"{name} (row {number})" if name in collected.digests else name
+        collected.digests[key] = digests
+        collected.rows[key] = number
         if stamped:
-            found.stamps[key] = stamped
-    return found
+            collected.stamps[key] = stamped
+    return collected
 
 
 @dataclass(frozen=True)
@@ -334,7 +334,7 @@ class Record:
         return replace(self, groups=sorted(groups), earlier=earlier, unknown=sorted(unknown))
 
 
-def _as_digests(stored: Any) -> Digests:
+def _as_digests(stored: Mapping[str, Sequence[str]]) -> Digests:
     return {str(name): [str(digest) for digest in digests] for name, digests in stored.items()}
 
 

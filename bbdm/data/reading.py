@@ -23,7 +23,7 @@ from bbdm.data.cells import ROLES, Cell, FileCell, HalfCell, cell_of
 from bbdm.data.degradations import Prepare
 from bbdm.data.kinds import kind_of
 from bbdm.data.rows import Row, check_grids, shown, values_of
-from bbdm.data.scaling import WHOLE, Column, in_unit_range, of_cells, off_nodata, resized_present
+from bbdm.data.scaling import ALL_PRESENT, WHOLE, Absent, Column, in_unit_range, of_cells, off_nodata, resized_present
 from bbdm.data.sequences import frames_around
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import Geometry, Header, Picture, formats, images
@@ -257,7 +257,7 @@ class Reader:
         )
         opened: list[Picture] = []
         arrays: list[Array] = []
-        absent: Any = False
+        absent = ALL_PRESENT
         for cell in cells:
             stores_half = self.cache is not None and isinstance(cell, HalfCell)
             if resizes and not cell.in_memory and (stores_half or self._is_photograph(cell)):
@@ -313,7 +313,7 @@ class Reader:
                         place = picture.geometry
                         grids.add((picture.shape[1:], place.affine, place.kept.get("crs")))
         if len(grids) > 1:
-            heads: Any = {name: column.pictures for name, column in opened.items()}
+            heads = {name: column.pictures for name, column in opened.items()}
             resizes = not self.masked and self.spec.size is not None
             check_grids(
                 columns, heads, () if resizes else columns.keys() - self.images, self.paired
@@ -338,7 +338,7 @@ class Reader:
         """
         array = column.array
         absent = column.absent
-        has_holes = absent is not False and bool(np.any(absent))
+        has_holes = bool(absent.any())
         empty: float = -1
         if array.dtype == np.uint8 and (values is None or values == EIGHT_BIT):
             empty = 0
@@ -353,12 +353,11 @@ class Reader:
                 else:
                     if not isinstance(values, Values):
                         values = self.values(values, column.cells)
-                    array = scaled_present(values, array, np.asarray(absent))
+                    array = scaled_present(values, array, absent)
             except ValueError as error:
                 raise of_cells(column, error) from error
         if column.slices:
-            axis = 1 + (self.axis or 0)
-            array = np.concatenate([array.take(index, axis) for index in column.slices])
+            array = self._side_by_side(array, column.slices)
         if self._size is None:
             return np.require(array, requirements=["C", "W"])
         if has_holes:
@@ -370,8 +369,8 @@ class Reader:
 
         Of what is resized, a pixel counts where all of it has a value.
         """
-        inside: Any = True
-        present: Any = True
+        inside = np.ones((), np.bool_)
+        present = np.ones((), np.bool_)
         for name, column in columns.items():
             if name not in (*ROLES, "mask"):
                 continue
@@ -383,10 +382,10 @@ class Reader:
             inside = inside & has_value
             if name != "mask":
                 present = present & has_value
-        mask = images.fitted(np.asarray(inside[None], np.float32), self._size, self.spec.resize)
-        if self._size is not None and not np.all(present):
+        mask = images.fitted(inside[None].astype(np.float32), self._size, self.spec.resize)
+        if self._size is not None and not present.all():
             weights = images.fitted(
-                np.asarray(present[None], np.float32), self._size, self.spec.resize
+                present[None].astype(np.float32), self._size, self.spec.resize
             )
             mask[weights < WHOLE] = 0
         return mask
@@ -422,7 +421,7 @@ class Reader:
             like = resized["source"]
             prepared: dict[str, Column] = {}
             for role, array in arrays.items():
-                prepared[role] = resized.get(role, like)._replace(array=array, absent=False)
+                prepared[role] = resized.get(role, like)._replace(array=array, absent=ALL_PRESENT)
             resized = prepared
         return opened | resized
 
@@ -431,21 +430,26 @@ class Reader:
         array = self._whole_resized(column).array
         if not column.slices:
             return array
-        axis = 1 + (self.axis or 0)
-        return np.concatenate([array.take(index, axis) for index in column.slices])
+        return self._side_by_side(array, column.slices)
+
+    def _side_by_side(self, volume: Array, slices: Sequence[int]) -> Array:
+        """(N * C, H, W) of N slices of a volume (C, D, H, W), by their indices."""
+        assert self.axis is not None
+        planes = [volume.take(index, 1 + self.axis) for index in slices]
+        return np.concatenate(planes)
 
     def _whole_resized(self, column: Column) -> Column:
         """A column at the size of examples; a pixel of which a part has no value gets the file's nodata.
 
         No other pixel gets it by rounding.
         """
-        has_holes = bool(np.any(column.absent))
+        has_holes = bool(column.absent.any())
         if self._size is None and has_holes:
             return column
         nodata = next((each.nodata for each in column.pictures if each.nodata is not None), None)
         if not has_holes:
             array = images.fitted(column.array, self._size, self.spec.resize)
-            return column._replace(array=off_nodata(array, nodata), absent=False)
+            return column._replace(array=off_nodata(array, nodata), absent=ALL_PRESENT)
         assert nodata is not None
         array, is_present = resized_present(
             column.array, column, self._size, self.spec.resize, nodata
@@ -464,7 +468,7 @@ class Reader:
             whole = self.whole(row)["source"]
             shape = whole.array.shape
 
-        def read(rows: slice, columns: slice) -> tuple[Array, Any]:
+        def read(rows: slice, columns: slice) -> tuple[Array, Absent]:
             if whole is not None:
                 return whole.array[:, rows, columns], np.broadcast_to(whole.absent, shape[1:])[
                     rows, columns

@@ -23,7 +23,7 @@ from bbdm.data import sequences, tables
 from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
 from bbdm.data.columns import NamedCells
 from bbdm.data.names import RowName
-from bbdm.pictures import Header, addresses, formats
+from bbdm.pictures import Header, Picture, addresses, formats
 from bbdm.pictures.picture import check_grid
 
 Row = Mapping[str, Any]
@@ -94,7 +94,7 @@ def values_of(row: Row, column: str) -> tuple[Any, ...]:
     return value if type(value) is tuple else (value,)
 
 
-def files_of_value(value: Any) -> tuple[Path, ...]:
+def files_of_value(value: object) -> tuple[Path, ...]:
     """The files that hold a value of a row; () of one in memory."""
     if not isinstance(value, Cell | os.PathLike):
         return ()
@@ -140,7 +140,7 @@ def named(row: Row, error: Exception) -> str:
 
 def check_grids(
     columns: Mapping[str, Sequence[Cell]],
-    heads: Mapping[str, Sequence[Header]],
+    heads: Mapping[str, Sequence[Header | Picture]],
     sized: Collection[str],
     paired: bool = True,
 ) -> None:

@@ -16,13 +16,15 @@ from bbdm.pictures.values import Values, check_finite
 APART = 16  # floats from nodata to what is none: GDAL takes up to 8 for the same number
 WHOLE = 1 - 1e-5  # share of a resized pixel from which all of it has a value, but for rounding
 Array = npt.NDArray[Any]
+Absent = npt.NDArray[np.bool_]  # (*S), or () for all pixels alike
+ALL_PRESENT: Absent = np.zeros((), np.bool_)
 
 
 class Column(NamedTuple):
     """The pictures of a column in a row, or a window of them, in stored values."""
 
     array: Array  # (C, *S), the channels of all
-    absent: Any  # (*S) where a pixel has no value, or False
+    absent: Absent  # where a pixel has no value
     pictures: Sequence[Picture]  # as they were read
     cells: Sequence[Cell]
     # those that an example has, by their indices in the window; () for the whole
@@ -89,13 +91,13 @@ def off_nodata(
         return array
     dtype = array.dtype
     limits = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
-    low: Any = limits.min
-    high: Any = limits.max
+    low = np.asarray(limits.min)
+    high = np.asarray(limits.max)
     if values is not None:
         shape = (-1, *[1] * (array.ndim - 1))
         low = np.reshape(values.low, shape)
         high = np.reshape(values.high, shape)
-    step: Any = 1
+    step = np.ones((), dtype)
     if dtype.kind == "f":
         step = APART * np.spacing(np.abs(dtype.type(nodata)))
     goes_down = nodata >= high
@@ -113,7 +115,7 @@ def in_unit_range(name: str, column: Column) -> Array:
     """
     array = column.array
     check_finite(array, column.absent)
-    levels = array[:, ~column.absent] if np.any(column.absent) else array
+    levels = array[:, ~column.absent] if column.absent.any() else array
     if array.dtype.kind != "f" or abs(levels).max(initial=0) > images.RANGE_LIMIT:
         limits, usual = images.ranges(levels)
         remedy = f"give their range, such as {usual}, or 8 bits, or floats in [-1, 1]"

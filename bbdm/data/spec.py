@@ -325,10 +325,10 @@ class Spec:
     def check_nodata(self, nodata: float | None, absent: npt.NDArray[np.bool_], name: str) -> None:
         """Raise ValueError where pixels of a source have no value, and results cannot say so."""
         if nodata is not None and absent.any() and self.result_nodata(nodata) is None:
-            found = f"{name or 'the source'} has pixels without a value, {nodata:g}"
+            has_holes = f"{name or 'the source'} has pixels without a value, {nodata:g}"
             held = f"results of {self.target_values.dtype} cannot hold it"
             raise ValueError(
-                f"{found}, and {held}: train on targets with a nodata of their own, or of another type"
+                f"{has_holes}, and {held}: train on targets with a nodata of their own, or of another type"
             )
 
     def result(
@@ -428,7 +428,7 @@ def _mapping(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return entry
 
 
-def _lengths(value: Any) -> tuple[float, float, float]:
+def _lengths(value: object) -> tuple[float, float, float]:
     """The lengths of a voxel, checked."""
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ValueError(f"spacing must be 3 lengths, got {value}")
@@ -438,7 +438,7 @@ def _lengths(value: Any) -> tuple[float, float, float]:
     return float(depth), float(height), float(width)
 
 
-def _bands(field_name: str, value: Any) -> tuple[str | None, ...]:
+def _bands(field_name: str, value: object) -> tuple[str | None, ...]:
     """Names of channels, checked."""
     if not isinstance(value, list | tuple) or not all(
         isinstance(each, str | None) for each in value

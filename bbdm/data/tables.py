@@ -90,9 +90,9 @@ class TableRows(Sequence[Row]):
         """The rows with some of their columns, which alone are read."""
         chosen = copy(self)
         chosen.columns = {name: self.columns[name] for name in names if name in self.columns}
-        about = [column for column in (KEY, TAR) if column in self._features]
+        of_rows = [column for column in (KEY, TAR) if column in self._features]
         chosen._table = self._table.select_columns(
-            [*dict.fromkeys([*chosen.columns.values(), *about])]
+            [*dict.fromkeys([*chosen.columns.values(), *of_rows])]
         )
         return chosen
 
@@ -122,7 +122,7 @@ class TableRows(Sequence[Row]):
                 row[name] = self._value(column, cells[column], where)
         return row
 
-    def _value(self, column: str, cell: Any, where: str) -> Any:
+    def _value(self, column: str, cell: object, where: str) -> object:
         """A cell of a picture, a class or a text as str, all else as it is; ``where`` names it."""
         if isinstance(cell, Mapping):
             content = cell.get("bytes")
@@ -370,7 +370,7 @@ class ItemRows(Sequence[Row]):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be trained on: {error}") from error
 
-    def _row(self, item: Any, name: str) -> Row:
+    def _row(self, item: object, name: str) -> Row:
         """The row of an item; ``name`` is that of an item without one."""
         if isinstance(item, tuple | list) and len(item) == 2:
             item = dict(zip(ROLES, item, strict=True))
@@ -391,9 +391,9 @@ class ItemRows(Sequence[Row]):
     @property
     def digest(self) -> str:
         """The data set's ``digest()``, else SHA-256 of its length and of some items."""
-        own = getattr(self.dataset, "digest", None)
-        if callable(own):
-            return str(own())
+        of_dataset = getattr(self.dataset, "digest", None)
+        if callable(of_dataset):
+            return str(of_dataset())
         digest = hashlib.sha256(str(len(self)).encode())
         last = len(self) - 1
         indices = {round(i * last / (LOOKED_AT - 1)) for i in range(LOOKED_AT)}
@@ -406,7 +406,7 @@ class ItemRows(Sequence[Row]):
         return digest.hexdigest()
 
 
-def _array_cell(column: str, value: Any, axes: tuple[int, ...], name: str) -> ArrayCell:
+def _array_cell(column: str, value: object, axes: tuple[int, ...], name: str) -> ArrayCell:
     """A picture (C, *S) of Pillow, an array or a tensor, or tokens (L, D), as a cell.
 
     Raises:
@@ -424,7 +424,7 @@ def _array_cell(column: str, value: Any, axes: tuple[int, ...], name: str) -> Ar
     return ArrayCell(array, name)
 
 
-def _condition(column: str, value: Any, name: str) -> ArrayCell | int:
+def _condition(column: str, value: object, name: str) -> ArrayCell | int:
     """An image, tokens, or the number of a class.
 
     Raises:

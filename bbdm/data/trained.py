@@ -67,8 +67,8 @@ class Trained:
     @classmethod
     def of(cls, rows: Sequence[Row], where: str) -> Trained:
         """The pairs of rows; those that cannot be read were in no training."""
-        found = contents(rows, skip_bad=True)
-        return cls(where, Record(found.digests, found.stamps, [group for _, group in groups(rows)]))
+        of_rows = contents(rows, skip_bad=True)
+        return cls(where, Record(of_rows.digests, of_rows.stamps, [group for _, group in groups(rows)]))
 
     @classmethod
     def of_origin(cls, origin: Origin | None, *folders: Path) -> Trained | None:
@@ -120,41 +120,41 @@ class Trained:
         A source that several pairs of the training share tells none of them from others, and does not count
         alone. Constant pictures, such as blank ones, do not count at all.
         """
-        own = pairs.contents
-        found = Overlap(
+        contents = pairs.contents
+        overlap = Overlap(
             self.where,
-            len(own.digests),
+            len(contents.digests),
             "pair" if pairs.paired else "picture",
             unknown=self.record.unknown,
         )
         known: list[str] = []
-        for name, digests in own.digests.items():
+        for name, digests in contents.digests.items():
             if not self._pictures.keys().isdisjoint(digests):
                 known.append(name)
         rows = pictures_of(pairs.rows)
         distinct = in_threads(
-            lambda name: distinct_roles(rows[own.rows[name]]) if name in own.rows else ROLES, known
+            lambda name: distinct_roles(rows[contents.rows[name]]) if name in contents.rows else ROLES, known
         )
         for name, roles in zip(known, distinct, strict=True):
-            digests = own.digests[name]
-            whole = self._pairs.get(frozenset(digests))
+            digests = contents.digests[name]
+            same_pair = self._pairs.get(frozenset(digests))
             of_source = self._pictures.get(digests[0], ())
             of_target = self._pictures.get(digests[-1], ())
             if not roles:
                 continue
-            if whole is not None:
-                found.pairs[name] = whole
+            if same_pair is not None:
+                overlap.pairs[name] = same_pair
             elif of_target and len(digests) == 1:
-                found.pairs[name] = of_target[0]
+                overlap.pairs[name] = of_target[0]
             elif of_target and "target" in roles:
-                found.targets[name] = of_target[0]
+                overlap.targets[name] = of_target[0]
             elif len(of_source) == 1 and "source" in roles:
-                found.sources[name] = of_source[0]
+                overlap.sources[name] = of_source[0]
         trained = {*self.record.groups}
         for name, group in groups(pairs.rows):
-            if group in trained and name not in found.names:
-                found.groups.setdefault(group, name)
-        return found
+            if group in trained and name not in overlap.names:
+                overlap.groups.setdefault(group, name)
+        return overlap
 
 
 @dataclass(frozen=True)

@@ -266,14 +266,14 @@ class Intervals:
                 raise ValueError("no solver with its timesteps")
             if not times or options.keys() != {*OPTIONS}:
                 raise ValueError("not all that decides a call")
-            found = cls(of, **content)
+            intervals = cls(of, **content)
         if sampler is not None and (
-            differing := manifest.differences(found.sampled, describe(sampler))
+            differing := manifest.differences(intervals.sampled, describe(sampler))
         ):
             raise ValueError(
                 f"{path} was calibrated for another sampler ({differing}): calibrate again"
             )
-        return found
+        return intervals
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -388,13 +388,13 @@ def measured(
         distribution = sampler.distribution(
             scale(example.source).numpy()[None], samples, seeds, **options
         )
-        (found,) = ends(distribution, by, alpha)
-        if found.low.shape != lower.shape:
+        (interval_ends,) = ends(distribution, by, alpha)
+        if interval_ends.low.shape != lower.shape:
             raise ValueError(
-                f"the target of pair {index} must have shape {found.low.shape}, got {lower.shape}"
+                f"the target of pair {index} must have shape {interval_ends.low.shape}, got {lower.shape}"
             )
-        excess = found.lambda_of(lower, upper)[counts].astype(np.float32)
-        yield Measured(size, excess, Ends(*(each[counts].astype(np.float32) for each in found)))
+        excess = interval_ends.lambda_of(lower, upper)[counts].astype(np.float32)
+        yield Measured(size, excess, Ends(*(each[counts].astype(np.float32) for each in interval_ends)))
 
 
 def _mean_length(pictures: Sequence[Sequence[Measured]], lambda_: float) -> float:

@@ -124,12 +124,12 @@ class Lengths:
         for part in range(PARTS):
             count, length, error, inside = self._sums[:, part_of_bin == part].sum(1).tolist()
             if count:
-                found = {
+                means = {
                     "length": length / count,
                     "error": error / count,
                     "coverage": inside / count,
                 }
-                parts.append({"share": count / total, **found})
+                parts.append({"share": count / total, **means})
         return parts
 
 

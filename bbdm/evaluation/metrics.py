@@ -111,12 +111,12 @@ def psnr(results: Tensor, targets: Tensor) -> Tensor:
 
 def overlap(results: Tensor, targets: Tensor, above: float) -> Tensor:
     """Dice coefficient of the values above a threshold; NaN where neither has any."""
-    found = results > above
-    expected = targets > above
+    present = results > above
+    present_in_targets = targets > above
     return (
         2
-        * (found & expected).sum((1, 2, 3)).double()
-        / (found.sum((1, 2, 3)) + expected.sum((1, 2, 3)))
+        * (present & present_in_targets).sum((1, 2, 3)).double()
+        / (present.sum((1, 2, 3)) + present_in_targets.sum((1, 2, 3)))
     )
 
 

@@ -61,9 +61,9 @@ def best(reports: Sequence[Report]) -> list[str]:
             if score is not None:
                 order.append((sign * score, report["nfe"], index))
         if order:
-            found = reports[min(order)[2]]
-            score = f"{found['scores'][name]:{metric.form}}"
-            lines.append(f"best {name}: {found['solver']}:{found['nfe']}, {score}")
+            best_report = reports[min(order)[2]]
+            score = f"{best_report['scores'][name]:{metric.form}}"
+            lines.append(f"best {name}: {best_report['solver']}:{best_report['nfe']}, {score}")
     return lines
 
 
@@ -146,8 +146,8 @@ def _draw_coverage(panel: Any, shares: Sequence[Mapping[str, float]]) -> None:
     """How often targets lie within intervals of results, against how often they should."""
     panel.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="as it should be")
     wanted = [share["expected"] for share in shares]
-    found = [share["found"] for share in shares]
-    panel.plot(wanted, found, color="C0", marker="o", label="found")
+    shares_within = [share["found"] for share in shares]
+    panel.plot(wanted, shares_within, color="C0", marker="o", label="found")
     panel.set(
         xlabel="expected coverage of intervals",
         ylabel="share of targets within",

@@ -131,12 +131,12 @@ class Scores:
         pictures = Compared(*(each.to(self.device) for each in pictures))
         for name, (metric, needed) in self._rows.items():
             parts = _arguments(metric, self._setup, pictures, masks is not None)
-            found = [metric.score(*part, *needed) for part in parts]
+            scores = [metric.score(*part, *needed) for part in parts]
             if metric.total is not None:
-                self._sums[name] = torch.stack(found).sum(0) + self._sums.get(name, 0)
+                self._sums[name] = torch.stack(scores).sum(0) + self._sums.get(name, 0)
                 continue
             # several: of results, or slices
-            of_sources = torch.cat(found).double().reshape(len(kept_names), -1)
+            of_sources = torch.cat(scores).double().reshape(len(kept_names), -1)
             self._scores[name] += of_sources.nanmean(1).tolist()
         self._coverage += coverage(*pictures).tolist()
         self._names += kept_names
@@ -204,13 +204,13 @@ class Scores:
         if count < least:
             inside = " with pixels in their masks" if self._setup.masked else ""
             raise ValueError(f"scores need pictures{inside}, FID at least 2; got {count}")
-        found: dict[str, float] = {}
+        means: dict[str, float] = {}
         for name, (metric, _) in self._rows.items():
             if metric.total is None:
-                found[name] = _mean(self._scores[name])
+                means[name] = _mean(self._scores[name])
             else:
-                found[name] = metric.total(self._sums[name])
-        return found
+                means[name] = metric.total(self._sums[name])
+        return means
 
     def coverage(self) -> list[tuple[float, float]]:
         """Of each interval of results, the share of targets within that is expected, and the mean of sources.
@@ -219,7 +219,7 @@ class Scores:
         """
         shares: list[tuple[float, float]] = []
         for place, wanted in enumerate(expected(self._setup.samples)):
-            of_sources = [found[place] for found in self._coverage]
+            of_sources = [of_source[place] for of_source in self._coverage]
             shares.append((wanted, _mean(of_sources)))
         return shares
 

@@ -111,27 +111,27 @@ def load_checkpoint(
     with weights.opened(file, weights.FORMAT, "checkpoint") as content:
         settings: Mapping[str, Any] = {}
         if not isinstance(content, Snapshot):
-            found = programs.read_checkpoint(content, num_steps, c_lambda, codec, config)
+            checkpoint = programs.read_checkpoint(content, num_steps, c_lambda, codec, config)
         elif config is not None:
             raise ValueError(
                 f"config={config} was given, but the file describes its network itself"
             )
         else:
-            found = Checkpoint.read(content, codec)
+            checkpoint = Checkpoint.read(content, codec)
             settings = content.settings
         for name, value in {"num_steps": num_steps, "c_lambda": c_lambda}.items():
-            stored = getattr(found.bridge, name, None)
+            stored = getattr(checkpoint.bridge, name, None)
             if value is not None and value != stored:
                 raise ValueError(
                     f"{name}={value} was given, but the network was trained with {name}={stored}"
                 )
-        if codec is not None and found.codec is None:
+        if codec is not None and checkpoint.codec is None:
             raise ValueError("a codec was given, but the network was trained in image space")
-        if codec is not None and found.codec is not None and not found.codec.same_latents(codec):
+        if codec is not None and checkpoint.codec is not None and not checkpoint.codec.same_latents(codec):
             raise ValueError(
                 "another codec was given than the one that the network was trained with"
             )
-        return replace(found, origin=origin_of(file, settings))
+        return replace(checkpoint, origin=origin_of(file, settings))
 
 
 def save_vqgan(path: str | os.PathLike[str], vqgan: VQGAN) -> None:

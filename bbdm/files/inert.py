@@ -204,14 +204,14 @@ def check_sharing(tensors: Iterable[Tensor]) -> None:
         raise ValueError(f"its tensors are of {size} bytes, and only {stored} are stored")
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """The kind of a value, for an error; never its content, which can be of any size."""
     if isinstance(value, Stub):
         return f"a {value.kind}"[:200]
     return "a tensor" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
-def flat(content: Any) -> dict[str, Any]:
+def flat(content: object) -> dict[str, Any]:
     """What a file holds by dotted names, as in a state dict: entries of mappings, and :attr:`Stub.entries`.
 
     Objects are values too, and the content itself has the name "". Each mapping and object is entered once.

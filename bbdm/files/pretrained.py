@@ -74,12 +74,12 @@ def pretrained(
         ValueError: the network, its schedule or the bridge is none that go together, or the weights are a
             pickle.
     """
-    found = find_pretrained(path, config)
-    if found is None:
+    network_path = find_pretrained(path, config)
+    if network_path is None:
         wanted = f"a folder with {' or '.join(PARTS)}, or with {CONFIG}, that diffusers saved, or a file of ADM"
         raise FileNotFoundError(f"{path} has no network: {wanted} was expected")
     network, changed, notes = read_pretrained(
-        found, bridge, source_channels, channels, config, name=path
+        network_path, bridge, source_channels, channels, config, name=path
     )
     for note in notes:
         log.warning(note)
@@ -104,7 +104,7 @@ def find_pretrained(path: str | os.PathLike[str], config: str | None = None) -> 
 
 
 def read_pretrained(
-    found: Path,
+    path: Path,
     bridge: Known,
     source_channels: int,
     channels: int | None,
@@ -114,31 +114,31 @@ def read_pretrained(
 ) -> tuple[Pretrained, Known, list[str]]:
     """See :func:`pretrained`; and lines that say what was decided where something is missing or new.
 
-    ``found`` is what :func:`find_pretrained` returned, which is not searched again.
+    ``path`` is what :func:`find_pretrained` returned, which is not searched again.
     ``endpoint`` is as in :class:`~bbdm.networks.config.NetworkConfig`.
-    ``name`` is what a user calls it, in place of ``found``.
+    ``name`` is what a user calls it, in place of ``path``.
     """
     notes: list[str] = []
-    if found.is_file():
-        with weights.opened(found, weights.FORMAT, "network of diffusion models") as content:
+    if path.is_file():
+        with weights.opened(path, weights.FORMAT, "network of diffusion models") as content:
             settings, state = adm.read_adm(content, config)
         noise_range = schedules.noise_range(settings, {})
         prompt = None
-        place = found
+        place = path
     else:
         if config is not None:
-            raise ValueError(f"config={config} was given, and {found} has its own settings")
-        settings, state, noise_range = _read_folder(found)
-        prompt = _prompt(found, settings, notes)
-        place = pipeline_folder(cast(Path, network_folder(found)))
+            raise ValueError(f"config={config} was given, and {path} has its own settings")
+        settings, state, noise_range = _read_folder(path)
+        prompt = _prompt(path, settings, notes)
+        place = pipeline_folder(cast(Path, network_folder(path)))
     if channels is None:
         channels = settings.channels
     if channels != settings.channels:
-        _check_channels(found, settings, channels)
+        _check_channels(path, settings, channels)
     network = Pretrained(
         replace(_with_channels(settings, channels, source_channels), endpoint=endpoint)
     )
-    network.base = read_base(place, name or found)
+    network.base = read_base(place, name or path)
     if prompt is not None:
         network.prompt.copy_(prompt)
     ends = _ends(settings, state, channels, source_channels)

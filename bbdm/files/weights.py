@@ -138,10 +138,10 @@ def check_is_file(path: Path, kind: str) -> None:
 
 def _of_run(folder: Path) -> str:
     """How an error about a missing file of weights goes on, where a training run has some in a folder."""
-    found = [str(path) for path in weights_in(folder)]
-    if not found:
+    names = [str(path) for path in weights_in(folder)]
+    if not names:
         return ""
-    return f": the training run in {folder} has {' and '.join(found)}, and the command that began it goes on with it"
+    return f": the training run in {folder} has {' and '.join(names)}, and the command that began it goes on with it"
 
 
 def _read_pt(path: Path, format: str, kind: str) -> Any:

@@ -321,9 +321,9 @@ def convert(image: Image.Image, channels: int = 3) -> Image.Image:
 
 def more_than_8_bits(array: npt.NDArray[Any]) -> ValueError:
     """The error for pictures of more than 8 bits of which nobody said what black and white are."""
-    found, usual = ranges(array)
+    limits, usual = ranges(array)
     return ValueError(
-        f"pictures of {array.dtype} have no agreed range of values, and this one has {found}: give the range to a "
+        f"pictures of {array.dtype} have no agreed range of values, and this one has {limits}: give the range to a "
         f"call in Python, such as source_values='{usual}', or store it in 8 bits"
     )
 

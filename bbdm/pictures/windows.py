@@ -79,17 +79,17 @@ def bounds(window: Window, sides: Sequence[int]) -> Window:
     """
     if not window:
         return tuple(slice(0, length) for length in sides)
-    found: list[slice] = []
+    slices: list[slice] = []
     if len(window) == len(sides):
         for part, length in zip(window, sides, strict=True):
             start, stop, step = part.indices(length)
             if step == 1 and start < stop:
-                found.append(slice(start, stop))
-    if len(found) != len(sides):
+                slices.append(slice(start, stop))
+    if len(slices) != len(sides):
         raise ValueError(
             f"a window is a part of {sizes.shown(sides)}, a slice for each without steps; got {window}"
         )
-    return tuple(found)
+    return tuple(slices)
 
 
 def lengths(window: Sequence[slice]) -> tuple[int, ...]:

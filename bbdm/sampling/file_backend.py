@@ -140,7 +140,7 @@ class FileBackend:
         names: of the arrays of a state: ``x``; ``x0hat`` where a row reads it; ``inputs`` where the network
             is not shown x.
         boxes: (rows, columns) of the state, a block that is moved at once each.
-        about: plain values that say what is made: states of other work are not used.
+        settings: plain values that say what is made: states of other work are not used.
         advance: called with the number of network calls that were made, after each and before each block.
         chosen: the windows that the network is called on, by their index of each side; None for all. Boxes
             that none of them touches may be left out.
@@ -153,7 +153,7 @@ class FileBackend:
         size: Sequence[int],
         names: Sequence[str],
         boxes: Sequence[Box],
-        about: Mapping[str, Any],
+        settings: Mapping[str, Any],
         advance: Callable[[int], None],
         chosen: Sequence[tuple[int, int]] | None = None,
     ) -> None:
@@ -163,7 +163,7 @@ class FileBackend:
         self._names = names
         self._boxes = boxes
         self._chosen = chosen
-        self._about = about
+        self._about = settings
         self._advance = advance
 
     def done(self) -> int | None:

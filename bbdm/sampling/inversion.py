@@ -99,10 +99,10 @@ def _targets(sampler: Sampler[torch.Tensor], target: Any, sources: Sources) -> t
     targets = read_sources(
         target, replace(scale, channels=sampler.shapes.image_channels, spec=spec)
     )
-    found = _described(sources)
-    if len(sources.groups) > 1 or found != _described(targets):
+    got = _described(sources)
+    if len(sources.groups) > 1 or got != _described(targets):
         raise ValueError(
-            f"target and source must be as many pictures of one size, got {found} and {_described(targets)}"
+            f"target and source must be as many pictures of one size, got {got} and {_described(targets)}"
         )
     _, images = targets.groups[0]
     return sampler.loop.array(images)

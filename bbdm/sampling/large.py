@@ -224,13 +224,13 @@ class LargePicture:
 
     @torch.inference_mode()
     def run(
-        self, path: Path, about: Mapping[str, Any], derivation: Derivation | None = None
+        self, path: Path, settings: Mapping[str, Any], derivation: Derivation | None = None
     ) -> None:
         """Make the result, whole or not at all; go on after the steps that were done before an interruption.
 
         Args:
             path: of the result's file.
-            about: plain values that name the network and the source: states of others are not used.
+            settings: plain values that name the network and the source: states of others are not used.
             derivation: what makes the result, which its file says; None to say nothing.
 
         Raises:
@@ -244,7 +244,7 @@ class LargePicture:
                 f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}"
             )
         folder = folder_of(path)
-        values = manifest.as_json({**about, **self._decides})
+        values = manifest.as_json({**settings, **self._decides})
         sampler = self._sampler
         backend = FileBackend(
             sampler.backend,
@@ -287,9 +287,9 @@ class LargePicture:
 
     def _check_disk(self, folder: Path) -> None:
         """Raise OSError where the disk has no room for the files."""
-        abouts = [file.stat() for file in folder.iterdir()]
+        statuses = [file.stat() for file in folder.iterdir()]
         there = sum(
-            min(about.st_size, 512 * getattr(about, "st_blocks", about.st_size)) for about in abouts
+            min(status.st_size, 512 * getattr(status, "st_blocks", status.st_size)) for status in statuses
         )
         free = shutil.disk_usage(folder).free + there
         if self.disk > free:

@@ -236,9 +236,9 @@ def predict(network: Predict, batch: Batch, inputs: Inputs, shown: Any) -> Any:
 
 def wrong_prediction(prediction: Any, x: Any) -> ValueError:
     """What is said of a prediction that is not floats of the shape of x."""
-    found = f"{prediction.dtype} of {tuple(prediction.shape)}"
+    got = f"{prediction.dtype} of {tuple(prediction.shape)}"
     return ValueError(
-        f"the network must return floats of the state's shape {tuple(x.shape)}, got {found}"
+        f"the network must return floats of the state's shape {tuple(x.shape)}, got {got}"
     )
 
 

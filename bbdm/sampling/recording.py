@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -56,8 +56,9 @@ class Recording:
         self.embedding[:count].copy_(loaded.embedding)
         _copy(run.inputs, self.run.inputs)
         buffers = self.run.state
-        for name, buffer in vars(buffers).items():
-            tensor = getattr(run.state, name)
+        for field in fields(buffers):
+            buffer = getattr(buffers, field.name)
+            tensor = getattr(run.state, field.name)
             buffer.copy_(tensor)
             if tensor.is_cuda:  # another thread's stream may have allocated it
                 tensor.record_stream(torch.cuda.current_stream())

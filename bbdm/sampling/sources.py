@@ -394,9 +394,9 @@ def _pixels(planes: npt.NDArray[np.uint8], scale: Scale) -> Item:
 
 def check_noise(noise: Any, scale: Scale, expected: tuple[int, ...]) -> None:
     """Raise ValueError unless noise is finite normals of a shape, in the sampler's arrays."""
-    found = tuple(noise.shape) if isinstance(noise, scale.array) else type(noise).__name__
-    if found != expected:
-        raise ValueError(f"noise must be {scale.noun} of shape {expected}, got {found}")
+    got = tuple(noise.shape) if isinstance(noise, scale.array) else type(noise).__name__
+    if got != expected:
+        raise ValueError(f"noise must be {scale.noun} of shape {expected}, got {got}")
     if not np.isfinite(float(abs(noise).max())):
         raise ValueError("noise must be finite, got NaN or infinity")
 

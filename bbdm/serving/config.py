@@ -65,10 +65,10 @@ class ShowConfig(NetworkConfig):
             raise ValueError(
                 f"{what} is for networks without conditions, and this one has {names}: use bbdm translate"
             )
-        own = len(sampler.table)
-        if own > self.max_steps:
+        calls = len(sampler.table)
+        if calls > self.max_steps:
             raise ValueError(
-                f"max_steps must be at least the {own} steps of {sampler.solver!r}, got {self.max_steps}"
+                f"max_steps must be at least the {calls} steps of {sampler.solver!r}, got {self.max_steps}"
             )
         return sampler
 

@@ -86,12 +86,12 @@ class CodebookUse(nn.Module):
         if all are taken equally often.
         """
         shares = self.counts.double() / self.counts.sum().clamp(min=1)
-        found = {
+        measured = {
             "codes_used": (self.counts > 0).double().mean().item(),
             "perplexity": torch.special.entr(shares).sum().exp().item(),
         }
         self.counts.zero_()
-        return found
+        return measured
 
 
 class AutoencoderTask(Task):

@@ -85,17 +85,17 @@ def fitted(
             "a value there; where pictures are resized, in all of a pixel"
         )
     mean_x, mean_y, xx, yy, xy = (sums[1:] / sums[0]).tolist()
-    found = {
+    statistics = {
         "spread": math.sqrt(max(0.0, xx + yy - 2 * xy)),
         "sigma_data": math.sqrt(max(LEAST**2, xx - mean_x**2)),
         "sigma_source": math.sqrt(max(LEAST**2, yy - mean_y**2)),
         "cov": xy - mean_x * mean_y,
     }
-    if found["spread"] < LEAST:
+    if statistics["spread"] < LEAST:
         raise ValueError(
             f"sources equal targets in {len(dataset)} training pairs: there is nothing to learn"
         )
-    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in found.items()}
+    rounded = {name: float(f"{value:.{DIGITS}g}") for name, value in statistics.items()}
     largest = LINEAR * rounded["sigma_data"] * rounded["sigma_source"]
     rounded["cov"] = min(max(rounded["cov"], -largest), largest)
     return cast(Fitted, replace(bridge, **rounded))
@@ -124,18 +124,18 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     """
     trained = checkpoint.unet.weights if checkpoint.unet.ema is None else checkpoint.unet.ema
     assert trained is not None  # checked when the file was read
-    own = network.state_dict()
+    weights = network.state_dict()
     fitting = [
-        key for key, value in own.items() if key in trained and trained[key].shape == value.shape
+        key for key, value in weights.items() if key in trained and trained[key].shape == value.shape
     ]
-    if 2 * len(fitting) < len(own):
+    if 2 * len(fitting) < len(weights):
         raise ValueError(
-            f"init_from: only {len(fitting)} of {len(own)} weights fit: they are of another network (preset), "
+            f"init_from: only {len(fitting)} of {len(weights)} weights fit: they are of another network (preset), "
             f"{checkpoint.unet.config}"
         )
     for key in fitting:
-        own[key].copy_(trained[key])
-    return sorted({*own} - {*fitting})
+        weights[key].copy_(trained[key])
+    return sorted({*weights} - {*fitting})
 
 
 def load_trained(

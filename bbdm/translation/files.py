@@ -190,7 +190,7 @@ class Files:
     def save(
         self,
         result: Any,
-        about: Any,
+        details: Any,
         path: Path,
         kind: str = SAMPLE,
         derivation: Derivation | None = None,
@@ -199,15 +199,15 @@ class Files:
 
         Args:
             result: a picture (C, *S) of stored values.
-            about: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``. The
+            details: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``. The
                 map of standard deviations is 0 there. Pixels without a value stay so.
             path: the file that is written.
             kind: of the result: a sample, or the name of a map.
             derivation: what made the result, which the file says; None to say nothing.
         """
-        if about is not None:
+        if details is not None:
             value = 0 if kind == SPREAD else self._outside
-            stays = about | result.absent()
+            stays = details | result.absent()
             array = np.where(stays, np.asarray(result), result.dtype.type(value))
             result = Picture(array, result.geometry, result.unit, result.name)
         geometry = replace(result.geometry, derivation=derivation)

@@ -88,14 +88,14 @@ class LargePictures:
         return sampler.window_grid(self._config, size, self._config.batch_size)
 
     def translate(
-        self, sampler: BridgeSampler, job: Job, about: Mapping[str, Any], progress: Shown
+        self, sampler: BridgeSampler, job: Job, settings: Mapping[str, Any], progress: Shown
     ) -> None:
         """Make and write the result of a picture by windows.
 
         Args:
             sampler: what makes the results.
             job: a sample of the picture.
-            about: the settings; states of others are not used.
+            settings: the settings; states of others are not used.
             progress: show the network calls.
 
         Raises:
@@ -110,7 +110,7 @@ class LargePictures:
         source = shown(row)
         strips = self._files.pairs.reader.strips(row)
         windows = self._windows_of(sampler, source, strips.shape[1:])
-        about = {**about, "source": self._files.names[job.index]}
+        settings = {**settings, "source": self._files.names[job.index]}
         meter: Meter | None = None
         with scripts.termination() as asked, ExitStack() as ends:
 
@@ -133,7 +133,7 @@ class LargePictures:
                     write(
                         f"{job.path.name}: its steps take up to {amount(picture.disk)} of the disk, in {place}"
                     )
-                picture.run(job.path, about, derivation_of(about, job.seeds))
+                picture.run(job.path, settings, derivation_of(settings, job.seeds))
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(*_kept(job.path)) from error
             except scripts.StoppedError as error:

@@ -59,21 +59,21 @@ class Photographs(Files):
     def save(
         self,
         result: Any,
-        about: Mode,
+        details: Mode,
         path: Path,
         kind: str = SAMPLE,
         derivation: Derivation | None = None,
     ) -> None:
         """Write colours (3, H, W) in [-1, 1] in a mode."""
         colours = result.cpu().numpy()
-        pixels = np.tensordot(GREY, colours, 1) if about.grey else colours.transpose(1, 2, 0)
+        pixels = np.tensordot(GREY, colours, 1) if details.grey else colours.transpose(1, 2, 0)
         levels = np.rint((pixels.clip(-1, 1) + 1) * np.float32(127.5))
         image = Image.fromarray(levels.astype(np.uint8))
-        if about.alpha is not None:
-            image.putalpha(Image.fromarray(about.alpha))
+        if details.alpha is not None:
+            image.putalpha(Image.fromarray(details.alpha))
         options = images.described(".png", derivation)
         write_atomically(
-            path, lambda part: image.save(part, "png", icc_profile=about.profile, **options)
+            path, lambda part: image.save(part, "png", icc_profile=details.profile, **options)
         )
 
 

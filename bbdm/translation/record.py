@@ -39,7 +39,7 @@ def describe(sampler: BridgeSampler, weights: str | None = None) -> dict[str, An
     """
     codec = sampler.codec
     spec = sampler.pictures
-    about: dict[str, Any] = {
+    described: dict[str, Any] = {
         "weights": state_hash(sampler.unet.state_dict()) if weights is None else weights,
         "unet": sampler.unet.description(),
         "codec": None if codec is None else {**codec.description(), **codec.config()},
@@ -53,8 +53,8 @@ def describe(sampler: BridgeSampler, weights: str | None = None) -> dict[str, An
         "crop": spec.crop,
     }
     if sampler.direction is not None:
-        about["direction"] = sampler.direction
-    return manifest.as_json(about)
+        described["direction"] = sampler.direction
+    return manifest.as_json(described)
 
 
 def settings_digest(settings: Mapping[str, Any]) -> str:

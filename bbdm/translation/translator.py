@@ -313,21 +313,21 @@ class Translator:
     ) -> None:
         """Make and write the results of pictures that are in memory together."""
         sources: list[Any] = []
-        abouts: list[Any] = []
+        all_details: list[Any] = []
         # before they are read
         contents = {index: self.files.content(index) for index in {job.index for job in jobs}}
         for job in jobs:
-            source, about = self.files.source(job.index)
+            source, details = self.files.source(job.index)
             sources.append(source)
-            abouts.append(about)
+            all_details.append(details)
         seeds = [job.seeds for job in jobs]
         maps = [kind for kind in jobs[0].paths if kind != SAMPLE]
         options = {**options, "conditions": self._conditions(jobs) or None}
         results = translated(sampler, sources, seeds, maps, intervals, **options)
-        for job, result, about in zip(jobs, results, abouts, strict=True):
+        for job, result, details in zip(jobs, results, all_details, strict=True):
             for kind, path in job.paths.items():
                 self.files.save(
-                    result[kind], about, path, kind, derivation_of(lines.settings, job.seeds)
+                    result[kind], details, path, kind, derivation_of(lines.settings, job.seeds)
                 )
                 lines.add(path, job.item(kind, contents[job.index]))
 
@@ -475,9 +475,9 @@ class Translator:
             masks: list[torch.Tensor] = []
             for first in range(start, min(start + count * samples, len(jobs)), samples):
                 same = jobs[first : first + samples]
-                found, target, mask = self.files.compared(same[0].index, paths_of(same))
+                made_results, target, mask = self.files.compared(same[0].index, paths_of(same))
                 names.append(self.files.names[same[0].index])
-                results.append(found)
+                results.append(made_results)
                 targets.append(target)
                 if mask is not None:  # of all pictures of a batch, or of none
                     masks.append(mask)

@@ -56,7 +56,7 @@ def is_adm(path: Path) -> bool:
         return False
 
 
-def read_adm(content: Any, config: str | None) -> tuple[PretrainedConfig, dict[str, Any]]:
+def read_adm(content: object, config: str | None) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The settings of a network and its weights, without the head that predicts the variance.
 
     Args:

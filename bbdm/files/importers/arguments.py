@@ -78,8 +78,8 @@ class Arguments:
         self.path = path
         self._values: dict[str, Any] = {}
         for name, value in content.items():
-            found = value if isinstance(value, Mapping) else {name: value}
-            self._values |= {str(key).replace("-", "_"): each for key, each in found.items()}
+            arguments = value if isinstance(value, Mapping) else {name: value}
+            self._values |= {str(key).replace("-", "_"): argument for key, argument in arguments.items()}
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -109,10 +109,10 @@ class Arguments:
     def refuse_others(self, expected: Mapping[str, Any]) -> None:
         """Raise ValueError where an argument has another value than the only one that is read."""
         for name, value in expected.items():
-            found = self._values.get(name, value)
-            if found != value:
+            stored = self._values.get(name, value)
+            if stored != value:
                 raise ValueError(
-                    f"{name} in {self.path} must be {value!r}, which alone is read; got {found!r}"
+                    f"{name} in {self.path} must be {value!r}, which alone is read; got {stored!r}"
                 )
 
 

@@ -62,7 +62,7 @@ SDE_BRIDGES: dict[str, type[Bridge]] = {
 
 
 def read_checkpoint(
-    content: Any,
+    content: object,
     num_steps: int | None,
     c_lambda: float | None,
     codec: Codec | None,
@@ -171,7 +171,7 @@ def guided(file: File, config: str | None) -> Checkpoint:
     )
 
 
-def _named_average(average: Any, names: list[str]) -> State:
+def _named_average(average: object, names: list[str]) -> State:
     """The state of torch_ema, whose tensors have no names and are in the order of the parameters."""
     values = average.get("shadow_params") if isinstance(average, dict) else None
     if not isinstance(values, list) or len(values) != len(names):
@@ -314,7 +314,7 @@ def _named(rows: Mapping[str, Row], config: str | None, missing: str) -> Row:
     return rows[config]
 
 
-def read_vqgan(content: Any) -> NetworkState:
+def read_vqgan(content: object) -> NetworkState:
     """The one VQGAN of a foreign file; see :func:`bbdm.files.checkpoint.load_vqgan`."""
     file = File(content)
     in_others = [prefix for prefix in file.prefixes(CODES) if prefix.endswith(IN_OTHERS)]

@@ -26,7 +26,7 @@ CODES = "quantize.embedding.weight"  # a key that every VQGAN has
 class File:
     """What a file holds: ``values`` by names, of :func:`~bbdm.files.inert.flat`, and its ``tensors``."""
 
-    def __init__(self, content: Any) -> None:
+    def __init__(self, content: object) -> None:
         self.content = content
         self.values = inert.flat(content)
         self.tensors = {
@@ -79,7 +79,7 @@ class File:
         return objects, values
 
 
-def summary(content: Any) -> str:
+def summary(content: object) -> str:
     """A few words on a file's content, for an error."""
     if not isinstance(content, dict):
         return describe(content)
@@ -101,10 +101,10 @@ def load(
     build: Callable[[Any], nn.Module], config: Any, state: Mapping[Any, Any]
 ) -> dict[str, torch.Tensor]:
     """Copies of the weights of a network, which may be mapped; ValueError where they do not fit."""
-    found = tensors(state)
-    fitting(build, config, found)
-    inert.check_sharing(found.values())
-    return {key: value.detach().clone() for key, value in found.items()}
+    named = tensors(state)
+    fitting(build, config, named)
+    inert.check_sharing(named.values())
+    return {key: value.detach().clone() for key, value in named.items()}
 
 
 def _count(state: Shaped, prefix: str) -> int:

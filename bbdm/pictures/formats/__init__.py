@@ -252,13 +252,13 @@ def pictures_in(folder: Path) -> list[Path]:
 
     Links to folders are followed. Links to files that are not there are among the files.
     """
-    found: list[Path] = []
+    paths: list[Path] = []
     for parent, files in _folders(folder, lambda below: below != folder and is_tree(below)):
         if parent != folder and _reader_of_folder(parent) is not None:
-            found.append(parent)
+            paths.append(parent)
         else:
-            found.extend(files)
-    return found
+            paths.extend(files)
+    return paths
 
 
 def files_of(path: Path) -> list[Path]:
@@ -270,10 +270,10 @@ def files_of(path: Path) -> list[Path]:
 
 def module(name: str) -> Any:
     """The module of a library."""
-    found = LIBRARIES[name].module
-    if isinstance(found, str):
-        return import_module(found)
-    return found
+    library = LIBRARIES[name].module
+    if isinstance(library, str):
+        return import_module(library)
+    return library
 
 
 def missing_chunks(header: Any) -> Chunks | None:
@@ -281,8 +281,8 @@ def missing_chunks(header: Any) -> Chunks | None:
     chunks = getattr(module(header.reader), "chunks", None)
     if chunks is None:
         return None
-    found = chunks(header)
-    return None if found.stored.all() else found
+    stored_chunks = chunks(header)
+    return None if stored_chunks.stored.all() else stored_chunks
 
 
 def reader_of(path: Path) -> str:
@@ -405,7 +405,7 @@ def _folders(
             continue
         try:
             with os.scandir(parent) as entries:
-                found = list(entries)
+                listed = list(entries)
         except PermissionError:
             warn(
                 f"the folder {parent} may not be read, so what is in it is left out: see its permissions"
@@ -413,7 +413,7 @@ def _folders(
             continue
         files: list[Path] = []
         ends = is_end(parent)
-        for entry in found:
+        for entry in listed:
             if entry.is_dir():
                 if not ends:
                     waiting.append((parent / entry.name, above | {real}))

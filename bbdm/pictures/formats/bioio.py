@@ -33,11 +33,11 @@ Array = npt.NDArray[Any]
 def parts(path: Path) -> list[Part]:
     """The parts that are rows, see :func:`bbdm.pictures.formats.scenes.parts`."""
     image = _image(path)
-    found: list[Scene] = []
+    of_file: list[Scene] = []
     for number in range(len(image.scenes)):
         image.set_scene(number)
-        found.append(_scene(image, path))
-    return scenes.parts(found)
+        of_file.append(_scene(image, path))
+    return scenes.parts(of_file)
 
 
 def header(path: Path, part: Part = WHOLE) -> Header:

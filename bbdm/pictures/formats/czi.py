@@ -128,19 +128,19 @@ def _scene(file: Any, path: Path, rectangle: Sequence[int]) -> Scene:
     lengths["Y"] = rectangle[3]
     lengths["C"] *= samples
     scenes.check_size(path, list(lengths.values()), np.dtype(dtype))
-    about = ElementTree.fromstring(file.raw_metadata)
-    names = tuple(channel.get("Name", "") for channel in about.findall(CHANNELS))
+    metadata = ElementTree.fromstring(file.raw_metadata)
+    names = tuple(channel.get("Name", "") for channel in metadata.findall(CHANNELS))
     steps: dict[str, float] = {}
     for axis in "XYZ":
-        metres = _number(about, f"Metadata/Scaling/Items/Distance[@Id='{axis}']/Value")
+        metres = _number(metadata, f"Metadata/Scaling/Items/Distance[@Id='{axis}']/Value")
         steps[axis] = metres / MICROMETRE
-    return Scene(lengths, np.dtype(dtype), names, steps, _number(about, INCREMENT))
+    return Scene(lengths, np.dtype(dtype), names, steps, _number(metadata, INCREMENT))
 
 
-def _number(about: ElementTree.Element, path: str) -> float:
+def _number(metadata: ElementTree.Element, path: str) -> float:
     """The number that an entry of the metadata is; 0 without one."""
     try:
-        return float(about.findtext(path, "0"))
+        return float(metadata.findtext(path, "0"))
     except ValueError:
         return 0.0
 

@@ -118,9 +118,9 @@ def header(path: Path, part: Part = WHOLE) -> Header:
     """
     if not path.is_dir():
         raise ValueError("it is a file, and an OME-Zarr is a folder")
-    about = ome_zarr(path)
-    image = about["multiscales"][0]
-    version = str(about.get("version", image.get("version", "0.4")))
+    attributes = ome_zarr(path)
+    image = attributes["multiscales"][0]
+    version = str(attributes.get("version", image.get("version", "0.4")))
     if version not in ZARR_FORMATS:
         raise ValueError(f"it is OME-Zarr {version}, and {' and '.join(ZARR_FORMATS)} are read")
     level = image["datasets"][0]
@@ -129,7 +129,7 @@ def header(path: Path, part: Part = WHOLE) -> Header:
     lengths = dict(zip(axes, array.shape, strict=True))
     part.check(time=lengths.get("t", 1), channel=lengths.get("c", 1))
     channels = lengths.get("c", 1)
-    kept = _kept(about, version, axes, lengths)
+    kept = _kept(attributes, version, axes, lengths)
     if part.channel is not None:
         channels = 1
         for entry in ("descriptions", "colors"):
@@ -148,13 +148,13 @@ def header(path: Path, part: Part = WHOLE) -> Header:
         affine = as_affine(np.diag(steps), origin)
     if layout.depth == "t" and axes["t"] in SECONDS:
         kept["seconds"] = float(steps[-1] * SECONDS[axes["t"]])
-    own = about.get(OWN, {})
-    geometry = Geometry(affine, NAME, kept, _nodata(own, array))
+    of_this_library = attributes.get(OWN, {})
+    geometry = Geometry(affine, NAME, kept, _nodata(of_this_library, array))
     windowed = any(chunk < length for chunk, length in zip(array.chunks, array.shape, strict=True))
     shape = (channels, *layout.sides(array.shape))
     stored = (path, level["path"], layout)
     return Header(
-        path, shape, array.dtype, geometry, windowed, stored=stored, unit=str(own.get("unit", ""))
+        path, shape, array.dtype, geometry, windowed, stored=stored, unit=str(of_this_library.get("unit", ""))
     )
 
 
@@ -283,15 +283,15 @@ class Canvas:
                 "omero": {"channels": channels},
             }
             attributes = {"ome": ome}
-        own: dict[str, Any] = {}
+        of_this_library: dict[str, Any] = {}
         if self._unit:
-            own["unit"] = self._unit
+            of_this_library["unit"] = self._unit
         if self._geometry.nodata is not None:
-            own["nodata"] = f"{self._geometry.nodata:.17g}"  # a text, since JSON has no NaN
+            of_this_library["nodata"] = f"{self._geometry.nodata:.17g}"  # a text, since JSON has no NaN
         if self._geometry.derivation is not None:
-            own[DERIVATION] = self._geometry.derivation.text
-        if own:
-            attributes[OWN] = own
+            of_this_library[DERIVATION] = self._geometry.derivation.text
+        if of_this_library:
+            attributes[OWN] = of_this_library
         self._group.attrs.update(attributes)
 
     def _sides(self) -> tuple[int, ...]:
@@ -405,7 +405,7 @@ def _depth(path: Path, lengths: Mapping[str, int]) -> str:
 
 
 def _kept(
-    about: Mapping[str, Any],
+    attributes: Mapping[str, Any],
     version: str,
     axes: Mapping[str, str | None],
     lengths: Mapping[str, int],
@@ -414,7 +414,7 @@ def _kept(
     kept: dict[str, Any] = {"version": version, "axes": tuple(axes.items())}
     if lengths.get("t", 1) > 1:
         kept["depth"] = "t"
-    channels = (about.get("omero") or {}).get("channels", ())
+    channels = (attributes.get("omero") or {}).get("channels", ())
     if len(channels) == lengths.get("c", 1):
         labels = tuple(str(channel.get("label", "")) for channel in channels)
         if any(labels):
@@ -431,18 +431,18 @@ def _transformed(
     scales = np.ones(axes)
     starts = np.zeros(axes)
     for owner in (level, image):
-        for each in owner.get("coordinateTransformations", ()):
-            if each["type"] == "scale":
-                scales = scales * each["scale"]
-                starts = starts * each["scale"]
-            elif each["type"] == "translation":
-                starts = starts + each["translation"]
+        for transformation in owner.get("coordinateTransformations", ()):
+            if transformation["type"] == "scale":
+                scales = scales * transformation["scale"]
+                starts = starts * transformation["scale"]
+            elif transformation["type"] == "translation":
+                starts = starts + transformation["translation"]
     return scales, starts
 
 
-def _nodata(own: Mapping[str, Any], array: Any) -> float | None:
+def _nodata(attributes: Mapping[str, Any], array: Any) -> float | None:
     """The value that stands for none: what this library wrote, or a fill value that is NaN."""
-    text = own.get("nodata")
+    text = attributes.get("nodata")
     nodata = None if text is None else float(text)
     if (
         nodata is None

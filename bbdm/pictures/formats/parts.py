@@ -60,10 +60,10 @@ def read_part(text: str) -> Part:
         ValueError: it has another form.
     """
     numbers: dict[str, int] = {}
-    for each in text.split(","):
-        found = WORD.fullmatch(each)
-        if found is None or found[1] in numbers:
+    for word in text.split(","):
+        match = WORD.fullmatch(word)
+        if match is None or match[1] in numbers:
             form = "scene=N, time=N and channel=N, each at most once, N from 0, with commas between"
             raise ValueError(f"what follows # must be of {form}; got {text!r}")
-        numbers[found[1]] = int(found[2])
+        numbers[match[1]] = int(match[2])
     return Part(**numbers)

@@ -58,14 +58,14 @@ def check_size(path: Path, shape: Sequence[int], dtype: np.dtype[Any]) -> None:
 
 def parts(scenes: Sequence[Scene]) -> list[Part]:
     """A part for each scene, or where a scene has several times of several planes, for each of its times."""
-    found: list[Part] = []
+    all_parts: list[Part] = []
     for number, scene in enumerate(scenes):
-        whole = Part(number if len(scenes) > 1 else None)
+        of_scene = Part(number if len(scenes) > 1 else None)
         if scene.lengths["T"] > 1 and scene.lengths["Z"] > 1:
-            found += [replace(whole, time=time) for time in range(scene.lengths["T"])]
+            all_parts += [replace(of_scene, time=time) for time in range(scene.lengths["T"])]
         else:
-            found.append(whole)
-    return found
+            all_parts.append(of_scene)
+    return all_parts
 
 
 def chosen(path: Path, part: Part, scenes: int) -> int:
