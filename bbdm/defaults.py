@@ -114,7 +114,7 @@ class Defaults:
 
     def config(self) -> dict[str, Any]:
         """The settings in a file: those that were chosen."""
-        settings = {each.name: getattr(self, each.name) for each in fields(self)}
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in settings.items() if value is not None}
 
     @classmethod
@@ -127,7 +127,7 @@ class Defaults:
             )
             return cls(calls=content.get("calls"))
         _check_count("steps", content.get("steps"))
-        return cls(**{each.name: content.get(each.name) for each in fields(cls)})
+        return cls(**{field.name: content.get(field.name) for field in fields(cls)})
 
 
 def _check_count(name: str, count: Any) -> None:

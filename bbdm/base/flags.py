@@ -25,7 +25,7 @@ def most_like(word: str, known: Sequence[str]) -> str | None:
     """What a word begins, or else what is most like it, of what is known; None if nothing is."""
     from difflib import get_close_matches  # of errors alone
 
-    begun = [each for each in known if each.startswith(word)]
+    begun = [flag for flag in known if flag.startswith(word)]
     like = begun or get_close_matches(word, known, 1)
     return like[0] if like else None
 
@@ -252,7 +252,7 @@ def parser_of(command: Any, words: Sequence[str] = ()) -> Parser:
     def flag(name: str, brief: bool = False) -> Flag:
         return Flag(known[name], hints[name], defaults.get(name, known[name].default), brief)
 
-    positions = [name for name, each in known.items() if each.metadata["position"]]
+    positions = [name for name, field in known.items() if field.metadata["position"]]
     groups = _groups(command, known, positions)
     usage = ["%(prog)s"]
     for name in groups[MAIN]:
@@ -308,16 +308,16 @@ def _groups(
     first = command.FIRST.split()
     groups: dict[str, list[str]] = {MAIN: [name for name in positions if name not in first]}
     groups[MAIN] += first
-    for name, each in known.items():
+    for name, field in known.items():
         if name not in groups[MAIN]:
-            title = each.metadata["group"] or _heading(command, name)
+            title = field.metadata["group"] or _heading(command, name)
             groups.setdefault(title, []).append(name)
     return groups
 
 
 def _heading(command: type[Any], name: str) -> str:
     """That of the class which declares a field: its ``HEADING``, or else the name of its room."""
-    owner = next(each for each in command.__mro__ if name in get_annotations(each))
+    owner = next(base for base in command.__mro__ if name in get_annotations(base))
     if "HEADING" in owner.__dict__:
         return owner.__dict__["HEADING"]
     rooms = owner.__module__.split(".")

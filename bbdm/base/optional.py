@@ -67,7 +67,7 @@ def public(room: str, file: str) -> tuple[Callable[[str], Any], Callable[[], lis
     """The ``__getattr__``, ``__dir__`` and ``__all__`` of a package, whose ``__init__.py`` is ``file``."""
     stub = ast.parse(Path(file).with_suffix(".pyi").read_text())
     imports = (node for node in stub.body if isinstance(node, ast.ImportFrom))
-    homes = {each.name: f"{node.module}" for node in imports for each in node.names}
+    homes = {alias.name: f"{node.module}" for node in imports for alias in node.names}
 
     def get(name: str) -> Any:
         try:

@@ -85,7 +85,7 @@ def choices_of(each: Field[Any], kind: Any) -> Collection[Any]:
 
 def without_none(kind: Any) -> Any:
     """The type of a value that may be None, None excluded; a union of several types stays one."""
-    members = [each for each in get_args(kind) if each is not NoneType]
+    members = [member for member in get_args(kind) if member is not NoneType]
     return members[0] if get_origin(kind) in (Union, UnionType) and len(members) == 1 else kind
 
 

@@ -113,7 +113,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     width = max(map(len, COMMANDS))
     rows = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary, *_) in COMMANDS.items())
     description = f"Image-to-image diffusion bridges.\n\ncommands:\n{rows}\n\nbbdm COMMAND --help shows its flags."
-    parser = flags.Parser(description, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ...")
+    parser = flags.Parser(
+        description, prog="bbdm", usage=f"bbdm [{scripts.IMPORT} MODULE] COMMAND ..."
+    )
     text = "import it first: a module with a bridge, solver or metric of yours"
     parser.add_argument(scripts.IMPORT, metavar="MODULE", help=text)
     parser.add_argument("--version", action="version", version=f"bbdm {__version__}")

@@ -27,7 +27,7 @@ class CalibratedCommand(GPUsCommand, TranslateConfig):
 
         intervals = Intervals.load(path, None)
         fixed: dict[str, Any] = {**intervals.fixed, "num_samples": intervals.samples}
-        usual = {each.name: each.default for each in fields(self)}
+        usual = {field.name: field.default for field in fields(self)}
         for name, value in fixed.items():
             chosen = getattr(self, name)
             is_chosen = name in self.named or chosen != usual[name]

@@ -157,7 +157,9 @@ class Eval(CalibratedCommand):
             remove_leftovers(self.folder)
         all_reports: list[dict[str, Any]] = []
         for name, (solver, steps) in runs.items():
-            all_reports.append(self._evaluate(translator, solver, steps, self.folder / name, overlap))
+            all_reports.append(
+                self._evaluate(translator, solver, steps, self.folder / name, overlap)
+            )
             if not first:
                 continue
             rows = reports.table(all_reports[-1:])

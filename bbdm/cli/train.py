@@ -329,7 +329,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
         statistics: dict[str, Any] = {}
         origin: Origin | None = None
         callbacks: list[Callback] = []
-        network: Network
+        network: Any  # which may have gradient_checkpointing
         if self.is_pretrained:
             if "preset" in self.named:
                 report(
@@ -435,7 +435,7 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
     def _fitted(
         self,
         team: Processes,
-        bridge: Bridge,
+        bridge: Any,  # of two sets a BrownianBridge
         network: Network,
         pairs: Pairs,
         codec: Codec | None,

@@ -43,7 +43,7 @@ class Cache:
         settings = manifest.as_json({"version": VERSION, "what": what, **settings})
         with locked(folder):
             remove_leftovers(folder, age=ABANDONED)
-            others = [each for each in folder.iterdir() if each.name != LOCK]
+            others = [path for path in folder.iterdir() if path.name != LOCK]
             if others and path not in others:
                 raise ValueError(
                     f"{others[0]} is of no cache of {what}, without {path}: give another folder"

@@ -289,7 +289,7 @@ class ArrayCell(Cell):
     """
 
     in_memory: ClassVar[bool] = True
-    array: npt.ArrayLike
+    array: Any
     name: str
     geometry: Geometry = NOWHERE
 

@@ -185,7 +185,7 @@ def table_of(where: str) -> list[NamedCells]:
 def _table_cell(column: str, text: str, folder: Path, name: RowName) -> Any:
     """A cell of a table: of pictures by their paths, which several sources have, or a text."""
     if column == "source":
-        sources = [cell_of(folder / each.strip(), name) for each in text.split(";")]
+        sources = [cell_of(folder / path.strip(), name) for path in text.split(";")]
         return sources[0] if len(sources) == 1 else tuple(sources)
     if column == GROUP:
         return text

@@ -73,14 +73,14 @@ def collate(examples: Sequence[Example]) -> Example:
                 )
     conditions: dict[str, torch.Tensor] = {}
     for name in first.conditions:
-        conditions[name] = stacked([each.conditions[name] for each in examples])
+        conditions[name] = stacked([example.conditions[name] for example in examples])
     return Example(
-        source=stacked([each.source for each in examples]),
-        target=stacked([each.target for each in examples]),
+        source=stacked([example.source for example in examples]),
+        target=stacked([example.target for example in examples]),
         conditions=conditions,
-        mask=None if first.mask is None else stacked([each.mask for each in examples]),
-        name=[each.name for each in examples],
-        left_out=[each.left_out for each in examples],
+        mask=None if first.mask is None else stacked([example.mask for example in examples]),
+        name=[example.name for example in examples],
+        left_out=[example.left_out for example in examples],
     )
 
 
@@ -107,13 +107,13 @@ def known_conditions(
         if name not in known.classes or (not isinstance(classes, int) and label not in classes):
             raise ValueError(f"the network takes {known.described}, got {name}={label}")
     conditions: dict[str, Condition] = {}
-    for name, each in known.each.items():
+    for name, condition in known.each.items():
         if name in labels or has_column(rows, name):
-            like = stored.get(name, Condition(each.kind))
+            like = stored.get(name, Condition(condition.kind))
             conditions[name] = Condition(
-                like.kind, like.values, each.names or each.size, labels.get(name)
+                like.kind, like.values, condition.names or condition.size, labels.get(name)
             )
-        elif not each.droppable:
+        elif not condition.droppable:
             where = f"a column {name!r}, such as ',{name}=WHERE' behind the data set's folder"
             raise ValueError(f"this network takes {known.described}: give {where}")
     return conditions
@@ -124,14 +124,14 @@ def with_sizes(
 ) -> dict[str, Condition]:
     """The conditions with their sizes, by the rows; ValueError where these have no such column."""
     sized: dict[str, Condition] = {}
-    for name, each in conditions.items():
-        if each.label is None and not has_column(rows, name):
+    for name, condition in conditions.items():
+        if condition.label is None and not has_column(rows, name):
             add = f"add ',{name}=WHERE' behind the data set's folder, or a table's"
             raise ValueError(f"rows have no column {name!r}: {add}")
-        size = each.size
+        size = condition.size
         if size is None:
             size = kind_of(name, conditions).size(name, rows, reader)
-        sized[name] = replace(each, size=size)
+        sized[name] = replace(condition, size=size)
     return sized
 
 
@@ -151,11 +151,11 @@ def row_conditions(
         ValueError: something cannot be read, or does not fit; the message names it.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for name, each in conditions.items():
-        if each.label is None and row.get(name) is None:
+    for name, condition in conditions.items():
+        if condition.label is None and row.get(name) is None:
             raise ValueError(f"{shown(row)} has no {name}")
         kind = kind_of(name, conditions)
-        array = kind.read(RowCondition(name, each, row, reader, columns.get(name)))
+        array = kind.read(RowCondition(name, condition, row, reader, columns.get(name)))
         tensor = torch.from_numpy(array)
         tensors[name] = trimmed(tensor) if kind.network == "tokens" else tensor
     return tensors

@@ -18,6 +18,7 @@ from bbdm.base.registry import Registry
 from bbdm.data.cells import Cell
 from bbdm.data.rows import Row, first, shown
 from bbdm.data.scaling import Column
+from bbdm.data.tables import TableRows
 from bbdm.networks.conditions import Classes, Kind
 from bbdm.pictures import Header
 from bbdm.pictures.values import AnyValues
@@ -198,7 +199,7 @@ def labels(rows: Sequence[Row], name: str) -> tuple[str, ...]:
     Raises:
         ValueError: rows have no labels in it.
     """
-    if hasattr(rows, "columns"):  # of a table, which is read without its pictures
+    if isinstance(rows, TableRows):  # which is read without its pictures
         known = rows.classes(name)
         if known:
             return known

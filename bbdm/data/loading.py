@@ -71,11 +71,14 @@ class _Places(Dataset[Example]):
                     raise
                 examples.append(None)
                 reasons.append(" ".join(str(error).split()))
-        good = [each for each in examples if each is not None]
+        good = [example for example in examples if example is not None]
         if not good:
             raise BadPicturesError(reasons[0])
         batch = collate(
-            [good[i % len(good)] if each is None else each for i, each in enumerate(examples)]
+            [
+                good[i % len(good)] if example is None else example
+                for i, example in enumerate(examples)
+            ]
         )
         return batch._replace(left_out=[*batch.left_out, *reasons])
 
@@ -150,8 +153,9 @@ def with_short_errors(batches: Iterable[Any]) -> Iterator[Any]:
 
 def check_rows(pairs: Pairs, workers: int = 0, progress: Shown = False) -> dict[int, str]:
     """Read all that rows have, as training does but whole: why rows cannot be read, by their indices."""
-    indices = range(len(pairs.rows))
-    loader = DataLoader(indices, None, num_workers=workers, collate_fn=partial(_reason, pairs))
+    indices: Any = range(len(pairs.rows))  # a data set, as PyTorch takes any sequence
+    reason_of: Any = partial(_reason, pairs)
+    loader = DataLoader(indices, None, num_workers=workers, collate_fn=reason_of)
     reasons = counted(with_short_errors(loader), "checking", len(indices), "pairs", progress)
     return {index: reason for index, reason in enumerate(reasons) if reason}
 

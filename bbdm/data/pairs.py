@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from bbdm.base.atomic import file_sha256
 from bbdm.data import provenance
 from bbdm.data.cache import Cache
-from bbdm.data.cells import ROLES
+from bbdm.data.cells import ROLES, ArrayCell
 from bbdm.data.columns import GROUP
 from bbdm.data.degradations import Prepare
 from bbdm.data.examples import Example, row_conditions, with_sizes
@@ -426,9 +426,12 @@ def _network_conditions(spec: Spec) -> ConditionsConfig:
     """The conditions of examples as a network has them; those without a size are not its own yet."""
     fields: dict[str, Any] = {field: {} for field in KINDS}
     for field, network_kind in KINDS.items():
-        for name, each in spec.conditions.items():
-            if each.size is not None and kind_of(name, spec.conditions).network == network_kind:
-                fields[field][name] = each.size
+        for name, condition in spec.conditions.items():
+            if (
+                condition.size is not None
+                and kind_of(name, spec.conditions).network == network_kind
+            ):
+                fields[field][name] = condition.size
     return ConditionsConfig(**fields)
 
 

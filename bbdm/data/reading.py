@@ -23,7 +23,16 @@ from bbdm.data.cells import ROLES, Cell, FileCell, HalfCell, cell_of
 from bbdm.data.degradations import Prepare
 from bbdm.data.kinds import kind_of
 from bbdm.data.rows import Row, check_grids, shown, values_of
-from bbdm.data.scaling import ALL_PRESENT, WHOLE, Absent, Column, in_unit_range, of_cells, off_nodata, resized_present
+from bbdm.data.scaling import (
+    ALL_PRESENT,
+    WHOLE,
+    Absent,
+    Column,
+    in_unit_range,
+    of_cells,
+    off_nodata,
+    resized_present,
+)
 from bbdm.data.sequences import frames_around
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import Geometry, Header, Picture, formats, images
@@ -180,8 +189,8 @@ class Reader:
             )
         if len(measured) == 1:
             return measured[0]
-        low = np.concatenate([each.low for each in measured]).tolist()
-        high = np.concatenate([each.high for each in measured]).tolist()
+        low = np.concatenate([values.low for values in measured]).tolist()
+        high = np.concatenate([values.high for values in measured]).tolist()
         return Values(tuple(low), tuple(high), dtype="float32")
 
     def _sample(self, cell: Cell) -> Array:
@@ -207,7 +216,7 @@ class Reader:
             elif isinstance(value, Cell):
                 columns[name] = (value,)
             else:
-                columns[name] = [cell_of(each, row["name"]) for each in values_of(row, name)]
+                columns[name] = [cell_of(value, row["name"]) for value in values_of(row, name)]
         direction = self.spec.direction
         if direction != "AtoB" and (len(columns["source"]) != 1 or len(columns["target"]) != 1):
             raise ValueError(
@@ -241,7 +250,7 @@ class Reader:
         first = indices[0]
         wider = slice(first, indices[-1] + 1)
         return (*window[: self.axis], wider, *window[self.axis + 1 :]), [
-            each - first for each in indices
+            index - first for index in indices
         ]
 
     def _column(self, name: str, cells: Sequence[Cell], window: Window = ()) -> Column:
@@ -384,9 +393,7 @@ class Reader:
                 present = present & has_value
         mask = images.fitted(inside[None].astype(np.float32), self._size, self.spec.resize)
         if self._size is not None and not present.all():
-            weights = images.fitted(
-                present[None].astype(np.float32), self._size, self.spec.resize
-            )
+            weights = images.fitted(present[None].astype(np.float32), self._size, self.spec.resize)
             mask[weights < WHOLE] = 0
         return mask
 
@@ -446,7 +453,9 @@ class Reader:
         has_holes = bool(column.absent.any())
         if self._size is None and has_holes:
             return column
-        nodata = next((each.nodata for each in column.pictures if each.nodata is not None), None)
+        nodata = next(
+            (picture.nodata for picture in column.pictures if picture.nodata is not None), None
+        )
         if not has_holes:
             array = images.fitted(column.array, self._size, self.spec.resize)
             return column._replace(array=off_nodata(array, nodata), absent=ALL_PRESENT)

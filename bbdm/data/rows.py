@@ -206,8 +206,8 @@ def read_rows(dataset: str, data_dir: str, split: str = "train", axes: int = 2) 
     read_layout(dataset)
     folders, *further = _with_further(data_dir.replace("{split}", split))
     columns: dict[str, str] = {}
-    for each in further:
-        name, _, where = each.partition("=")
+    for word in further:
+        name, _, where = word.partition("=")
         columns[name] = where
     rows = DATASETS[dataset](folders, split, columns)
     if dataset == FRAMES and axes == 3:
@@ -220,7 +220,7 @@ def read_rows(dataset: str, data_dir: str, split: str = "train", axes: int = 2) 
 def only_columns(data_dir: str, names: Collection[str]) -> str:
     """What names a data set's folder, as :func:`read_rows` takes it, with some of its further columns."""
     folders, *further = _with_further(data_dir)
-    kept = [each for each in further if each.partition("=")[0] in names]
+    kept = [word for word in further if word.partition("=")[0] in names]
     return ",".join([folders, *kept])
 
 

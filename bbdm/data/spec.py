@@ -139,7 +139,7 @@ class Spec:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                names = ", ".join(str(each) for each in allowed if each is not None)
+                names = ", ".join(str(value) for value in allowed if value is not None)
                 raise ValueError(f"{name} must be one of {names}, got {getattr(self, name)!r}")
         if not isinstance(self.target_values, Values):
             raise ValueError(
@@ -387,7 +387,9 @@ class Spec:
             config["condition_values"] = ranges
         usual = get_args(Kind)
         kinds = {
-            name: each.kind for name, each in self.conditions.items() if each.kind not in usual
+            name: condition.kind
+            for name, condition in self.conditions.items()
+            if condition.kind not in usual
         }
         if kinds:
             config["condition_kinds"] = kinds
@@ -432,7 +434,7 @@ def _lengths(value: object) -> tuple[float, float, float]:
     """The lengths of a voxel, checked."""
     if not isinstance(value, list | tuple) or len(value) != 3:
         raise ValueError(f"spacing must be 3 lengths, got {value}")
-    if not all(isinstance(each, float | int) and 0 < each < 1e9 for each in value):
+    if not all(isinstance(length, float | int) and 0 < length < 1e9 for length in value):
         raise ValueError(f"spacing must be 3 lengths, got {value}")
     depth, height, width = value
     return float(depth), float(height), float(width)
@@ -441,7 +443,7 @@ def _lengths(value: object) -> tuple[float, float, float]:
 def _bands(field_name: str, value: object) -> tuple[str | None, ...]:
     """Names of channels, checked."""
     if not isinstance(value, list | tuple) or not all(
-        isinstance(each, str | None) for each in value
+        isinstance(band, str | None) for band in value
     ):
         raise ValueError(f"{field_name} must be the names of channels, got {value!r}")
     return tuple(value)

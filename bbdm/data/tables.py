@@ -265,7 +265,7 @@ def open_table(
             owner, _, revision = path.partition("@")
         where = {"path": owner, "revision": revision or None}
         names = datasets.get_dataset_split_names(**where)
-        chosen = next((each for each in SPLITS.get(split, (split,)) if each in names), None)
+        chosen = next((name for name in SPLITS.get(split, (split,)) if name in names), None)
         if chosen is None:
             raise FileNotFoundError(
                 f"{path} has no split {split!r}, but {', '.join(map(str, names))}"
@@ -370,7 +370,7 @@ class ItemRows(Sequence[Row]):
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name} cannot be trained on: {error}") from error
 
-    def _row(self, item: object, name: str) -> Row:
+    def _row(self, item: Any, name: str) -> Row:
         """The row of an item; ``name`` is that of an item without one."""
         if isinstance(item, tuple | list) and len(item) == 2:
             item = dict(zip(ROLES, item, strict=True))
@@ -424,7 +424,7 @@ def _array_cell(column: str, value: object, axes: tuple[int, ...], name: str) ->
     return ArrayCell(array, name)
 
 
-def _condition(column: str, value: object, name: str) -> ArrayCell | int:
+def _condition(column: str, value: Any, name: str) -> ArrayCell | int:
     """An image, tokens, or the number of a class.
 
     Raises:

@@ -68,7 +68,9 @@ class Trained:
     def of(cls, rows: Sequence[Row], where: str) -> Trained:
         """The pairs of rows; those that cannot be read were in no training."""
         of_rows = contents(rows, skip_bad=True)
-        return cls(where, Record(of_rows.digests, of_rows.stamps, [group for _, group in groups(rows)]))
+        return cls(
+            where, Record(of_rows.digests, of_rows.stamps, [group for _, group in groups(rows)])
+        )
 
     @classmethod
     def of_origin(cls, origin: Origin | None, *folders: Path) -> Trained | None:
@@ -133,7 +135,10 @@ class Trained:
                 known.append(name)
         rows = pictures_of(pairs.rows)
         distinct = in_threads(
-            lambda name: distinct_roles(rows[contents.rows[name]]) if name in contents.rows else ROLES, known
+            lambda name: (
+                distinct_roles(rows[contents.rows[name]]) if name in contents.rows else ROLES
+            ),
+            known,
         )
         for name, roles in zip(known, distinct, strict=True):
             digests = contents.digests[name]

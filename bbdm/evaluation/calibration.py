@@ -171,9 +171,9 @@ def check_unseen(pairs: Pairs, *trained: Trained | None) -> None:
         pairs: that are to be judged on.
         trained: what is known of training pairs; None where nothing is.
     """
-    for each in trained:
-        if each is not None:
-            overlap = each.overlap(pairs)
+    for part in trained:
+        if part is not None:
+            overlap = part.overlap(pairs)
             if overlap.names:
                 raise ValueError(f"{overlap}: calibrate on others")
             overlap.check_groups("calibrate on other groups")

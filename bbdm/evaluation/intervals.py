@@ -45,7 +45,7 @@ By = Literal["quantiles", "std"]
 FORMAT = "bbdm intervals"
 VERSION = 1
 # of a call, which decide its results
-OPTIONS = tuple(each.name for each in fields(GuidanceOptions))
+OPTIONS = tuple(field.name for field in fields(GuidanceOptions))
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Intervals:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a JSON file, atomically."""
-        names = [each.name for each in fields(self) if each.name != "sampler"]
+        names = [field.name for field in fields(self) if field.name != "sampler"]
         content = {name: getattr(self, name) for name in names}
         manifest.write(Path(path), {"format": FORMAT, "version": VERSION, **content})
 
@@ -394,7 +394,9 @@ def measured(
                 f"the target of pair {index} must have shape {interval_ends.low.shape}, got {lower.shape}"
             )
         excess = interval_ends.lambda_of(lower, upper)[counts].astype(np.float32)
-        yield Measured(size, excess, Ends(*(each[counts].astype(np.float32) for each in interval_ends)))
+        yield Measured(
+            size, excess, Ends(*(values[counts].astype(np.float32) for values in interval_ends))
+        )
 
 
 def _mean_length(pictures: Sequence[Sequence[Measured]], lambda_: float) -> float:

@@ -245,7 +245,7 @@ def _similarity(x: Tensor, y: Tensor, weight: float) -> Tensor:
     """Luminance, contrast and structure of (D, H, W) to the power of the level's weight, without edges."""
     means = [x, y, x * x, y * y, x * y]
     for axis in range(3):
-        means = [each.unfold(axis, MS_SSIM_WINDOW, 1).mean(-1) for each in means]
+        means = [mean.unfold(axis, MS_SSIM_WINDOW, 1).mean(-1) for mean in means]
     x, y, xx, yy, xy = means
     sample = MS_SSIM_WINDOW**3 / (MS_SSIM_WINDOW**3 - 1)
     var_x = sample * (xx - x * x)
@@ -271,9 +271,10 @@ def feature_sums(results: Tensor, targets: Tensor, network: Any) -> Tensor:
     from torch.nn.functional import pad
 
     features = [
-        pad(network(each).double(), (0, 1), value=1.0) for each in (results.flatten(0, 1), targets)
+        pad(network(pictures).double(), (0, 1), value=1.0)
+        for pictures in (results.flatten(0, 1), targets)
     ]
-    return torch.stack([each.T @ each for each in features])
+    return torch.stack([rows.T @ rows for rows in features])
 
 
 def frechet(sums: Tensor) -> float:
@@ -398,10 +399,10 @@ def volume_scores(
     values = Values(low, high, dtype="float64")
     scores = {
         "mae": mae(*pixels),
-        "psnr": psnr(*(as_unit(each, values) for each in pixels)),
+        "psnr": psnr(*(as_unit(side, values) for side in pixels)),
         "ms_ssim": ms_ssim(as_unit(x, values), as_unit(y, values), inside),
     }
-    return {name: each.item() for name, each in scores.items()}
+    return {name: score.item() for name, score in scores.items()}
 
 
 def dice(
@@ -418,10 +419,10 @@ def _tensors(
     """Result, truth and mask as (1, 1, *S), and result and truth in the mask as (1, 1, P, 1)."""
     import torch
 
-    pair = [torch.from_numpy(np.array(each, dtype=np.float64)) for each in (result, truth)]
+    pair = [torch.from_numpy(np.array(volume, dtype=np.float64)) for volume in (result, truth)]
     inside = torch.ones(pair[0].shape, dtype=torch.bool)
     if mask is not None:
         inside = torch.from_numpy(np.array(mask) != 0)
-    return [each[None, None] for each in (*pair, inside)], [
-        each[inside][None, None, :, None] for each in pair
+    return [volume[None, None] for volume in (*pair, inside)], [
+        volume[inside][None, None, :, None] for volume in pair
     ]

@@ -80,9 +80,9 @@ class Scores:
             needed: list[Any] = []
             if metric.needs is not None:
                 needed.append(metric.needs(self._setup))
-            for each in needed:
-                if isinstance(each, torch.nn.Module):
-                    each.to(self.device)
+            for argument in needed:
+                if isinstance(argument, torch.nn.Module):
+                    argument.to(self.device)
             self._rows[name] = metric, needed
             if metric.total is None:
                 self._scores[name] = []
@@ -118,7 +118,7 @@ class Scores:
         pictures = Compared(results, targets, inside)
         kept = inside.flatten(1).any(1)  # that are not wholly masked
         if not kept.all():
-            pictures = Compared(*(each[kept] for each in pictures))
+            pictures = Compared(*(tensor[kept] for tensor in pictures))
         kept_names = [
             name for name, has_pixels in zip(all_names, kept.tolist(), strict=True) if has_pixels
         ]
@@ -128,7 +128,7 @@ class Scores:
             pictures = pictures._replace(
                 results=_as_rgb(pictures.results, 2), targets=_as_rgb(pictures.targets, 1)
             )
-        pictures = Compared(*(each.to(self.device) for each in pictures))
+        pictures = Compared(*(tensor.to(self.device) for tensor in pictures))
         for name, (metric, needed) in self._rows.items():
             parts = _arguments(metric, self._setup, pictures, masks is not None)
             scores = [metric.score(*part, *needed) for part in parts]
@@ -179,7 +179,7 @@ class Scores:
     @torch.inference_mode()
     def collect(self, processes: Processes) -> None:
         """Add the pictures of all other processes to the first's; every process calls it."""
-        sums = {name: each.cpu() for name, each in self._sums.items()}
+        sums = {name: total.cpu() for name, total in self._sums.items()}
         _, *others = processes.gather((self._names, self._seen, self._scores, sums, self._coverage))
         if not processes.first:
             return
@@ -286,9 +286,12 @@ def _arguments(
         samples = results.shape[1]
         arguments = [results.flatten(0, 1), targets.repeat_interleave(samples, dim=0)]
         if metric.takes == "unit":
-            arguments = [as_unit(each, setup.values) for each in arguments]
+            arguments = [as_unit(argument, setup.values) for argument in arguments]
         else:
-            arguments = [each if each.is_floating_point() else each.float() for each in arguments]
+            arguments = [
+                argument if argument.is_floating_point() else argument.float()
+                for argument in arguments
+            ]
         if metric.masks == "map":
             arguments.append(inside.repeat_interleave(samples, dim=0))
         yield tuple(arguments)

@@ -24,7 +24,7 @@ PIPELINE = "pipeline.onnx"  # a complete translation as one graph, for other pro
 
 def conditions_of(settings: dict[str, Any]) -> NetworkConfig:
     """The conditions of the network, with its sizes; ValueError where a name or a number is out of range."""
-    names = ("endpoint", "axes", *(each.name for each in fields(ConditionsConfig)))
+    names = ("endpoint", "axes", *(field.name for field in fields(ConditionsConfig)))
     further = {name: settings[name] for name in names if name in settings}
     source = settings.get("source_channels", settings["image_channels"])
     return WrappedConfig(

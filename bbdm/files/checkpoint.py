@@ -127,7 +127,11 @@ def load_checkpoint(
                 )
         if codec is not None and checkpoint.codec is None:
             raise ValueError("a codec was given, but the network was trained in image space")
-        if codec is not None and checkpoint.codec is not None and not checkpoint.codec.same_latents(codec):
+        if (
+            codec is not None
+            and checkpoint.codec is not None
+            and not checkpoint.codec.same_latents(codec)
+        ):
             raise ValueError(
                 "another codec was given than the one that the network was trained with"
             )

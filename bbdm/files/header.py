@@ -91,5 +91,5 @@ def read_header(path: Path) -> Header:
 def _parameters(header: dict[str, Any], beginning: str) -> int:
     """The number of values of tensors whose names begin so."""
     return sum(
-        math.prod(each["shape"]) for name, each in header.items() if name.startswith(beginning)
+        math.prod(entry["shape"]) for name, entry in header.items() if name.startswith(beginning)
     )

@@ -157,10 +157,10 @@ def _read_pt(path: Path, format: str, kind: str) -> Any:
     states, training = copy.deepcopy((content.pop("states"), content.pop("training", None)))
     for name, state in states.items():
         if not isinstance(state, dict) or any(
-            not isinstance(each, torch.Tensor) for each in state.values()
+            not isinstance(tensor, torch.Tensor) for tensor in state.values()
         ):
             raise ValueError(f"its {name} are no state dict of tensors")
-    inert.check_sharing(each for state in states.values() for each in state.values())
+    inert.check_sharing(tensor for state in states.values() for tensor in state.values())
     return Snapshot(format, content, states, training)
 
 

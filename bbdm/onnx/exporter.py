@@ -317,7 +317,7 @@ def compare(folder: Path, sampler: BridgeSampler, limit: float | None) -> float:
     for batch in (1, 5):
         sides = [(4 + axis * batch) * step for axis, step in enumerate(shapes.stride)]
         lengths = graphs.sizes(batch, sides)
-        values = {name: each.example(lengths, generator) for name, each in inputs.items()}
+        values = {name: condition.example(lengths, generator) for name, condition in inputs.items()}
         source = values.pop("source")
         if sampler.direction is not None:  # one of all
             values[DIRECTION] = values[DIRECTION][:1].repeat(batch)

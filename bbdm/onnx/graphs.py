@@ -69,12 +69,12 @@ def sizes(batch: int, sides: Sequence[int], cell: int = 1) -> dict[str, int]:
 def condition_inputs(conditions: Mapping[str, ConditionInput], axes: int) -> dict[str, Input]:
     """The inputs for conditions, by their names in graphs."""
     inputs: dict[str, Input] = {}
-    each: Any  # whose shape is asked for names in place of sizes
-    for name, each in conditions.items():
-        dims = each.shape("batch", NAMES[axes], f"{name}_length")
+    condition: Any  # whose shape is asked for names in place of sizes
+    for name, condition in conditions.items():
+        dims = condition.shape("batch", NAMES[axes], f"{name}_length")
         classes = 0
-        if each.dtype == "int64":
-            classes = each.size
+        if condition.dtype == "int64":
+            classes = condition.size
         if name == SOURCE:
             name = CONDITION
         inputs[name] = Input(dims, classes)
@@ -231,10 +231,10 @@ def export_graph(
     """
     examples: list[torch.Tensor] = []
     free: list[dict[int, str]] = []  # the axes of each that are of any size, with their names
-    for each in inputs.values():
-        example = each.example(known)
+    for condition in inputs.values():
+        example = condition.example(known)
         examples.append(example)
-        sides = zip(each.dims, example.shape, strict=True)
+        sides = zip(condition.dims, example.shape, strict=True)
         free_axes: dict[int, str] = {}
         for axis, (dim, side) in enumerate(sides):
             if isinstance(dim, str) and side > 1:

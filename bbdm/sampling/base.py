@@ -308,7 +308,7 @@ class Sampler(Generic[Array]):
         choice = self._choice
         if options is not None:
             asked = (options.solver, options.steps, options.timesteps)
-            if any(each is not None for each in asked):
+            if any(value is not None for value in asked):
                 choice = choice.over(*asked)
         if choice is self._choice and self.direction in self._own:
             return self._own[self.direction]

@@ -162,7 +162,7 @@ class Distribution:
 def _less(value: Any, low: Any, high: Any) -> Any:
     """What values are above those of the lowest results; a pixel without a value stays so."""
     if isinstance(value, list):
-        return [_less(*each) for each in zip(value, low, high, strict=True)]
+        return [_less(*bounds) for bounds in zip(value, low, high, strict=True)]
     if isinstance(value, Image.Image):  # whose lowest value is 0
         return value
     if isinstance(value, Picture):
@@ -174,7 +174,7 @@ def _less(value: Any, low: Any, high: Any) -> Any:
 def _half_between(low: Any, high: Any) -> Any:
     """Half the way between results, in their types; a pixel without a value stays so."""
     if isinstance(high, list):
-        return [_half_between(*each) for each in zip(low, high, strict=True)]
+        return [_half_between(*bounds) for bounds in zip(low, high, strict=True)]
     if not isinstance(high, Picture):
         return (high - low) / 2
     half = (np.asarray(high, np.float64) - np.asarray(low)) / 2

@@ -95,7 +95,9 @@ def _count(windows: WindowGrid, size: Sequence[int]) -> int:
 
 
 def _window_bytes(sampler: BridgeSampler, windows: WindowGrid) -> int:
-    channels = sampler.unet.channels + sum(each.size for each in sampler.unet.inputs.values())
+    channels = sampler.unet.channels + sum(
+        condition.size for condition in sampler.unet.inputs.values()
+    )
     return math.prod(windows.lengths) * WINDOW_BYTES * channels
 
 
@@ -289,7 +291,8 @@ class LargePicture:
         """Raise OSError where the disk has no room for the files."""
         statuses = [file.stat() for file in folder.iterdir()]
         there = sum(
-            min(status.st_size, 512 * getattr(status, "st_blocks", status.st_size)) for status in statuses
+            min(status.st_size, 512 * getattr(status, "st_blocks", status.st_size))
+            for status in statuses
         )
         free = shutil.disk_usage(folder).free + there
         if self.disk > free:

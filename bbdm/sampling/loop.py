@@ -332,11 +332,14 @@ class Loop:
                 for name in variant.keys() & {*absent}:
                     variant[name] = known[name].none(seen[name])
                 evaluations.append(variant)
-        evaluations = [self.backend.prepare(each, source.shape[2:]) for each in evaluations]
+        evaluations = [
+            self.backend.prepare(evaluation, source.shape[2:]) for evaluation in evaluations
+        ]
         if len(evaluations) == 1 or (self.shapes.only is not None and batch.windows is None):
             return evaluations
         together = {
-            name: concatenated([each[name] for each in evaluations]) for name in evaluations[0]
+            name: concatenated([evaluation[name] for evaluation in evaluations])
+            for name in evaluations[0]
         }
         return [together]
 

@@ -67,8 +67,8 @@ class GuidanceOptions:
     @property
     def call(self) -> dict[str, Any]:
         """The options of windows and guidance that are not the usual ones, as keywords of a call."""
-        values = ((each, getattr(self, each.name)) for each in fields(GuidanceOptions))
-        return {each.name: value for each, value in values if value != each.default}
+        values = ((field, getattr(self, field.name)) for field in fields(GuidanceOptions))
+        return {field.name: value for field, value in values if value != field.default}
 
     def window_of(self, crop: Size | None) -> Size | None:
         """The window for a network that was trained on crops, if any; None for whole pictures."""
@@ -157,4 +157,4 @@ class Options(GuidanceOptions):
 
 
 NO_OPTIONS = Options()  # of calls that give none
-NAMES = frozenset(each.name for each in fields(Options))
+NAMES = frozenset(field.name for field in fields(Options))

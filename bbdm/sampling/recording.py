@@ -153,7 +153,8 @@ def _buffers(run: Run) -> Recording:
     loaded = run.batch.plan.loaded
     capacity = _capacity(len(loaded.rows))
     conditions = [
-        {name: value.clone() for name, value in each.items()} for each in inputs.conditions
+        {name: value.clone() for name, value in condition.items()}
+        for condition in inputs.conditions
     ]
     mask = None if inputs.mask is None else inputs.mask.clone()
     weights = [side.clone() for side in inputs.weights]

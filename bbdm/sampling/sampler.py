@@ -247,9 +247,9 @@ class BridgeSampler(Sampler[torch.Tensor]):
         padded = self.shapes.padded(sides)
         grid = self.shapes.grid(sides)
         zeros: dict[str, torch.Tensor] = {}
-        for name, each in self.unet.inputs.items():
-            shape = each.shape(batch_size, grid if name == SOURCE else padded)
-            zeros[name] = self.loop.array(np.zeros(shape, each.dtype))
+        for name, condition in self.unet.inputs.items():
+            shape = condition.shape(batch_size, grid if name == SOURCE else padded)
+            zeros[name] = self.loop.array(np.zeros(shape, condition.dtype))
         with torch.inference_mode():
             conditions = self.backend.prepare(zeros, grid)
         save_package(path, self.unet, (batch_size, self.unet.channels, *grid), conditions)

@@ -234,7 +234,9 @@ class Panel:
             with gr.Column():
                 # which Gradio does not open: its errors show the server's path
                 with gr.Tab("Pictures"):
-                    suffixes = [suffix for each in uploads.SUFFIXES.values() for suffix in each]
+                    suffixes = [
+                        suffix for of_format in uploads.SUFFIXES.values() for suffix in of_format
+                    ]
                     files = gr.Gallery(
                         file_types=suffixes,
                         sources=["upload", "webcam", "clipboard"],

@@ -219,13 +219,13 @@ def outcomes(
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        room = int(max(each.get("CPU", 0) for each in machines))
+        room = int(max(machine.get("CPU", 0) for machine in machines))
         if room < config.threads:
             raise ValueError(
                 f"threads must be at most the {room} cores of a machine, got {config.threads}"
             )
-        cores = int(sum(each.get("CPU", 0) for each in machines))
-        cards = int(sum(each.get("GPU", 0) for each in machines))
+        cores = int(sum(machine.get("CPU", 0) for machine in machines))
+        cards = int(sum(machine.get("GPU", 0) for machine in machines))
         workers = min(cards or cores // config.threads, len(rows))
         blocks = max(workers, math.ceil(len(rows) / at_once))
         data = ray.data.from_items([*rows], override_num_blocks=blocks)

@@ -126,7 +126,9 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
     assert trained is not None  # checked when the file was read
     weights = network.state_dict()
     fitting = [
-        key for key, value in weights.items() if key in trained and trained[key].shape == value.shape
+        key
+        for key, value in weights.items()
+        if key in trained and trained[key].shape == value.shape
     ]
     if 2 * len(fitting) < len(weights):
         raise ValueError(

@@ -199,8 +199,8 @@ class Files:
 
         Args:
             result: a picture (C, *S) of stored values.
-            details: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``. The
-                map of standard deviations is 0 there. Pixels without a value stay so.
+            details: (*S) where the mask is not 0; None without a mask. Elsewhere the result is ``outside``,
+                and the map of standard deviations 0. Pixels without a value stay so.
             path: the file that is written.
             kind: of the result: a sample, or the name of a map.
             derivation: what made the result, which the file says; None to say nothing.
@@ -332,7 +332,7 @@ def _of_several_files(source: Column, name: str) -> SeveralFiles:
     picture.geometry = source.pictures[0].geometry
     picture.name = name
     if picture.missing.any():
-        stored = [each.nodata for each in source.pictures if each.nodata is not None]
+        stored = [picture.nodata for picture in source.pictures if picture.nodata is not None]
         picture.geometry = replace(picture.geometry, nodata=stored[0])
     return picture
 

@@ -117,8 +117,8 @@ def _files(paths: Iterable[Path]) -> Iterator[tuple[str, Path]]:
         if not path.is_dir():
             yield formats.stem_of(path), path
             continue
-        files = [each for each in sorted(formats.pictures_in(path)) if _may_be_picture(each, path)]
-        if not any(formats.is_picture(each) for each in files):
+        files = [file for file in sorted(formats.pictures_in(path)) if _may_be_picture(file, path)]
+        if not any(formats.is_picture(file) for file in files):
             suffixes = ", ".join(formats.suffixes_of_pictures())
             raise ValueError(f"there is no picture in {path}; suffixes are {suffixes}")
         for each in files:

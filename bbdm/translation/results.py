@@ -127,7 +127,7 @@ def translated(
     if not maps:
         results = sampler(sources, [seed for (seed,) in seeds], **options)
         return [{SAMPLE: result} for result in results]
-    seeds_of_samples = [list(each) for each in seeds]
+    seeds_of_samples = [list(of_source) for of_source in seeds]
     by_name: dict[str, Any] = {}
     if intervals is None:
         samples = sampler.distribution(

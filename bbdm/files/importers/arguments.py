@@ -79,7 +79,9 @@ class Arguments:
         self._values: dict[str, Any] = {}
         for name, value in content.items():
             arguments = value if isinstance(value, Mapping) else {name: value}
-            self._values |= {str(key).replace("-", "_"): argument for key, argument in arguments.items()}
+            self._values |= {
+                str(key).replace("-", "_"): argument for key, argument in arguments.items()
+            }
 
     def __contains__(self, name: str) -> bool:
         return name in self._values

@@ -62,7 +62,7 @@ SDE_BRIDGES: dict[str, type[Bridge]] = {
 
 
 def read_checkpoint(
-    content: object,
+    content: Any,
     num_steps: int | None,
     c_lambda: float | None,
     codec: Codec | None,

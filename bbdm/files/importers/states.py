@@ -26,7 +26,7 @@ CODES = "quantize.embedding.weight"  # a key that every VQGAN has
 class File:
     """What a file holds: ``values`` by names, of :func:`~bbdm.files.inert.flat`, and its ``tensors``."""
 
-    def __init__(self, content: object) -> None:
+    def __init__(self, content: Any) -> None:
         self.content = content
         self.values = inert.flat(content)
         self.tensors = {

@@ -256,7 +256,11 @@ def _new_header(picture: Picture) -> Any:
     elif nifti["descrip"].item().startswith(BEGIN.encode()):
         # of a result that the picture was made of
         nifti["descrip"] = b""
-    lasting = [each for each in nifti.extensions if not each.get_content().startswith(VALUE_UNIT)]
+    lasting = [
+        extension
+        for extension in nifti.extensions
+        if not extension.get_content().startswith(VALUE_UNIT)
+    ]
     if picture.unit:
         lasting.append(nibabel.nifti1.Nifti1Extension(COMMENT, VALUE_UNIT + picture.unit.encode()))
     nifti.extensions[:] = lasting

@@ -154,7 +154,13 @@ def header(path: Path, part: Part = WHOLE) -> Header:
     shape = (channels, *layout.sides(array.shape))
     stored = (path, level["path"], layout)
     return Header(
-        path, shape, array.dtype, geometry, windowed, stored=stored, unit=str(of_this_library.get("unit", ""))
+        path,
+        shape,
+        array.dtype,
+        geometry,
+        windowed,
+        stored=stored,
+        unit=str(of_this_library.get("unit", "")),
     )
 
 
@@ -287,7 +293,9 @@ class Canvas:
         if self._unit:
             of_this_library["unit"] = self._unit
         if self._geometry.nodata is not None:
-            of_this_library["nodata"] = f"{self._geometry.nodata:.17g}"  # a text, since JSON has no NaN
+            of_this_library["nodata"] = (
+                f"{self._geometry.nodata:.17g}"  # a text, since JSON has no NaN
+            )
         if self._geometry.derivation is not None:
             of_this_library[DERIVATION] = self._geometry.derivation.text
         if of_this_library:
