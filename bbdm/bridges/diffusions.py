@@ -88,7 +88,7 @@ class DDBM(RealTimeBridge):
         super().__post_init__()
 
     @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]  (of others one name)
         """``ddbm-ve`` or ``ddbm-vp``."""
         return f"ddbm-{self.kind}"
 
@@ -146,7 +146,7 @@ class ECSI(RealTimeBridge):
         "preconditioned": preconditioned,
     }
     positive = ("gamma_max",)
-    t_max: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]
+    t_max: ClassVar[float] = 1.0  # pyright: ignore[reportIncompatibleVariableOverride]  (fixed here)
 
     gamma_max: float = 0.125
     t_min: float = 1e-4

@@ -22,7 +22,7 @@ Make = Callable[..., Any]
 WRAPPED = "wrapped"  # the kind that files only refer to
 
 
-def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802
+def VQGANCodec(vqgan: VQGAN) -> Codec:  # noqa: N802  (it makes a Codec, as a class would)
     """Latents of a VQGAN before quantisation, which decoding quantises; or means of a KL autoencoder.
 
     ``vqgan`` is frozen and not copied.
@@ -46,7 +46,7 @@ def _vqgan_cast(vqgan: VQGAN, dtype: torch.dtype) -> None:
         part.to(dtype)
 
 
-def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802
+def DiffusersCodec(module: nn.Module) -> Codec:  # noqa: N802  (it makes a Codec, as a class would)
     """Latents of diffusers' AutoencoderKL: the mean of the posterior.
 
     They are (z - ``shift_factor``) ``scaling_factor``, by the autoencoder's own settings; see Rombach et al.

@@ -72,7 +72,7 @@ class Cache:
                 self._mapped.clear()
             try:
                 with safe_open(path, framework="pt") as file:
-                    self._mapped[key] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                    self._mapped[key] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             except SafetensorError as error:
                 raise ValueError(f"{path} has changed since it was written: delete it") from error
         return self._mapped[key]

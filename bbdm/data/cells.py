@@ -127,7 +127,7 @@ class FileCell(Cell):
         return formats.suffix_of_result(self.path, channels, values)
 
     @property
-    def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  (of others one value)
         """Whether Pillow reads the file's format."""
         return formats.is_photograph(self.path)
 

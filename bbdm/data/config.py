@@ -48,7 +48,7 @@ class Slices(NamedTuple):
         if plane not in AXES or (mark and not count.isdecimal()):
             forms = f"PLANE or PLANE:NEIGHBOURS, of the planes {', '.join(AXES)}"
             raise ValueError(f"slices are written as {forms}, got {text!r}")
-        return cls(plane, int(count) if mark else None)  # pyright: ignore[reportArgumentType]
+        return cls(plane, int(count) if mark else None)  # pyright: ignore[reportArgumentType]  (looked up above)
 
 
 def read_labels(text: str) -> dict[str, str]:

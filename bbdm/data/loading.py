@@ -134,7 +134,7 @@ class Batches:
     def close(self) -> None:
         """End the workers, which an error would wait for; the next call starts new ones."""
         if self._loader._iterator is not None:
-            self._loader._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+            self._loader._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]  (of workers alone)
         self._loader._iterator = None
 
 

@@ -115,7 +115,7 @@ class FrameCell(Cell):
         return self.cell.result_suffix(channels, values)
 
     @property
-    def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def is_photograph(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]  (of others one value)
         """Whether Pillow reads the frame's format."""
         return self.cell.is_photograph
 

@@ -31,7 +31,7 @@ class Inception(FeatureExtractorInceptionV3):
     def __init__(self) -> None:
         super().__init__("inception-v3-compat", ["2048"])
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  (one of the tuple)
         """(B, 3, H, W) uint8 to (B, 2048)."""
         return super().forward(x)[0]
 
@@ -55,8 +55,8 @@ def lpips_network(net: str = "alex") -> nn.Module:
     """
     if net not in BACKBONES:
         raise ValueError(f"net must be one of {tuple(BACKBONES)}, got {net!r}")
-    url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]
-    build = partial(LearnedPerceptualImagePatchSimilarity, net)  # pyright: ignore[reportArgumentType]
+    url = get_model_weights(BACKBONES[net]).DEFAULT.url  # pyright: ignore[reportAttributeAccessIssue]  (each has one)
+    build = partial(LearnedPerceptualImagePatchSimilarity, net)  # pyright: ignore[reportArgumentType]  (looked up above)
     return pretrained(build, url).net
 
 

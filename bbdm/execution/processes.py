@@ -103,7 +103,7 @@ class Processes:
         """The sum of all processes' tensors, in each process."""
         if self.accelerator is None:
             return value
-        return self.accelerator.reduce(value, "sum")  # pyright: ignore[reportReturnType]
+        return self.accelerator.reduce(value, "sum")  # pyright: ignore[reportReturnType]  (a tensor of a tensor)
 
     def gather(self, value: Value) -> list[Value]:
         """All processes' values, in order of rank, in each process. Values must be picklable."""

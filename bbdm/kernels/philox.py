@@ -185,7 +185,7 @@ def draw_words(seed, block, step, STREAM: tl.constexpr):
     c1 = step.to(tl.uint32)
     c2 = tl.full((), STREAM, tl.uint32)
     c3 = tl.full((), _NOISE_LANE, tl.uint32)
-    for _ in tl.static_range(_ROUNDS):  # pyright: ignore[reportGeneralTypeIssues]
+    for _ in tl.static_range(_ROUNDS):  # pyright: ignore[reportGeneralTypeIssues]  (an iterator of Triton's compiler)
         p0 = c0.to(tl.uint64) * _M0
         p1 = c2.to(tl.uint64) * _M1
         c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0

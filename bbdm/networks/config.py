@@ -79,7 +79,7 @@ class NetworkConfig(ConditionsConfig):
 
     def _check_endpoint(self, endpoint: tuple[int, ...]) -> None:
         """Raise ValueError unless each channel of the state has a source channel."""
-        count: int = self.channels  # pyright: ignore[reportAttributeAccessIssue]
+        count: int = self.channels  # pyright: ignore[reportAttributeAccessIssue]  (a field or a property of each kind)
         end = math.inf
         which = "counted from 0"
         if self.condition_channels:
@@ -109,7 +109,7 @@ class NetworkConfig(ConditionsConfig):
             return self.condition_channels
         if self.endpoint is not None:
             return max(self.endpoint) + 1
-        return self.channels  # pyright: ignore[reportAttributeAccessIssue]
+        return self.channels  # pyright: ignore[reportAttributeAccessIssue]  (a field or a property of each kind)
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class AttentionBlock(nn.Module):
 class Stage(nn.Sequential):
     """Layers in a row; residual blocks take the modulation, and attention conditions that are tokens."""
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]  (a Sequential takes one)
         self, x: torch.Tensor, modulation: torch.Tensor, context: Context = None
     ) -> torch.Tensor:
         """Map (B, C, H, W) and the modulation of all blocks to the next (B, C', H', W')."""
@@ -205,7 +205,7 @@ class UNet(ConditionedNetwork):
                 first, first + cast(nn.Linear, block.emb_layers[1]).out_features
             )
             first = block.modulated.stop
-        self.to(memory_format=CHANNELS_LAST[2 + config.axes])  # pyright: ignore[reportCallIssue]
+        self.to(memory_format=CHANNELS_LAST[2 + config.axes])  # pyright: ignore[reportCallIssue]  (torch has no overload for it)
 
     def _stage(self, channels: int, out_channels: int, level: int) -> Stage:
         stage = Stage(ResBlock(channels, out_channels, self.config))

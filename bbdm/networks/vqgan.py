@@ -241,10 +241,10 @@ class VQGAN(ConfiguredNetwork, nn.Module):
         if config.num_codes:
             self.quantize = Codebook(config)
         else:
-            self.quantize = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+            self.quantize = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]  (what quantises is asked for by num_codes)
         self.quant_conv = nn.Conv2d(config.encoded_channels, config.encoded_channels, 1)
         self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch has no overload for it)
 
     def encode(self, x: torch.Tensor) -> torch.Tensor:
         """The latent of an image: before quantisation, or the mean.
@@ -325,7 +325,7 @@ class PatchGAN(nn.Module):
         for module in self.layers:
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=0.02)
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  (torch has no overload for it)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits (B, 1, H / 8 - 2, W / 8 - 2) of images (B, C, H, W): large where they look real."""

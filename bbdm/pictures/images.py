@@ -108,7 +108,10 @@ def read_size(text: str) -> Size:
     numbers = [int(part) for part in parts]
     if len(numbers) == 1:
         return numbers[0]
-    return tuple(numbers)  # pyright: ignore[reportReturnType]
+    *depth, height, width = numbers
+    if depth:
+        return depth[0], height, width
+    return height, width
 
 
 def resized(image: Image.Image, size: Size, resize: Resize = "stretch") -> Image.Image:

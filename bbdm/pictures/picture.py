@@ -199,7 +199,7 @@ class Header(_Gridded):
         object.__setattr__(self, "dtype", dtype.newbyteorder("="))
 
 
-class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]
+class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompatibleVariableOverride]  (both have a shape)
     """An array (C, *S) of stored values, with the ``geometry``, ``unit`` and ``name`` of a picture.
 
     It is a NumPy array in all else, and what is made of it has its unit and its name. Copies and results of
@@ -212,7 +212,7 @@ class Picture(np.ndarray[Any, Any], _Gridded):  # pyright: ignore[reportIncompat
     unit: str
     name: str
 
-    def __new__(  # noqa: D102
+    def __new__(  # noqa: D102  (the class says it)
         cls, array: npt.ArrayLike, geometry: Geometry | None = None, unit: str = "", name: str = ""
     ) -> Picture:
         picture = np.asarray(array).view(cls)

@@ -70,7 +70,7 @@ class EMA:
             if weight.requires_grad:
                 averages.append(average)
                 weights.append(weight)
-        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(averages, weights, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]  (as torch's own averages do)
         for average, buffer in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(buffer)
 
@@ -342,7 +342,7 @@ class Optimization:
         if self.looks(step):
             self.check(step + 1)
         elif not self.scaler.is_enabled():  # which skips such steps too
-            self.optimizer.found_inf = (~loss.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.found_inf = (~loss.isfinite()).float()  # pyright: ignore[reportAttributeAccessIssue]  (fused optimizers read it)
 
     def check(self, step: int) -> None:
         """Raise DivergedError where a loss since the last look is not finite, after ``step`` steps."""

@@ -108,17 +108,17 @@ class Task(ABC):
             that of the sum after :data:`SHARE`: the metric is the mean over these examples.
         """
 
-    def begin(self, optimization: Any) -> None:  # noqa: B027  (most tasks have none)
+    def begin(self, optimization: Any) -> None:  # noqa: B027  (most tasks do nothing)
         """Called once, when an :class:`~bbdm.training.optimization.Optimization` of the network begins."""
 
-    def after_step(self, step: int) -> None:  # noqa: B027
+    def after_step(self, step: int) -> None:  # noqa: B027  (most tasks do nothing)
         """Called after optimizer step ``step``, counted from 0, and the move of the average."""
 
     def report(self) -> dict[str, float]:
         """More metrics of the steps since the last report, the same in each process."""
         return {}
 
-    def release(self) -> None:  # noqa: B027
+    def release(self) -> None:  # noqa: B027  (most tasks do nothing)
         """Let go of what an optimization made parallel, before the processes part."""
 
     # Validation, and pictures of the averaged weights
