@@ -41,6 +41,7 @@ from bbdm.translation.record import Record
 from tests.conftest import load_pairs, tiny_unet
 from tests.files.importers.common import save
 from tests.files.importers.test_original_bbdm import bbdm_file, bbdm_unet
+from tests.films import moving, write_film
 from tests.hardening.mutations import Mutate, of_bit, of_bytes, of_json, of_values
 from tests.hardening.watch import ROOM, Watch
 from tests.networks.test_vqgan import tiny_vqgan
@@ -259,6 +260,28 @@ def _dicom(path: Path) -> None:
     write_dicom(path.parent, numbers((3, 8, 8), "uint8").astype(np.int16), [0, 2, 4])
 
 
+def _film(path: Path) -> None:
+    write_film(path, moving(8))
+
+
+def _zarr(inside: str, mutate: Mutate) -> Make:
+    """A file in the folder of a picture, whose values are read in part and whole."""
+
+    def make(folder: Path) -> Subject:
+        kept = {"version": "0.5"}
+        array = numbers((2, 24, 40), "uint16")
+        write(whole := folder / "a.ome.zarr", Picture(array, Geometry(None, "ome-zarr", kept)))
+
+        def read() -> bytes:
+            window = (slice(0, 12), slice(20, 40))
+            return pictures.read(whole, window).tobytes() + pictures.read(whole).tobytes()
+
+        (path,) = whole.glob(inside)
+        return Subject(path, read, mutate, exact=False)
+
+    return make
+
+
 def _inside(data: bytes, rng: random.Random) -> bytes:
     """A gzip with other bytes inside, and the checksum that fits them."""
     return gzip.compress(of_bytes(gzip.decompress(data), rng))
@@ -311,6 +334,11 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "NRRD, compressed": (_format("a.nrrd", _packed, exact=True), 5_000),
     "NRRD, a bit": (_format("a.nrrd", _packed, of_bit, exact=True), 1_200),
     "DICOM": (_format("07.dcm", _dicom), 5_000),
+    "film, H.264": (_format("a.mp4", _film), 1_000),
+    "film, Matroska": (_format("a.mkv", _film), 1_000),
+    "OME-Zarr, of the picture": (_zarr("zarr.json", of_json), 2_000),
+    "OME-Zarr, of a level": (_zarr("0/zarr.json", of_json), 2_000),
+    "OME-Zarr, a chunk": (_zarr("0/c/0/0/0", of_bytes), 2_000),
     "npy": (_format("a.npy", _written((2, 5, 7, 9), "float32")), 5_000),
 }
 
