@@ -353,10 +353,16 @@ class Train(StartCommand, DataConfig, UnpairedConfig):
             )
             statistics = trained.bridge.statistics
             origin = trained.origin
-            others = initial.copy_weights(network, trained)
-            if others:
-                weights = f"{self.init_from} has no weights that fit {', '.join(others)}"
-                report(team, f"{weights}: they stay as initialised")
+            copied = initial.copy_weights(network, trained)
+            if copied.widened is not None:
+                what = f"{copied.widened} is shown more than in {self.init_from}"
+                report(team, f"{what}: weights of new channels begin as zeros")
+            if copied.initialised:
+                names = ", ".join(copied.initialised)
+                report(
+                    team,
+                    f"{self.init_from} has no weights that fit {names}: they stay as initialised",
+                )
         if codec is not None:
             pairs, codec = self._latents(team, pairs, codec, resumed)
         if self.spread is not None:

@@ -63,6 +63,8 @@ class Network(nn.Module):
     tokens: Mapping[str, int] = {}
     drop: Mapping[str, float] = {}
     endpoint_channels: tuple[int, ...] | None = None
+    # the key of the weight (out, in, ...) that sees the state, the source and images, in this order
+    first_layer: str | None = None
     base: Base | None = None
     lora: LoRA | None = None
 

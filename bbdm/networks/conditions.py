@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
 SOURCE = "source"  # the name of the source among the conditions
+STATE = "x"  # that of the state, where what a network is shown is listed
 # names of other inputs, in exports
 TAKEN = (SOURCE, "condition", "target", "x", "t", "mask", "noise", "image")
 DIRECTION = "direction"  # the class of networks that translate both ways

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 from bbdm.base.registry import Registry
 from bbdm.networks.arrays import Stride, along
-from bbdm.networks.conditions import SOURCE, ConditionInput, ConditionsConfig
+from bbdm.networks.conditions import SOURCE, STATE, ConditionInput, ConditionsConfig
 
 # annotations of fields that are integers of at least 1,
 SIZES = ("int", "tuple[int, ...]", "Stride")
@@ -97,6 +97,13 @@ class NetworkConfig(ConditionsConfig):
             return self.each
         source = ConditionInput(SOURCE, "image", self.condition_channels)
         return {SOURCE: source} | self.each
+
+    @cached_property
+    def shown(self) -> dict[str, int]:
+        """How many channels of each kind the first layer sees, in its order: the state's, then images'."""
+        count: int = self.channels  # pyright: ignore[reportAttributeAccessIssue]  (a field or a property of each kind)
+        images = {key: each.size for key, each in self.inputs.items() if each.kind == "image"}
+        return {STATE: count} | images
 
     @cached_property
     def source_channels(self) -> int:

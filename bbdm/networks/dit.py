@@ -62,6 +62,7 @@ class DiT(ConditionedNetwork):
 
     presets = DITS
     kind = "dit"
+    first_layer = "embed_patches.weight"
 
     def __init__(self, **settings: Any) -> None:
         config = DiTConfig(**settings)
@@ -69,7 +70,7 @@ class DiT(ConditionedNetwork):
         self.config = config
         width = config.width
         patch = config.patch
-        shown = config.channels + config.condition_channels + sum(config.images.values())
+        shown = sum(config.shown.values())
         self.embed_patches = nn.Conv2d(shown, width, patch, stride=patch)
         self.time_embed = nn.Sequential(
             nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width)

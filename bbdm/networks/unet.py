@@ -152,6 +152,7 @@ class UNet(ConditionedNetwork):
 
     presets = UNETS
     kind = "unet"
+    first_layer = "input_blocks.0.0.weight"
 
     def __init__(self, in_channels: int = 3, out_channels: int = 3, **settings: Any) -> None:
         config = UNetConfig(in_channels, out_channels, **settings)
@@ -163,7 +164,7 @@ class UNet(ConditionedNetwork):
         )
 
         cell = config.patch**config.axes  # pixels of a position
-        shown = cell * (in_channels + config.condition_channels + sum(config.images.values()))
+        shown = cell * sum(config.shown.values())
         self.input_blocks = nn.ModuleList([Stage(conv3x3(shown, width, axes=config.axes))])
         channels = width
         skips = [width]  # channels of each stage's output

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 
@@ -21,7 +22,8 @@ from bbdm.data.trained import Origin, Trained
 from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint
 from bbdm.files.weights import IncompleteFileError
-from bbdm.networks.base import Network
+from bbdm.networks.base import SOURCE, Network
+from bbdm.networks.config import NetworkConfig
 from bbdm.training.bridge import encode
 
 log = logging.getLogger(__name__)
@@ -112,12 +114,19 @@ def round_trip_error(dataset: Pairs, codec: Codec, device: torch.device) -> floa
     return LEVELS * float(torch.stack(errors).mean().sqrt())
 
 
+class Copied(NamedTuple):
+    """What :func:`copy_weights` did with weights that do not fit as they are."""
+
+    initialised: list[str]  # their names: they stay so
+    widened: str | None  # the first layer, if it is shown more than the trained one
+
+
 @torch.no_grad()
-def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
+def copy_weights(network: Network, checkpoint: Checkpoint) -> Copied:
     """Copy a trained network's weights, the averaged ones where there are both, wherever their shapes fit.
 
-    Returns:
-        The names of the weights that stay as initialised.
+    The first layer also fits where it is shown more: neighbours of a frame or a slice, a source, images. Its
+    weights for these begin as zeros, so that the network predicts what the trained one does.
 
     Raises:
         ValueError: less than half of the weights fit; the network is unchanged.
@@ -137,7 +146,40 @@ def copy_weights(network: Network, checkpoint: Checkpoint) -> list[str]:
         )
     for key in fitting:
         weights[key].copy_(trained[key])
-    return sorted({*weights} - {*fitting})
+    others = {*weights} - {*fitting}
+    key = network.first_layer
+    if key not in others or key not in trained:
+        return Copied(sorted(others), None)
+    channels = _channels_of(network, checkpoint.unet.config)
+    if channels is None:
+        return Copied(sorted(others), None)
+    count = sum(network.network_config.shown.values())
+    known = trained[key].unflatten(1, (len(channels), -1))  # -1: pixels of a position
+    weights[key].zero_().unflatten(1, (count, -1))[:, channels] = known.to(weights[key].dtype)
+    return Copied(sorted(others - {key}), key)
+
+
+def _channels_of(network: Network, trained: NetworkConfig) -> list[int] | None:
+    """Of each channel that the trained network is shown, its index among those that this one is shown.
+
+    None where it is not shown them all. Of a source with neighbours, the trained source is the endpoint.
+    """
+    starts: dict[str, int] = {}
+    count = 0
+    shown = network.network_config.shown
+    for name, size in shown.items():
+        starts[name] = count
+        count += size
+    channels: list[int] = []
+    for name, size in trained.shown.items():
+        if shown.get(name) == size:
+            chosen: Sequence[int] = range(size)
+        elif name == SOURCE and len(network.endpoint_channels or ()) == size:
+            chosen = cast(Sequence[int], network.endpoint_channels)
+        else:
+            return None
+        channels += [starts[name] + channel for channel in chosen]
+    return channels
 
 
 def load_trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bbdm import ABridge, BrownianBridge, load_checkpoint, save_checkpoint, wrap
 from bbdm.codec import wrap_codec
 from bbdm.data.pairs import Pairs
 from bbdm.training.initial import PAIRS, copy_weights, fitted, round_trip_error, used
-from tests.conftest import tiny_unet
+from tests.conftest import tiny_dit, tiny_unet
 
 BRIDGE = BrownianBridge(objective="pinned")
 
@@ -24,11 +25,11 @@ BRIDGE = BrownianBridge(objective="pinned")
     ("before", "now"),
     [
         ({}, {}),
-        ({}, {"condition_channels": 3, "classes": {"style": 3}}),
+        ({}, {"classes": {"style": 3}}),
         ({"in_channels": 1}, {"in_channels": 3}),
         ({}, {"attention_resolutions": ()}),
     ],
-    ids=["all", "conditions", "colour", "other layers"],
+    ids=["all", "a class", "colour", "other layers"],
 )
 def test_averaged_weights_are_copied_and_what_does_not_fit_is_named(
     before: Any, now: Any, average: bool, tmp_path: Path
@@ -36,7 +37,7 @@ def test_averaged_weights_are_copied_and_what_does_not_fit_is_named(
     first, second, unet = tiny_unet(0, **before), tiny_unet(1, **before), tiny_unet(2, **now)
     initial = {key: value.clone() for key, value in unet.state_dict().items()}
     save_checkpoint(tmp_path / "a.pt", first, ABridge(), ema=second if average else None)
-    names = copy_weights(unet, load_checkpoint(tmp_path / "a.pt"))
+    names = copy_weights(unet, load_checkpoint(tmp_path / "a.pt")).initialised
 
     stored = second.state_dict() if average else first.state_dict()
     fitting = {
@@ -66,8 +67,32 @@ def test_another_network_is_refused_and_changes_nothing(tmp_path: Path) -> None:
 def test_a_network_of_which_half_of_the_weights_fit_begins_with_them(tmp_path: Path) -> None:
     trained, network = (wrap(nn.Conv2d(3, 3, side), 3) for side in (3, 1))
     save_checkpoint(tmp_path / "a.pt", trained, ABridge())
-    assert copy_weights(network, load_checkpoint(tmp_path / "a.pt")) == ["module.weight"]
+    assert copy_weights(network, load_checkpoint(tmp_path / "a.pt")) == (["module.weight"], None)
     assert torch.equal(network.state_dict()["module.bias"], trained.state_dict()["module.bias"])
+
+
+@pytest.mark.parametrize("kind", ["unet", "patched unet", "dit"])
+def test_a_network_that_is_shown_more_begins_as_the_trained_one(kind: str, tmp_path: Path) -> None:
+    """Whatever neighbouring frames and further images are."""
+    build = {
+        "unet": tiny_unet,
+        "patched unet": partial(tiny_unet, patch=2),
+        "dit": tiny_dit,
+    }[kind]
+    trained = build(0, condition_channels=3)
+    save_checkpoint(tmp_path / "a.pt", trained, ABridge())
+    network = build(1, condition_channels=15, endpoint=(6, 7, 8), images={"edges": 1})
+    copied = copy_weights(network, load_checkpoint(tmp_path / "a.pt"))
+    assert copied == ([], network.first_layer)
+
+    x, source = torch.randn(2, 3, 16, 16), torch.randn(2, 15, 16, 16)
+    t = torch.tensor([10, 900])
+    edges = torch.randn(2, 1, 16, 16)
+    with torch.no_grad():
+        expected = trained.eval()(x, t, {"source": source[:, 6:9]})
+        outputs = network.eval()(x, t, {"source": source, "edges": edges})
+    assert expected.abs().max() > 0.01
+    torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-5)
 
 
 def drawn(count: int = 40) -> list[dict[str, torch.Tensor]]:
