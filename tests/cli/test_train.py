@@ -355,7 +355,20 @@ class TestRuns:
             assert [
                 key for key, value in network.state_dict().items() if not value.equal(state[key])
             ] == [FIRST]
-        assert f"trained.pt has no weights that fit {FIRST}: they stay" in capsys.readouterr().out
+            # 3 channels of the state, then those of the source
+            assert network.state_dict()[FIRST].equal(state[FIRST][:, :3])
+            assert not state[FIRST][:, 3:].any()
+        assert f"{FIRST} is shown more than in trained.pt" in capsys.readouterr().out
+
+    def test_names_weights_that_do_not_fit(self, monkeypatch: Any, capsys: Any) -> None:
+        bbdm.save_checkpoint(
+            "trained.pt", tiny_unet(2, attention_resolutions=()), bbdm.ABridge(num_steps=50)
+        )
+        monkeypatch.setattr(Trainer, "fit", lambda *_, **__: True)
+        fit("new.pt", "--init_from", "trained.pt")
+        output = capsys.readouterr().out
+        assert "trained.pt has no weights that fit" in output
+        assert "they stay as initialised" in output
 
     def test_what_stops_before_any_work(self) -> None:
         Path("file").touch()
