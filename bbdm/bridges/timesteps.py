@@ -1,4 +1,4 @@
-"""The times that a solver visits, strictly decreasing from the bridge's top, and the table that a loop runs.
+"""The times that a solver visits, from the bridge's top down, and the table that a loop runs.
 
 Times are integers or reals. The table has the weights of every step, whatever the bridge and the solver.
 """
@@ -281,7 +281,8 @@ class StepTable:
             number is that of the start.
     """
 
-    timesteps: npt.NDArray[Any]  # (K,) strictly decreasing; the times that the network is called at
+    # (K,) that the network is called at, decreasing; a time stands twice where a step is corrected at its end
+    timesteps: npt.NDArray[Any]
     prediction: npt.NDArray[np.float64]  # (K, 3) x0hat as weights of x, y and the network's output
     # (K, 5) the next x as weights of x, y, x0hat, the previous x0hat, noise
     coefficients: npt.NDArray[np.float64]

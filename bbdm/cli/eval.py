@@ -18,7 +18,7 @@ from bbdm.cli.calibrated import CalibratedCommand
 from bbdm.data.cells import ROLES
 from bbdm.data.columns import GROUP
 from bbdm.data.provenance import same_rows
-from bbdm.data.rows import FRAMES, UNPAIRED, only_columns, read_rows
+from bbdm.data.rows import FRAMES, UNPAIRED, only_columns, read_rows, shown
 from bbdm.data.trained import Overlap, Trained
 from bbdm.defaults import Defaults
 from bbdm.evaluation.calibration import Bound, check_unseen
@@ -137,15 +137,46 @@ class Eval(CalibratedCommand):
             load = partial(Intervals.load, self.intervals)
         translator = Translator(config, load_intervals=load)
         first = translator.processes.first
+        targets = self._have_targets(translator)
         overlap = self._overlap(translator) if first else None
         if self.sweep:
             self._sweep(translator, self.sweep, overlap)
-        else:
+        elif targets:
             report = config._evaluate(translator, config.solver, config.steps, self.folder, overlap)
             if first:
                 print(reports.table([report]), flush=True)
                 print(f"results, scores.json and their plot: {self.folder}")
+        else:
+            report = self._evaluate_stills(translator)
+            if first:
+                print(reports.table([report]), flush=True)
+                print(f"results and scores.json: {self.folder}")
         translator.processes.leave()
+
+    def _have_targets(self, translator: Translator) -> bool:
+        """Whether rows have targets. Sequences without them are scored by their flicker alone.
+
+        Raises:
+            ValueError: a row has none, and settings or other rows need it.
+        """
+        if (
+            self.dataset == UNPAIRED or self.degrade is not None
+        ):  # whose targets are rows, and the pictures
+            return True
+        rows = translator.dataset.rows
+        missing = [row for row in rows if row.get("target") is None]
+        if not missing:
+            return True
+        message = f"{shown(missing[0])} has no target to compare with"
+        if self.dataset != FRAMES:
+            raise ValueError(message)
+        if len(missing) < len(rows):
+            raise ValueError(f"{message}, and other frames have one")
+        if self.metrics or self.sweep or self.intervals:
+            raise ValueError(
+                f"{message}: without --metrics, --sweep and --intervals, its flicker is measured where it stays"
+            )
+        return False
 
     def _sweep(self, translator: Translator, words: Sequence[str], overlap: Overlap | None) -> None:
         """Score each solver and number of steps, print a row for each and the best ones, and draw a plot."""
@@ -262,6 +293,21 @@ class Eval(CalibratedCommand):
         report = scored | report
         manifest.write(folder / "scores.json", report)
         draw_scores(report, scores.of_sources(), folder / PLOT)
+        return report
+
+    def _evaluate_stills(self, translator: Translator) -> dict[str, Any]:
+        """Make the results of sequences without targets, and measure their flicker where sources stay.
+
+        The report is empty in all processes but the first.
+        """
+        from bbdm.evaluation.flicker import of_sequences
+
+        jobs, _, report = translator.run(self.solver, self.steps, self.folder)
+        if not translator.processes.first:
+            return {}
+        stills = of_sequences(translator.files, jobs, without_targets=True)
+        report = {"scores": {}, "flicker_of_stills": stills} | report
+        manifest.write(self.folder / "scores.json", report)
         return report
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bbdm.translation.files import Files
     from bbdm.translation.results import Job
 
-LEVEL = 1.0  # a source that changes by less has not changed, in stored values
+LEVELS = 255  # of a source's range; a source that changes by less than one has not changed
 Array = npt.NDArray[Any]
 
 
@@ -23,7 +23,7 @@ class Frame(NamedTuple):
     """What a frame is compared by."""
 
     results: Array  # (S, C, H, W)
-    target: Array  # (C, H, W)
+    reference: Array  # (C, H, W), the target, or (K, H, W), the source
     inside: Array  # (1, H, W), where pixels count
 
 
@@ -49,14 +49,18 @@ def flicker(
 
 
 def flicker_of_stills(
-    results: npt.ArrayLike, sources: npt.ArrayLike, inside: npt.ArrayLike | None = None
+    results: npt.ArrayLike,
+    sources: npt.ArrayLike,
+    inside: npt.ArrayLike | None = None,
+    level: float = 1.0,
 ) -> float:
     """The mean of |r_t+1 - r_t| where the source changes by less than a level: flicker without targets.
 
     Args:
         results: (T, C, H, W) in stored values.
-        sources: (T, K, H, W) in stored values, of which no channel may change by :data:`LEVEL`.
+        sources: (T, K, H, W) in stored values.
         inside: (T, 1, H, W), not 0 where pixels count; None where all do.
+        level: a pixel counts where each channel of the source changes by less, in its stored values.
 
     Returns:
         The flicker in the unit of the results; NaN where no pixel of the source stays.
@@ -67,7 +71,7 @@ def flicker_of_stills(
         raise ValueError(
             f"results and sources must be (T, C, H, W) of one size, got {r.shape} and {y.shape}"
         )
-    stays = (np.abs(np.diff(y, axis=0)) < LEVEL).all(1, keepdims=True)
+    stays = (np.abs(np.diff(y, axis=0)) < level).all(1, keepdims=True)
     return _mean(np.abs(np.diff(r, axis=0)), stays & _twice(inside, r))
 
 
@@ -87,7 +91,9 @@ def _mean(changes: Array, counted: Array) -> float:
     return float(chosen.mean())
 
 
-def of_sequences(files: Files, jobs: Sequence[Job]) -> Mapping[str, float]:
+def of_sequences(
+    files: Files, jobs: Sequence[Job], without_targets: bool = False
+) -> Mapping[str, float]:
     """The flicker of each sequence of a data set by its name, the mean of its samples; not of single frames.
 
     Results are read from their files, two frames at a time. Frames that were left out count as cuts.
@@ -95,17 +101,16 @@ def of_sequences(files: Files, jobs: Sequence[Job]) -> Mapping[str, float]:
     Args:
         files: the pictures of a data set of sequences.
         jobs: of all results, those of a frame one after the other.
+        without_targets: measures :func:`flicker_of_stills`, with 1 / 255 of the source's range as the level.
     """
     changes: dict[str, list[float]] = {}
     before: tuple[str, int, Frame] | None = None
-    for name, number, frame in _frames(files, jobs):
-        if before is not None and before[:2] == (name, number - 1):
-            _, _, earlier = before
-            targets = np.stack([earlier.target, frame.target])
-            inside = np.stack([earlier.inside, frame.inside])
-            for pair in zip(earlier.results, frame.results, strict=True):
-                changes.setdefault(name, []).append(flicker(np.stack(pair), targets, inside))
-        before = (name, number, frame)
+    for index, paths in _paths_of_rows(jobs).items():
+        level = files.source_range(index) / LEVELS if without_targets else None
+        for name, number, frame in _frames(files, index, paths, without_targets):
+            if before is not None and before[:2] == (name, number - 1):
+                changes.setdefault(name, []).extend(_changes(before[2], frame, level))
+            before = (name, number, frame)
     means: dict[str, float] = {}
     for name, of_frames in changes.items():
         if not np.isnan(of_frames).all():
@@ -113,22 +118,39 @@ def of_sequences(files: Files, jobs: Sequence[Job]) -> Mapping[str, float]:
     return means
 
 
-def _frames(files: Files, jobs: Sequence[Job]) -> Iterator[tuple[str, int, Frame]]:
-    """The sequence, the number and the pictures of each frame; of whole sequences, their planes."""
-    by_row: dict[int, list[Path]] = {}
+def _paths_of_rows(jobs: Sequence[Job]) -> Mapping[int, Sequence[Path]]:
+    """The results of each row by its index."""
+    paths: dict[int, list[Path]] = {}
     for job in jobs:
-        by_row.setdefault(job.index, []).extend(job.paths.values())
-    for index, paths in by_row.items():
-        compared, of_target, of_mask = files.compared(index, paths)
-        results = compared.numpy()
-        target = of_target.numpy()
-        mask = np.ones((1, *target.shape[1:]), bool)
-        if of_mask is not None:
-            mask = of_mask.numpy()
-        name = files.names[index]
-        source = files.pairs.rows[index]["source"]
-        if isinstance(source, FrameCell):
-            yield sequence_of(name), source.index, Frame(results, target, mask)
-            continue
-        for number in range(target.shape[1]):
-            yield name, number, Frame(results[:, :, number], target[:, number], mask[:, number])
+        paths.setdefault(job.index, []).extend(job.paths.values())
+    return paths
+
+
+def _changes(earlier: Frame, later: Frame, level: float | None) -> Iterator[float]:
+    """The flicker of each sample from one frame to the next; of stills where there is a level."""
+    references = np.stack([earlier.reference, later.reference])
+    inside = np.stack([earlier.inside, later.inside])
+    for pair in zip(earlier.results, later.results, strict=True):
+        results = np.stack(pair)
+        if level is None:
+            yield flicker(results, references, inside)
+        else:
+            yield flicker_of_stills(results, references, inside, level)
+
+
+def _frames(
+    files: Files, index: int, paths: Sequence[Path], without_targets: bool
+) -> Iterator[tuple[str, int, Frame]]:
+    """The sequence, the number and the pictures of a row's frame; of a whole sequence, of all its frames."""
+    read = files.beside_source if without_targets else files.compared
+    of_results, of_reference, of_mask = read(index, paths)
+    results = of_results.numpy()
+    reference = of_reference.numpy()
+    mask = np.ones((1, *reference.shape[1:]), bool) if of_mask is None else of_mask.numpy()
+    name = files.names[index]
+    source = files.pairs.rows[index]["source"]
+    if isinstance(source, FrameCell):
+        yield sequence_of(name), source.index, Frame(results, reference, mask)
+        return
+    for number in range(reference.shape[1]):
+        yield name, number, Frame(results[:, :, number], reference[:, number], mask[:, number])

@@ -18,14 +18,18 @@ Report = dict[str, Any]
 PANEL = (4.5, 3.6)  # inches of a panel: width, height
 PLOT = "scores.png"  # beside scores.json
 BINS = 20  # of a histogram
+FLICKER = {  # columns of sequences by their key in a report, which has the flicker of each
+    "flicker": "flicker",
+    "flicker_of_stills": "flicker where the source stays",
+}
 
 
 def table(reports: Sequence[Report]) -> str:
     """Markdown of the scores, a row for each report of the same metrics."""
     names = [*reports[0]["scores"]]
     heading = ["solver", "NFE", "pictures", *(title(name, reports[0]) for name in names)]
-    if "flicker" in reports[0]:
-        heading.append("flicker")
+    flickers = [key for key in FLICKER if key in reports[0]]
+    heading += [FLICKER[key] for key in flickers]
     rows = [[*heading, "s / picture"]]
     rows.append(["---"] * len(rows[0]))
     for report in reports:
@@ -33,8 +37,8 @@ def table(reports: Sequence[Report]) -> str:
         for name in names:
             score = report["scores"][name]
             row.append("-" if score is None else f"{score:{METRICS[name].form}}")
-        if "flicker" in report:
-            of_sequences = report["flicker"].values()
+        for key in flickers:
+            of_sequences = report[key].values()
             row.append(f"{sum(of_sequences) / len(of_sequences):.3f}" if of_sequences else "-")
         seconds = report["seconds_per_picture"]
         row.append("unknown" if seconds is None else f"{seconds:.4f}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -230,15 +230,37 @@ class Files:
             check_finite(target.array, target.absent)
         except ValueError as error:
             raise ValueError(f"the target of {shown(row)}: {error}") from error
-        results = torch.stack([self._scored(np.asarray(pictures.read(path))) for path in paths])
+        return self._results(paths), self._scored(target.array), self._counted(columns, target)
+
+    def beside_source(self, index: int, paths: Sequence[Path]) -> Scored:
+        """(S, C, *S) results and (K, *S) source of a row, and (1, *S) mask, as :meth:`compared` has them."""
+        columns = self.pairs.reader.whole(self.pairs.rows[index])
+        source = columns["source"]
+        frame = self.pairs.spec.own_frame(source.array)
+        own = torch.from_numpy(self._planes(frame.astype(np.float32)))
+        return self._results(paths), own, self._counted(columns, source)
+
+    def source_range(self, index: int) -> float:
+        """The range of a source's stored values; of several channels, the least."""
+        reader = self.pairs.reader
+        values = reader.values(self.pairs.spec.source_values, self._cells(index))
+        return float(np.subtract(values.high, values.low).min())
+
+    def _results(self, paths: Sequence[Path]) -> torch.Tensor:
+        """(S, C, *S) results as scores take them."""
+        return torch.stack([self._scored(np.asarray(pictures.read(path))) for path in paths])
+
+    def _counted(self, columns: Mapping[str, Column], picture: Column) -> torch.Tensor | None:
+        """(1, *S) where scores of a picture count pixels of a row; None where they count all."""
         if not self.pairs.masked:
-            return results, self._scored(target.array), None
-        counted = np.ones(target.array.shape[1:], bool)
+            return None
+        counted = np.ones(picture.array.shape[1:], bool)
         for role in ROLES:
-            counted &= ~np.broadcast_to(columns[role].absent, counted.shape)
+            if role in columns:
+                counted &= ~np.broadcast_to(columns[role].absent, counted.shape)
         if "mask" in columns:
             counted &= inside_mask(columns["mask"], counted.shape)
-        return results, self._scored(target.array), torch.from_numpy(self._planes(counted[None]))
+        return torch.from_numpy(self._planes(counted[None]))
 
     def _scored(self, array: Array) -> torch.Tensor:
         """A picture as scores take it."""

@@ -93,6 +93,46 @@ def test_scores_of_sequences_say_how_much_they_flicker(
     assert f"| {np.abs(changes).mean():.3f} |" in capsys.readouterr().out
 
 
+def test_films_without_targets_are_scored_where_their_sources_stay(
+    films: Path, capsys: pytest.CaptureFixture[str]
+):
+    cli.run("eval", ["frames", "films/walk", "c.pt", "scores", "--steps", "2"])
+    report = json.loads(Path("scores/scores.json").read_text())
+    results = np.stack([pixels(f"scores/walk/{index}.png") for index in range(len(FRAMES))])
+    stays = (np.diff(FRAMES.astype(int), axis=0) == 0).all(axis=-1)
+    changes = np.abs(np.diff(results, axis=0))
+    of_frames = [of_frame[where].mean() for of_frame, where in zip(changes, stays, strict=True)]
+    assert 0 < stays.mean() < 1
+    assert report["scores"] == {}
+    assert report["flicker_of_stills"] == {"walk": pytest.approx(np.mean(of_frames))}
+    said = capsys.readouterr().out
+    assert "flicker where the source stays" in said
+    assert f"| {np.mean(of_frames):.3f} |" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["films/walk", "--metrics", "mae"], "has no target to compare with: without --metrics"),
+        (["films/walk", "--sweep", "mean"], "has no target to compare with: without --metrics"),
+    ],
+)
+def test_scores_that_need_targets_are_refused_before_any_result(
+    films: Path, words: list[str], message: str
+):
+    data, *flags = words
+    with pytest.raises(SystemExit, match=message):
+        cli.run("eval", ["frames", data, "c.pt", "scores", *flags])
+    assert not [*Path().glob("scores/**/*.png")]
+
+
+def test_pictures_without_targets_are_refused_before_any_result(films: Path):
+    Path("rows.csv").write_text("source\nfilms/walk/0.png\nfilms/walk/1.png\n")
+    with pytest.raises(SystemExit, match=r"0\.png has no target to compare with"):
+        cli.run("eval", ["table", "rows.csv", "c.pt", "scores", "--metrics", "mae", "--steps", "2"])
+    assert not [*Path().glob("scores/**/*.png")]
+
+
 @pytest.mark.usefixtures("tiny_demo")
 def test_a_network_that_sees_neighbours_is_trained_and_translates(
     films: Path, capsys: pytest.CaptureFixture[str]

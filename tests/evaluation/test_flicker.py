@@ -36,6 +36,7 @@ def test_without_targets_what_stays_in_the_source_must_stay():
     results[1, 0, 0, :] = 50
     assert flicker_of_stills(results, source) == 3
     assert isnan(flicker_of_stills(results, frames(0, 9)))
+    assert flicker_of_stills(results, frames(0, 9), level=10) == (3 + 3 + 50 + 50) / 4
 
 
 def test_other_shapes_are_refused():
