@@ -116,7 +116,7 @@ def flags(program: str) -> set[str]:
 def commands() -> Iterator[tuple[str, str, set[str]]]:
     """(line, program, flags) of each command that runs something of this repository, as ``bbdm train``."""
     text = "\n".join(block for _, _, block in fences("bash")).replace("\\\n", " ")
-    for line in re.split(r"\n|&&", re.sub(r"#.*", "", text)):
+    for line in re.split(r"\n|&&", re.sub(r"(?m)(^|\s)#.*", "", text)):
         words = shlex.split(line)
         for i, word in enumerate(words):
             if Path(word).name == "bbdm" and (i == 0 or words[i - 1] == "-m"):
