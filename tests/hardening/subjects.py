@@ -25,6 +25,7 @@ import SimpleITK
 import tifffile
 import torch
 from PIL import Image
+from pylibCZIrw import czi
 
 from bbdm import pictures
 from bbdm.base.atomic import file_sha256
@@ -264,6 +265,12 @@ def _film(path: Path) -> None:
     write_film(path, moving(8))
 
 
+def _czi(path: Path) -> None:
+    with czi.create_czi(str(path)) as file:
+        for channel in range(2):
+            file.write(numbers((16, 24, 1), "uint16", channel), plane={"C": channel})
+
+
 def _zarr(inside: str, mutate: Mutate) -> Make:
     """A file in the folder of a picture, whose values are read in part and whole."""
 
@@ -336,6 +343,7 @@ SUBJECTS: dict[str, tuple[Make, int]] = {  # of each, how many every night
     "DICOM": (_format("07.dcm", _dicom), 5_000),
     "film, H.264": (_format("a.mp4", _film), 1_000),
     "film, Matroska": (_format("a.mkv", _film), 1_000),
+    "CZI": (_format("a.czi", _czi), 2_000),
     "OME-Zarr, of the picture": (_zarr("zarr.json", of_json), 2_000),
     "OME-Zarr, of a level": (_zarr("0/zarr.json", of_json), 2_000),
     "OME-Zarr, a chunk": (_zarr("0/c/0/0/0", of_bytes), 2_000),

@@ -1,5 +1,6 @@
 """CZI as Zeiss' own library writes it; LIF and ND2 by a stand-in for their plugins of bioio."""
 
+import struct
 import sys
 from pathlib import Path
 
@@ -135,6 +136,17 @@ class TestCZI:
             header(tmp_path / "far.czi")
         with pytest.raises(ValueError, match="it is truncated or damaged"):
             parts(tmp_path / "far.czi")
+
+    @pytest.mark.parametrize("dimensions", [-1, 2**31 - 1])
+    def test_a_damaged_directory_of_tiles_is_refused(self, two: Path, dimensions: int) -> None:
+        """Such an entry ends the process inside of pylibCZIrw."""
+        content = bytearray(two.read_bytes())
+        entry = content.rindex(b"DV")
+        struct.pack_into("<i", content, entry + 28, dimensions)
+        two.write_bytes(content)
+        for read_file in (header, parts):
+            with pytest.raises(ValueError, match=r"\.czi.* directory of tiles is damaged"):
+                read_file(two)
 
     def test_a_file_that_is_none(self, tmp_path: Path) -> None:
         (tmp_path / "a.czi").write_bytes(b"ZISRAWFILE" + bytes(300))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from itertools import product
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -33,11 +35,25 @@ CHANNELS = "Metadata/Information/Image/Dimensions/Channels/Channel"
 INCREMENT = "Metadata/Information/Image/Dimensions/T/Positions/Interval/Increment"
 MICROMETRE = 1e-6  # in metres, in which lengths are stored
 
+# The directory of tiles, by Zeiss' "ZISRAW (CZI) File Format": bytes from the start of the file, of the
+# directory's segment, and of an entry, which ends with its dimensions.
+DIRECTORY_POSITION = 84
+COUNT_POSITION = 32
+ENTRIES_POSITION = 160
+DIMENSIONS_POSITION = 28
+ENTRY_BYTES = 32
+DIMENSION_BYTES = 20
+
 Array = npt.NDArray[Any]
 
 
 def parts(path: Path) -> list[Part]:
-    """The parts that are rows, see :func:`bbdm.pictures.formats.scenes.parts`."""
+    """The parts that are rows, see :func:`bbdm.pictures.formats.scenes.parts`.
+
+    Raises:
+        ValueError: the directory of tiles is damaged.
+    """
+    _check_directory(path)
     with czi.open_czi(str(path)) as file:
         return scenes.parts([_scene(file, path, rectangle) for _, rectangle in _rectangles(file)])
 
@@ -49,6 +65,7 @@ def header(path: Path, part: Part = WHOLE) -> Header:
         ValueError: it is damaged, the part is not in it, or a scene or a time is to be chosen; or channels
             have several types, or one that is not read.
     """
+    _check_directory(path)
     with czi.open_czi(str(path)) as file:
         rectangles = _rectangles(file)
         number = scenes.chosen(path, part, len(rectangles))
@@ -90,6 +107,24 @@ def read(header: Header, window: tuple[slice, ...]) -> Array:
     if channel is not None:
         array = array[channel % samples][None]
     return np.array(array, header.dtype)
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse a directory whose entries do not fit into the file: some of them end the process in pylibCZIrw."""
+    try:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+            (directory,) = struct.unpack_from("<q", content, DIRECTORY_POSITION)
+            (count,) = struct.unpack_from("<i", content, directory + COUNT_POSITION)
+            start = directory + ENTRIES_POSITION
+            for _ in range(count):
+                (dimensions,) = struct.unpack_from("<i", content, start + DIMENSIONS_POSITION)
+                if dimensions < 0:
+                    raise ValueError(f"an entry has {dimensions} dimensions")
+                start += ENTRY_BYTES + DIMENSION_BYTES * dimensions
+            if start > len(content):
+                raise ValueError("the file ends within an entry")
+    except (struct.error, ValueError) as error:
+        raise ValueError(f"its directory of tiles is damaged: {error}") from error
 
 
 def _rectangles(file: Any) -> list[tuple[int | None, Sequence[int]]]:
