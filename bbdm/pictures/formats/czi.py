@@ -110,7 +110,7 @@ def read(header: Header, window: tuple[slice, ...]) -> Array:
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse a directory whose entries do not fit into the file: some of them end the process in pylibCZIrw."""
+    """Refuse entries that do not fit into the file: some of them end the process inside of pylibCZIrw."""
     try:
         with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
             (directory,) = struct.unpack_from("<q", content, DIRECTORY_POSITION)
