@@ -47,15 +47,20 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = re.compile(r"-\.?\d")
 
     def error(self, message: str) -> NoReturn:
-        """Exit with status 2; of an unknown flag, name the one that it begins, or else is most like."""
+        """Exit with status 2; the message says what was probably meant."""
+        self.exit(2, f"error: {message}; {self._suggestion(message)}--help lists the flags\n")
+
+    def _suggestion(self, message: str) -> str:
+        """The flag that an unknown one begins or is most like, or values between which a comma stands."""
         unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
-        suggestion = ""
         if unknown is not None:
             flags = [flag for action in self._actions for flag in action.option_strings]
             flag = most_like(unknown[1], flags)
-            if flag is not None:
-                suggestion = f"did you mean {flag}? "
-        self.exit(2, f"error: {message}; {suggestion}--help lists the flags\n")
+            return "" if flag is None else f"did you mean {flag}? "
+        listed = re.search(r"invalid choice: '([^']*,[^']*)'", message)
+        if listed is not None:
+            return f"spaces separate values: {' '.join(listed[1].split(','))}; "
+        return ""
 
     def screen(self) -> str:
         """The help that fits a screen: all flags where they do, else those of a first run."""

@@ -217,8 +217,9 @@ def resolve(
         numbers = "integers"
         are_numbers = values.dtype.kind in "iu"
     if not is_list or not are_numbers:
+        hint = f": for as many steps, give steps={times}" if isinstance(times, int) else ""
         raise ValueError(
-            f"timesteps must be a name or a non-empty list of {numbers}, got {times!r}"
+            f"timesteps must be a name or a non-empty list of {numbers}, got {times!r}{hint}"
         )
     values = values.astype(np.float64 if bridge.continuous else np.int64)
     if np.any(np.diff(values) >= 0):

@@ -79,7 +79,12 @@ def test_levels_by_hand(bridge: Bridge, times: timesteps.Timesteps, levels: list
             (ABridge(), each, None, "non-empty list of integers")
             for each in ([], [10.5, 3], ["top"])
         ),
-        (ABridge(), 10, None, "timesteps must be a name or a non-empty list of integers, got 10"),
+        (
+            ABridge(),
+            10,
+            None,
+            "timesteps must be a name or a non-empty list of integers, got 10: .* give steps=10",
+        ),
         (ABridge(), "cosine", None, "timesteps must be one of .*, got 'cosine'"),
         (
             ABridge(),
