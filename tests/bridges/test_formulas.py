@@ -32,6 +32,29 @@ def test_brownian_bridges():
         assert (bridge.nu(0), bridge.nu(T)) == (0, np.inf)
 
 
+def test_abridge_ancestral_is_a_step_of_the_reverse_sde():
+    """x_s = x_t - (f - g^2 score) + g z at s = t - 1; f = (y - x) / (T - s), g^2 = c^2 (1 - s / T) / T."""
+    bridge = ABridge(50, c_lambda=1.5)
+    table = solvers.build(bridge, "ancestral")
+    x, x0, y = 0.3, -0.7, 0.9
+    times = table.timesteps.tolist()
+    for t, row in zip(times[1:-1], table.coefficients[1:-1], strict=True):
+        alpha, beta, sigma = numbers(bridge, t - 1)
+        following = row[:3] @ [x, y, x0]
+        drift = (y - following) / (50 - (t - 1))
+        variance = 1.5**2 * (1 - (t - 1) / 50) / 50
+        score = -(following - alpha * x0 - beta * y) / sigma**2
+        assert following == pytest.approx(x - drift + variance * score, rel=1e-9)
+        # its terms in x_s are on the left of the table's equation, whose factor divides the noise too
+        noise = 0.0 if t == 2 else math.sqrt(variance) * row[0]
+        assert row[4] == pytest.approx(noise, rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", ["residual", "displacement", "noise", "scaled"])
+def test_networks_of_published_objectives_are_shown_x_t_alone(objective: Any):
+    assert I2SB(objective=objective).input(500).tolist() == [1, 0]
+
+
 def test_bbdm_schedules_stop_short_of_the_endpoints():
     linear, sin = BrownianBridge(schedule="linear"), BrownianBridge(schedule="sin")
     assert (linear.low, linear.top, linear.train_range) == (0, 999, (0, 999))
@@ -262,6 +285,7 @@ POSITIVE = {
         (BrownianBridge, {"schedule": "cos"}, "schedule must be"),
         (DDBM, {"kind": "sde"}, r"kind must be one of \('ve', 'vp'\), got 'sde'"),
         (DDBM, {"t_min": 2.0}, "t_min and t_max must be 0 < t_min < t_max, got 2.0 and 1.0"),
+        (DDBM, {"kind": "ve", "t_max": np.inf}, "0 < t_min < t_max, got 0.002 and inf"),
         (DDBM, {"cov": 0.3}, "cov must be below 0.25 in size"),
         (I2SB, {"beta_max": 0.0}, "beta_max must be a positive number"),
         (GOUB, {"noise_scale": 0.0}, "noise_scale must be a positive number, got 0.0"),

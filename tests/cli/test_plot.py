@@ -101,6 +101,15 @@ def test_names_of_runs_leave_out_what_all_have(tmp_path: Path):
     assert len(third) < 40
 
 
+def test_names_of_runs_of_one_folder_and_of_a_single_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    runs = [read_run(make_run(Path(name), 0)) for name in ("one.run", "two.run")]
+    assert short_names(runs) == ["one.run", "two.run"]
+    assert short_names(runs[:1]) == ["one.run"]
+
+
 @pytest.mark.usefixtures("world")
 def test_what_training_writes_is_drawn(tiny_demo: None):
     flags = ["--preset", "demo", "--image_size", str(SIZE), "-b", "2", "-e", "1", "--quiet"]

@@ -53,6 +53,17 @@ def test_intervals_of_a_network_that_is_too_sure_hold_new_targets(by: Any):
     assert outside(bare, new) > 0.3
 
 
+def test_ends_before_calibration_are_quantiles_of_half_of_alpha_on_each_side():
+    sampler = make_sampler()
+    source = make_pairs(1, seed=3)[0][0][None]
+    found = replace(Intervals.calibrate(sampler, make_pairs(30), samples=8, alpha=0.1), lambda_=0.0)
+    low, high = found(source, seed=1)
+    samples = list(sampler.distribution(source, 8, seed=1).samples)
+    expected = np.quantile(torch.stack(samples), [0.05, 0.95], axis=0)
+    np.testing.assert_allclose(low, expected[0], atol=1e-5)
+    np.testing.assert_allclose(high, expected[1], atol=1e-5)
+
+
 def test_a_file_and_what_it_refuses(tmp_path: Path):
     sampler = make_sampler()
     found = Intervals.calibrate(sampler, make_pairs(30), samples=4)

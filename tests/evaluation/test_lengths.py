@@ -55,6 +55,17 @@ def test_short_intervals_of_mapped_values_are_told_apart() -> None:
     assert shares == pytest.approx([0.1] * 10, abs=0.01)
 
 
+def test_a_length_is_of_the_tenth_that_its_middle_lies_in() -> None:
+    """Of 4, 10 and 86 values of a hundred, the middles are at 2, 9 and 57: the first two are one part."""
+    lengths = Lengths(VALUES)
+    length = torch.tensor([0.1] * 4 + [0.5] * 10 + [1.5] * 86).reshape(1, 1, 10, 10)
+    mean = torch.zeros_like(length)
+    lengths.update(torch.stack([mean, -length / 2, length / 2], 1), mean)
+    first, second = lengths.compute()["by_length"]
+    assert (first["share"], second["share"]) == pytest.approx((0.14, 0.86))
+    assert first["length"] == pytest.approx((4 * 0.1 + 10 * 0.5) / 14)
+
+
 def test_ranks_are_those_of_scipy_also_where_values_are_equal() -> None:
     generator = np.random.default_rng(0)
     first = generator.integers(0, 5, 100)

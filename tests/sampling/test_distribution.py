@@ -177,6 +177,26 @@ def test_pictures_with_values_keep_unit_place_and_pixels_without_a_value():
     assert abs(np.asarray(std) - samples.std(0, ddof=1))[inside].max() <= 1.1  # samples are rounded
 
 
+def test_the_deviation_of_mapped_values_with_pixels_without_a_value():
+    """Half of the way from one deviation below the mean to one above, of logarithms within the range."""
+    values = Values(1, 100, dtype="float32", mapping="log")
+    sampler = BridgeSampler(tiny_unet(in_channels=1, out_channels=1), BRIDGE, "sde-dpm2m", 2)
+    sampler.pictures = Spec(source=values, target=values)
+    stored = np.random.default_rng(0).uniform(1, 100, (1, 8, 8)).astype(np.float32)
+    stored[0, 0, 0] = -1
+    found = sampler.distribution([Picture(stored, Geometry(nodata=-1))], 6, seed=0)
+    inside = stored != -1
+    samples = np.stack([np.asarray(each[0])[inside] for each in found.samples])
+    logarithms = np.log10(samples.astype(float))
+    mean, deviation = logarithms.mean(0), logarithms.std(0, ddof=1)
+    high = np.minimum(mean + deviation, 2)
+    low = np.maximum(mean - deviation, 0)
+    expected = (10**high - 10**low) / 2
+    std = np.asarray(found.std[0])
+    assert np.array_equal(np.isnan(std), ~inside)
+    np.testing.assert_allclose(std[inside], expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("slices", [None, "coronal"])
 def test_samples_that_agree_have_a_deviation_of_0_where_0_is_no_value(slices: Any):
     """Another stored value stands for none in the map, or who looks at it loses the certain pixels."""
