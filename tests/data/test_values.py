@@ -377,3 +377,17 @@ class TestGrids:
             valued(data_dir, crop=crop).read(0)
         # resized, they may differ
         assert valued(data_dir, size=6).read(0).source.shape == (1, 6, 6)
+
+
+def test_pixels_of_a_geotiff_that_are_nan_are_told_what_makes_them_absent(tmp_path: Path) -> None:
+    array = np.full((HEIGHT, WIDTH), np.nan, np.float32)
+    message = "nodata=nan in the file makes such pixels absent"
+    geotiffs = folders(tmp_path / "geo", ".tif", count=1)
+    save(tmp_path / "geo/B/0.tif", array, nodata=-9)
+    with pytest.raises(ValueError, match=rf"B/0\.tif: nan stands in .*; {message}"):
+        valued(geotiffs).read(0)
+    arrays = folders(tmp_path, count=1)
+    save(tmp_path / "B/0.npy", array[None])
+    with pytest.raises(ValueError, match=r"B/0\.npy: nan stands in") as error:
+        valued(arrays).read(0)
+    assert message not in str(error.value)

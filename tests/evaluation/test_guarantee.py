@@ -21,7 +21,7 @@ from bbdm.data.pairs import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation import intervals
 from bbdm.pictures import Geometry, Picture
-from bbdm.pictures.values import EIGHT_BIT, read_values
+from bbdm.pictures.values import EIGHT_BIT
 from bbdm.translation import record
 from tests.gaussian import Ideal
 
@@ -239,7 +239,7 @@ def test_ends_at_nodata_are_open_too():
 
 
 def test_each_channel_has_the_open_ends_of_its_own_range():
-    values = read_values("0:10,0:100")
+    values = Values((0, 0), (10, 100))
     low = np.array([0.0, 0.0, 1.0, 20.0]).reshape(2, 2, 1)
     high = np.array([9.0, 10.0, 90.0, 100.0]).reshape(2, 2, 1)
     target = np.array([-1.0, 11.0, 0.0, 101.0]).reshape(2, 2, 1)

@@ -252,6 +252,23 @@ class TestNifti:
         write(tmp_path / "c.nii", Picture(again, again.geometry, "µg/cm³ of iodine"))
         assert read(tmp_path / "c.nii").unit == "µg/cm³ of iodine"
 
+    @pytest.mark.parametrize("size", [0, 4096])
+    def test_an_extension_of_an_impossible_size_is_left_out(
+        self, size: int, tmp_path: Path
+    ) -> None:
+        """It is empty, or longer than what lies before the values."""
+        image = nibabel.Nifti1Image(numbers((5, 4, 3), "int16"), np.eye(4))
+        image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"of the scan"))
+        image.to_filename(tmp_path / "a.nii")
+        content = bytearray((tmp_path / "a.nii").read_bytes())
+        content[352:356] = size.to_bytes(4, "little")
+        (tmp_path / "a.nii").write_bytes(content)
+        source = read(tmp_path / "a.nii")
+        write(tmp_path / "b.nii", Picture(source, source.geometry))
+        found: Any = nibabel.load(tmp_path / "b.nii")
+        assert len(found.header.extensions) == 0
+        assert (np.asarray(source)[0] == np.asarray(image.dataobj).T).all()
+
     def test_a_flipped_bit_is_no_other_value(self, tmp_path: Path) -> None:
         """In compressed values, of which some become a longer stream; the checksum lies behind it."""
         stored = (np.arange(3000).reshape(10, 20, 15) % 97).astype("int16")

@@ -61,6 +61,14 @@ def sets(tmp_path: Path, save_picture: SavePicture) -> str:
     return f"{tmp_path}/A/{{split}},{tmp_path}/B/{{split}}"
 
 
+@pytest.mark.parametrize("data_dir", ["A", "A,", "A,B,C", "A,B,mask=M"])
+def test_two_sets_are_two_folders_without_columns(data_dir: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"must be two folders, A,B, and no columns; got '{data_dir}'"
+    ):
+        read_rows("unpaired", data_dir)
+
+
 def test_each_epoch_draws_orders_of_both(sets: str) -> None:
     """Of 6 and of 4 pictures: any meets any, and a seed's order is the same again."""
     rows: Any = read_rows("unpaired", sets)
