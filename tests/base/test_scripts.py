@@ -168,7 +168,7 @@ def test_what_is_refused_in_python(values: dict[str, Any], message: str):
         (
             Draw,
             "in --parts round,square",
-            "(choose from round, square); spaces separate values: round square; --help lists the flags",
+            "; spaces separate values: round square; --help lists the flags",
         ),
         (Draw, "", "the following arguments are required: SOURCE"),
         (Join, "a", "required: -o/--to"),
