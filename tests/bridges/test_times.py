@@ -135,6 +135,14 @@ def test_log_normal_of_real_times(kind: Any, density: Any, mean: float, spread: 
     assert np.all(np.diff(times) >= 0)
 
 
+def test_uniform_real_times_are_the_middles_of_equal_parts():
+    bridge = DDBM("vp", density="uniform")
+    low, high = bridge.train_range
+    times = quantiles(bridge, "uniform")
+    parts = np.linspace(low, high, len(times) + 1)
+    np.testing.assert_allclose(times, (parts[:-1] + parts[1:]) / 2, rtol=1e-9)
+
+
 def test_log_normal_of_integers_has_the_mass_between_midpoints():
     bridge = ABridge(100, density="log-normal")
     times, counts = np.unique(quantiles(bridge, bridge.density), return_counts=True)

@@ -58,6 +58,14 @@ NETWORKS: dict[str, Make] = {
 }
 OTHERS: dict[str, Make] = {
     "grey": lambda: UNet2DModel(in_channels=1, out_channels=1, add_attention=False, **PLAIN),
+    "four levels": lambda: UNet2DModel(
+        in_channels=3,
+        out_channels=3,
+        add_attention=False,
+        down_block_types=("DownBlock2D",) * 4,
+        up_block_types=("UpBlock2D",) * 4,
+        **{**LEVELS, "block_out_channels": (8,) * 4},
+    ),
 }
 
 
@@ -338,3 +346,9 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     weights.with_suffix(".bin").rename(weights)
     with pytest.raises(FileNotFoundError, match=r"there is no .*scheduler_config\.json"):
         pretrained(tmp_path, BrownianBridge())
+
+
+def test_a_network_of_four_levels_takes_sides_in_multiples_of_eight(tmp_path: Path):
+    save(tmp_path, DDPMScheduler(), "four levels")
+    network, _ = pretrained(str(tmp_path), BrownianBridge())
+    assert network.config.stride == 8
