@@ -51,15 +51,18 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; {self._suggestion(message)}--help lists the flags\n")
 
     def _suggestion(self, message: str) -> str:
-        """The flag that an unknown one begins or is most like, or values between which a comma stands."""
+        """The flag that an unknown one begins or is most like, or the values of a list with commas."""
         unknown = re.search(r"unrecognized arguments: (--[^\s=]+)", message)
         if unknown is not None:
             flags = [flag for action in self._actions for flag in action.option_strings]
             flag = most_like(unknown[1], flags)
             return "" if flag is None else f"did you mean {flag}? "
-        listed = re.search(r"invalid choice: '([^']*,[^']*)'", message)
-        if listed is not None:
-            return f"spaces separate values: {' '.join(listed[1].split(','))}; "
+        listed = re.search(r"argument (\S+): invalid choice: '([^']*,[^']*)'", message)
+        several = [
+            "/".join(action.option_strings) for action in self._actions if action.nargs == "+"
+        ]
+        if listed is not None and listed[1] in several:
+            return f"spaces separate values: {listed[2].replace(',', ' ')}; "
         return ""
 
     def screen(self) -> str:

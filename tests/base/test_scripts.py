@@ -170,6 +170,7 @@ def test_what_is_refused_in_python(values: dict[str, Any], message: str):
             "in --parts round,square",
             "; spaces separate values: round square; --help lists the flags",
         ),
+        (Draw, "in --shape round,square", "); --help lists the flags"),  # which takes one
         (Draw, "", "the following arguments are required: SOURCE"),
         (Join, "a", "required: -o/--to"),
     ],
