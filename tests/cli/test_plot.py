@@ -3,9 +3,11 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from bbdm.cli import train
@@ -70,6 +72,28 @@ def test_several_runs_are_drawn_with_the_last_grid_of_each(tmp_path: Path):
     ]
     Plot.main([*map(str, runs), "-o", str(tmp_path / "all.png")])
     assert shown(tmp_path / "all.png") == [1, 4]
+
+
+def test_two_runs_have_a_grid_each(tmp_path: Path):
+    runs = [str(make_run(tmp_path / f"{name}.run", count)) for name, count in (("a", 2), ("b", 5))]
+    Plot.main([*runs, "-o", str(tmp_path / "two.png")])
+    assert shown(tmp_path / "two.png") == [1, 4]
+
+
+def test_losses_have_a_logarithmic_axis_and_no_other_curve_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    scales: dict[str, str] = {}
+    saved = Figure.savefig
+
+    def save(figure: Figure, *arguments: Any, **settings: Any) -> None:
+        scales.update((panel.get_ylabel(), panel.get_yscale()) for panel in figure.axes)
+        saved(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    Plot.main([str(make_run(tmp_path / "a.run", 0)), "-o", str(tmp_path / "a.png")])
+    assert scales.pop("loss") == "log"
+    assert {*scales.values()} == {"linear"}
 
 
 def test_curves_of_many_runs_keep_their_height(tmp_path: Path):

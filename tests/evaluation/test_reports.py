@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from bbdm.evaluation import reports
@@ -69,6 +71,33 @@ def test_coverage_has_the_last_panel(tmp_path: Path):
     assert both.size == (2 * scores.width, scores.height)
     assert coverage.size == scores.size
     assert has_colour(coverage.convert("RGB"), (31, 119, 180))  # the line of what was found
+
+
+def test_a_sweep_has_a_line_for_each_solver_over_its_own_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A score that is missing is left out; points are in the order of calls."""
+    sweep = [
+        report("dpm2m", 10, psnr=21.0, mae=700.0),
+        report("sde-dpm2m", 5, psnr=22.0, mae=532.0),
+        report("dpm2m", 5, psnr=20.0, mae=None),
+    ]
+    lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    saved = Figure.savefig
+
+    def save(figure: Figure, *arguments: Any, **settings: Any) -> None:
+        for panel in figure.axes:
+            for line in panel.get_lines():
+                points = [(float(x), float(y)) for x, y in line.get_xydata()]  # pyright: ignore[reportGeneralTypeIssues]
+                lines[panel.get_ylabel().split()[0].lower(), str(line.get_label())] = points
+        saved(figure, *arguments, **settings)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    reports.draw_sweep(sweep, tmp_path / "sweep.png")
+    assert lines["psnr", "dpm2m"] == [(5, 20.0), (10, 21.0)]
+    assert lines["psnr", "sde-dpm2m"] == [(5, 22.0)]
+    assert lines["mae", "dpm2m"] == [(10, 700.0)]
+    assert lines["mae", "sde-dpm2m"] == [(5, 532.0)]
 
 
 def has_colour(image: Image.Image, colour: tuple[int, int, int]) -> bool:

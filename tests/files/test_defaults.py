@@ -62,6 +62,12 @@ def test_samplers_take_and_keep_them_and_a_call_may_differ(name: str, tmp_path: 
         assert again.table.timesteps.tolist() == other.table.timesteps.tolist()
 
 
+@pytest.mark.parametrize("calls", [True, "4", 2.5, 0])
+def test_calls_that_are_no_number_of_calls_are_refused(calls: Any):
+    with pytest.raises(ValueError, match="calls must be a positive integer, got"):
+        Defaults(calls=calls)
+
+
 def test_commands_take_them(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     translate.main(
         ["folder", str(demo.DRAWINGS), str(path), str(tmp_path / "out"), "--size", "8", "--quiet"]

@@ -182,6 +182,17 @@ def test_what_others_write_is_read(tmp_path: Path) -> None:
     assert formats.pictures_in(tmp_path) == [tmp_path / "a.zarr"]
 
 
+def test_a_picture_without_an_axis_of_channels_has_the_name_of_its_one(tmp_path: Path) -> None:
+    named = {"channels": [{"label": "DAPI", "color": "0000FF"}]}
+    foreign(tmp_path / "a.zarr", numbers((1, 9, 10), "uint8")[0], "yx", version="0.4")
+    attributes = _attributes(tmp_path / "a.zarr")
+    content = json.loads(attributes.read_text())
+    attributes.write_text(json.dumps({**content, "omero": named}))
+    kept = header(tmp_path / "a.zarr").geometry.kept
+    assert kept["descriptions"] == ("DAPI",)
+    assert kept["colors"] == ("0000FF",)
+
+
 def test_chunks_that_are_not_stored(tmp_path: Path) -> None:
     stored = foreign(tmp_path / "a.zarr", np.zeros((2, 20, 30), np.uint16), "cyx", version="0.4")
     stored[1, 9:10, 17:18] = 5

@@ -350,6 +350,23 @@ def test_windows_without_a_stored_chunk_are_not_computed(
 
 
 @zarr_only
+@pytest.mark.parametrize("memory", [LITTLE, MUCH])
+def test_pixels_beside_windows_that_are_not_computed_are_those_of_a_call(
+    memory: int, tmp_path: Path
+):
+    """The network sees a pixel around, where windows that are left out have a part of the weights."""
+    network = wrap(Net(3, 3), 3, 3, stride=4)
+    sampler = BridgeSampler(network, BRIDGE, "dpm2m", 6)
+    sampler.pictures = Spec(source=U16, target=U16)
+    stored = with_holes(tmp_path / "source.zarr")
+    settings = {"overlap": 0.5, "margin": 1}  # which hides the sides of windows
+    result = stream(sampler, tmp_path / "source.zarr", tmp_path / "result.npy", memory, **settings)
+    expected = called(sampler, read(tmp_path / "source.zarr"), **settings)
+    assert expected[:, stored].std() > 100
+    same(result[:, stored], expected[:, stored])
+
+
+@zarr_only
 @pytest.mark.parametrize("holes", [True, False])
 def test_an_ome_zarr_goes_on_after_an_interruption(holes: bool, tmp_path: Path):
     sampler, source, result = make("sde-dpm2m"), tmp_path / "source.zarr", tmp_path / "result.zarr"

@@ -266,6 +266,22 @@ def test_pixels_without_a_value_do_not_count():
     assert found["mae"] == pytest.approx(error.mean(), rel=1e-6)
 
 
+def test_photographs_have_the_size_of_training_and_arrays_of_8_bits_their_own():
+    """A network of crops has no size of pictures: there photographs keep theirs too."""
+    array = np.random.default_rng(0).integers(0, 256, (3, 20, 28), np.uint8)
+    for suffix in ("png", "npy"):
+        Path(suffix).mkdir()
+        write(f"{suffix}/a.{suffix}", array)
+    network(3)
+    run("folder", "png", "c.pt", "photographs")
+    run("folder", "npy", "c.pt", "arrays")
+    assert max(read("photographs/a.png").shape) == SIZE
+    assert read("arrays/a.npy").shape == array.shape
+    network(3, Spec(crop=(SIZE, SIZE)))
+    run("folder", "png", "c.pt", "crops")
+    assert read("crops/a.png").shape == array.shape
+
+
 def test_masks_of_8_bit_pictures():
     """The mask is resized with them."""
     random = np.random.default_rng(0)
