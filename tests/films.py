@@ -52,4 +52,4 @@ def decoded(path: Path) -> Frames:
 def times(path: Path) -> list[float]:
     """When each frame is shown, in seconds."""
     with av.open(str(path)) as film:
-        return [float(frame.time) for frame in film.decode(video=0)]  # pyright: ignore[reportArgumentType]
+        return [float(frame.time) for frame in film.decode(video=0)]

@@ -14,13 +14,14 @@ from bbdm.base.sizes import number_of
 from bbdm.bridges import BRIDGES, Bridge, Density, Objective, from_config
 from bbdm.cli.start import StartCommand, find_base, find_step, load_autoencoder, say_what_is_read
 from bbdm.cli.training import report
-from bbdm.data.config import Crops, DataConfig
+from bbdm.data.config import DataConfig
 from bbdm.data.rows import UNPAIRED
 from bbdm.data.spec import read_named
 from bbdm.networks.arrays import check_pictures
 from bbdm.networks.config import DITS, OWN, UNETS, DiTConfig, UNetConfig, WrappedConfig
 from bbdm.pictures.images import Size, read_size
 from bbdm.training.config import TrainConfig, UnpairedConfig
+from bbdm.training.presets import PRESET_SETTINGS, PRETRAINED_SETTINGS, UNPAIRED_SETTINGS
 
 if TYPE_CHECKING:
     from bbdm.codec import Codec
@@ -38,26 +39,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # bridges that are another 
     "flow": ("brownian", {"max_variance": 0.0, "objective": "displacement"}),
 }
 BRIDGE_NAMES: Mapping[str, Any] = ChainMap(VARIANTS, cast(Any, BRIDGES))  # for its keys
-# the settings of the original's templates
-BBDM = {
-    "bridge": "bbdm",
-    "batch_size": 8,
-    "lr_schedule": "plateau",
-    "ema_start": 30000,
-    "ema_every": 8,
-}
-FEW_CALLS = {"bridge": "brownian", "objective": "pinned", "density": "high", "loss": "l2"}
-UNPAIRED_SETTINGS = {  # over those of the preset, for two sets without pairs
-    "bridge": "brownian",
-    "objective": "preconditioned",
-    "density": "uniform",
-    "loss": "l2",
-    "source_as": "none",
-    "direction": "both",
-    "ema_decay": 0.999,
-}
-# over those of the preset
-PRETRAINED_SETTINGS = {"objective": "denoiser", "density": "high", "loss": "l2"}
+# of two sets without pairs: as in UNPAIRED_SETTINGS, or unset
 FIXED_OF_SETS = (
     "bridge",
     "loss",
@@ -67,48 +49,6 @@ FIXED_OF_SETS = (
     "slices",
     "cache_latents",
 )
-SMALL = {
-    "image_size": 64,
-    "batch_size": 16,
-    "epochs": 50,
-    "learning_rate": 4e-4,
-    "lr_schedule": "cosine",
-    "warmup_steps": 200,
-    "flip": True,
-    "precision": "bf16",
-}
-# of a run with a preset's network; otherwise the defaults
-PRESET_SETTINGS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "paper-pinned": {**FEW_CALLS, "ema_decay": 0.9999, "precision": "bf16"},
-    "few": {
-        **FEW_CALLS,
-        "batch_size": 16,
-        "max_steps": 2000,
-        "warmup_steps": 50,
-        "grad_clip": 1.0,
-        "ema_decay": 0.99,
-        "precision": "bf16",
-        "shift": 0.1,
-        "turn": 15.0,
-        "zoom": 0.15,
-        "validate_every": 100,
-        "best": True,
-    },
-    **{name: {"loss": "l2", "precision": "bf16"} for name in DITS},
-    **dict.fromkeys(["bbdm", "lbbdm-f4", "lbbdm-f8", "lbbdm-f16"], BBDM),
-    "volume": {
-        **FEW_CALLS,
-        "channels": 1,
-        "crop": Crops((64, 96, 96)),
-        "batch_size": 2,
-        "ema_decay": 0.999,
-        "precision": "bf16",
-    },
-    "demo": {**SMALL, **FEW_CALLS, "ema_decay": 0.9995},
-    "small": {**SMALL, **FEW_CALLS, "ema_decay": 0.999},
-    "demo-residual": {**SMALL, "loss": "l2", "ema_decay": 0.999},
-}
 OBJECTIVES = (*get_args(Objective), "scaled")  # the last is I2SB's
 
 

@@ -212,7 +212,7 @@ def dit_output(module: Any, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor
     h = embed.proj(x).flatten(2).transpose(1, 2)  # (B, N, W)
     places: Any = get_2d_sincos_pos_embed(
         h.shape[-1],
-        (height, width),  # pyright: ignore[reportArgumentType]  (annotated as int there)
+        (height, width),
         interpolation_scale=embed.interpolation_scale,
         base_size=embed.base_size,
         device=x.device,

@@ -349,7 +349,7 @@ def _levels(values: Values, axes: int) -> tuple[npt.NDArray[np.float32], npt.NDA
     """The low level and half the range, mapped: () of all channels, or (C, 1, ...) for so many axes of S."""
     low, high = _in_shape(values.low, values.high, axes)
     if values.mapping:
-        low, high = values._mapped(low), values._mapped(high)  # pyright: ignore[reportPrivateUsage]  (of this module)
+        low, high = values._mapped(low), values._mapped(high)
     return np.asarray(low, np.float32), np.asarray((high - low) / 2, np.float32)
 
 

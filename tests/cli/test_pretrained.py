@@ -35,7 +35,7 @@ def world(tmp_path: Path, save_picture: SavePicture, monkeypatch: pytest.MonkeyP
         "latent_channels": 4,
     }
     for folder in (tmp_path / "latents" / "vae", tmp_path / "four"):
-        AutoencoderKL(**blocks, scaling_factor=0.5).save_pretrained(folder)  # pyright: ignore
+        AutoencoderKL(**blocks, scaling_factor=0.5).save_pretrained(folder)
     return tmp_path
 
 

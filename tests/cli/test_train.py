@@ -24,6 +24,7 @@ from bbdm.networks.config import DITS, UNETS, UNetConfig
 from bbdm.pictures.images import NAME_HEIGHT
 from bbdm.pictures.values import Values
 from bbdm.training.config import TrainConfig
+from bbdm.training.presets import PRESET_SETTINGS
 from bbdm.training.trainer import Trainer
 from tests.conftest import ROOT, TINY, load_pairs, noise, save_random_pairs, tiny_unet
 
@@ -58,7 +59,7 @@ FLAGS: list[tuple[str, dict[str, Any]]] = [  # each name of each flag, and what 
         {"drop": {"style": 0.1, "text": 0.01}},
     ),
     ("--channels 1 --source_as concat", {"channels": 1, "source_as": "concat"}),
-    ("--preset demo", {"preset": "demo", **train.PRESET_SETTINGS["demo"]}),
+    ("--preset demo", {"preset": "demo", **PRESET_SETTINGS["demo"]}),
     ("--preset demo -b 64 --loss l1 --no-flip", {"batch_size": 64, "loss": "l1", "flip": False}),
     (
         "-b 64 --no-flip --preset demo",

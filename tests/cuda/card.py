@@ -90,7 +90,7 @@ def storage_of(tensor: Tensor) -> int:
 def _found(
     reference: StorageWeakRef, dtype: torch.dtype, size: Any, stride: Any, offset: int
 ) -> Tensor:
-    storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)  # pyright: ignore[reportAttributeAccessIssue]
+    storage = torch.UntypedStorage._new_with_weak_ptr(reference.cdata)
     if storage is None:
         raise CaptureError("a graph is replayed on memory that was freed: keep what it reads")
     return torch.empty(0, dtype=dtype).set_(storage, offset, size, stride)

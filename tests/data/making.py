@@ -40,7 +40,7 @@ def save(path: Path, array: Array, **options: Any) -> Path:
         import nibabel
 
         affine = options.get("affine", np.eye(4))
-        nibabel.Nifti1Image(array.transpose(), affine).to_filename(path)  # pyright: ignore
+        nibabel.Nifti1Image(array.transpose(), affine).to_filename(path)
     elif path.suffix == ".mha":
         import SimpleITK as sitk  # noqa: N813
 

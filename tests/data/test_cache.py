@@ -173,7 +173,7 @@ def codec_of(seed: int = 0) -> Codec:
 
 def encoded(codec: Codec, sides: list[Any], flip: bool) -> torch.Tensor:
     """(B, 4, H / 2, W / 2) float64 of uint8, by hand; with ``flip``, each is followed by its mirrored one."""
-    weight, bias = (v.detach().double() for v in codec.module.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    weight, bias = (v.detach().double() for v in codec.module.parameters())
     both = torch.stack(
         [each for picture in sides for each in ([picture, picture.flip(-1)] if flip else [picture])]
     )

@@ -260,7 +260,7 @@ def test_the_metrics_are_the_functions() -> None:
         (np.zeros_like(truth), np.zeros_like(truth)),
     ]
     about = {"values": HU, "channels": 1, "masked": True, "dice_above": 450.5}
-    scores = Scores(["mae", "psnr", "ms_ssim", "dice"], **about)  # pyright: ignore[reportArgumentType]
+    scores = Scores(["mae", "psnr", "ms_ssim", "dice"], **about)
     for pair in pairs:
         result, target = (torch.from_numpy(each).float()[None, None] for each in pair)
         scores.update(result[None], target, torch.from_numpy(mask)[None, None])

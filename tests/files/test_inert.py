@@ -280,7 +280,7 @@ def test_small_files_take_little_memory(tmp_path: Path):
 
 
 def script(path: Path) -> None:
-    torch.jit.script(nn.Linear(1, 1)).save(str(path))  # pyright: ignore[reportAttributeAccessIssue]
+    torch.jit.script(nn.Linear(1, 1)).save(str(path))
 
 
 def tar(path: Path) -> None:

@@ -57,7 +57,7 @@ def save_autoencoder(folder: Path) -> None:
         "norm_num_groups": 4,
         "latent_channels": 4,
     }
-    AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(folder)  # pyright: ignore[reportCallIssue]
+    AutoencoderKL(**blocks, shift_factor=0.1).save_pretrained(folder)
 
 
 def test_the_prompt_is_what_the_encoder_makes_of_no_text(tmp_path: Path) -> None:

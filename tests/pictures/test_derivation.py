@@ -34,7 +34,7 @@ def of_exif(path: Path) -> str:
 
 def of_tiff(path: Path) -> str:
     with tifffile.TiffFile(path) as file:
-        return file.pages.first.description  # pyright: ignore
+        return file.pages.first.description
 
 
 def of_ome(path: Path) -> str:
@@ -44,7 +44,7 @@ def of_ome(path: Path) -> str:
 
 
 def of_nifti(path: Path) -> str:
-    header: Any = nibabel.load(path).header  # pyright: ignore
+    header: Any = nibabel.load(path).header
     return header["descrip"].item().decode()
 
 
@@ -121,7 +121,7 @@ def test_a_description_of_nifti_is_kept_where_nothing_replaces_it_and_has_80_let
     tmp_path: Path,
 ) -> None:
     """The text of a map of several samples is cut off."""
-    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4))  # pyright: ignore
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.eye(4))
     image.header["descrip"] = b"of a scanner"
     image.to_filename(tmp_path / "a.nii")
     scan = read(tmp_path / "a.nii")

@@ -188,7 +188,7 @@ def test_other_programs_show_three_channels_as_colours(
 ) -> None:
     write(path := tmp_path / "a.tif", Picture(numbers((channels, 6, 5), kind)))
     with tifffile.TiffFile(path) as file:
-        assert file.pages.first.photometric.name == shown  # pyright: ignore[reportAttributeAccessIssue]
+        assert file.pages.first.photometric.name == shown
 
 
 def test_a_thumbnail_is_no_page_and_12_bits_are_read(tmp_path: Path) -> None:
@@ -346,7 +346,7 @@ def test_a_result_is_compressed_as_its_source(
     tifffile.imwrite(tmp_path / "a.tif", array[0], compression=compression)
     read_back(tmp_path / "b.tif", array, read(tmp_path / "a.tif").geometry)
     with tifffile.TiffFile(tmp_path / "b.tif") as file:
-        assert file.pages.first.compression.name == stored  # pyright: ignore[reportAttributeAccessIssue]
+        assert file.pages.first.compression.name == stored
 
 
 def test_lossy_sources_have_results_without_loss(tmp_path: Path) -> None:
@@ -364,7 +364,7 @@ def test_the_unit_of_values_stands_in_the_file(shape: tuple[int, ...], tmp_path:
     write(tmp_path / "a.tif", Picture(numbers(shape, "int16"), unit="HU"))
     assert read(tmp_path / "a.tif").unit == "HU"
     with tifffile.TiffFile(tmp_path / "a.tif") as file:
-        assert "unit of values: HU" in str(file.pages.first.tags[270].value)  # pyright: ignore[reportAttributeAccessIssue]
+        assert "unit of values: HU" in str(file.pages.first.tags[270].value)
 
 
 def test_names_of_channels_come_back_where_their_number_fits(tmp_path: Path) -> None:

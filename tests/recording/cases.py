@@ -26,5 +26,5 @@ CASES: dict[str, Case] = {
 def make_presets_tiny() -> None:
     """Give the presets demo and volume networks of a few thousand weights."""
     UNETS["demo"] = UNetConfig(condition_channels=3, **TINY)
-    UNETS["volume"] = UNetConfig(1, 1, condition_channels=1, axes=3, **TINY)  # pyright: ignore[reportCallIssue]
+    UNETS["volume"] = UNetConfig(1, 1, condition_channels=1, axes=3, **TINY)
     VQGANS["demo"] = VQGANConfig(**TINY_VQGAN)

@@ -219,7 +219,7 @@ def of_tiff(path: Path) -> dict[str, Any]:
 
 def of_nifti(path: Path) -> dict[str, Any]:
     """A NIfTI by nibabel."""
-    image: Any = nibabel.load(path)  # pyright: ignore
+    image: Any = nibabel.load(path)
     header = {name: str(value) for name, value in image.header.items()}
     return {"affine": image.affine.tolist(), "header": header, "values": array_of(image.dataobj)}
 

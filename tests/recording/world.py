@@ -212,18 +212,18 @@ def make_medical(folder: Path) -> None:
     """NIfTI, MetaImage, NRRD and DICOM."""
     volume = numbers(11, VOLUME, np.int16, -1000, 2000)
     for name in ("volume.nii", "volume.nii.gz"):
-        nibabel.Nifti1Image(volume.transpose(), OBLIQUE).to_filename(folder / name)  # pyright: ignore
-    nibabel.Nifti1Image(volume[0].transpose(), OBLIQUE).to_filename(folder / "flat.nii")  # pyright: ignore
+        nibabel.Nifti1Image(volume.transpose(), OBLIQUE).to_filename(folder / name)
+    nibabel.Nifti1Image(volume[0].transpose(), OBLIQUE).to_filename(folder / "flat.nii")
     nibabel.Nifti2Image(volume.transpose().astype(np.float32), OBLIQUE).to_filename(
         folder / "two.nii"
-    )  # pyright: ignore
-    scaled = nibabel.Nifti1Image(volume.transpose(), OBLIQUE)  # pyright: ignore
+    )
+    scaled = nibabel.Nifti1Image(volume.transpose(), OBLIQUE)
     scaled.header.set_slope_inter(0.5, 10)
     scaled.to_filename(folder / "scaled.nii")
     vectors = numbers(12, (3, *VOLUME), np.float32).transpose(3, 2, 1, 0)[:, :, :, None, :]
-    nibabel.Nifti1Image(vectors, OBLIQUE).to_filename(folder / "vectors.nii")  # pyright: ignore
+    nibabel.Nifti1Image(vectors, OBLIQUE).to_filename(folder / "vectors.nii")
     times = numbers(13, (3, *VOLUME), np.int16).transpose()
-    nibabel.Nifti1Image(times, OBLIQUE).to_filename(folder / "times.nii")  # pyright: ignore
+    nibabel.Nifti1Image(times, OBLIQUE).to_filename(folder / "times.nii")
     for suffix in ("mha", "nrrd"):
         save_itk(folder / f"volume.{suffix}", volume)
         save_itk(folder / f"flat.{suffix}", volume[0])
