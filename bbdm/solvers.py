@@ -52,9 +52,10 @@ SOLVERS: Registry[tuple[Callable[..., StepTable], Times | None]] = Registry("sol
 
 
 def register(name: str, times: Times | None = None) -> Callable[[AnyFunction], AnyFunction]:
-    """A decorator that gives a name to a solver, for commands, files, exports and servers.
+    """A decorator that gives a name to a solver, for commands, files and exports.
 
     Whoever reads a file that names it imports its module before; exports hold the table, and need no module.
+    A server offers the solvers of this library alone.
     The same function defined again, as by a cell of a notebook that runs twice, replaces the first.
 
     Args:

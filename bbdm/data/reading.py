@@ -1,27 +1,22 @@
 """The pictures of a row: its cells opened, cropped once, scaled and resized, for examples and scores alike.
 
-A file of which no part can be read alone is decoded whole: once into a cache, or a few are kept in memory.
+What a cell is as a picture, and what is kept of it, is of :mod:`bbdm.data.opening`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from bbdm import pictures
 from bbdm.data.cache import Cache
-from bbdm.data.cells import ROLES, Cell, FileCell, HalfCell, cell_of
+from bbdm.data.cells import ROLES, Cell, HalfCell, cell_of
 from bbdm.data.degradations import Prepare
 from bbdm.data.kinds import kind_of
+from bbdm.data.opening import CellReader
 from bbdm.data.rows import Row, check_grids, shown, values_of
 from bbdm.data.scaling import (
     ALL_PRESENT,
@@ -36,13 +31,9 @@ from bbdm.data.scaling import (
 from bbdm.data.sequences import frames_around
 from bbdm.data.spec import AXES, Spec
 from bbdm.pictures import Geometry, Header, Picture, formats, images
-from bbdm.pictures.picture import OF_PHOTOGRAPH
 from bbdm.pictures.values import EIGHT_BIT, AnyValues, Values, scaled_present
 from bbdm.pictures.windows import Chunks, Window
 
-KEPT = 6  # decoded pictures in memory
-HEADERS = 4096  # that are kept
-SAMPLED = 2**24  # pixels of a picture from which percentiles are those of an even share of its rows
 DECODING = 4  # times the bytes of a picture that decoding it whole takes
 Array = npt.NDArray[Any]
 
@@ -62,7 +53,7 @@ class Strips(NamedTuple):
     chunks: Chunks | None  # those of its file; None where all are stored, or it has none
 
 
-class Reader:
+class Reader(CellReader):
     """Opens the cells and columns of rows.
 
     Args:
@@ -81,8 +72,8 @@ class Reader:
         prepare: Prepare | None = None,
         paired: bool = True,
     ) -> None:
+        super().__init__(cache)
         self.spec = spec
-        self.cache = cache
         self.prepare = prepare
         self.paired = paired
         self.masked = False
@@ -95,77 +86,9 @@ class Reader:
         self._size = spec.size if spec.crop is None else None
         self._checked: set[str] = set()  # names of rows whose grids were compared
         self._eight_bit = {role for role in ROLES if getattr(spec, role) in (None, EIGHT_BIT)}
-        self.forget()
-
-    def forget(self) -> None:
-        """Forget what was decoded and looked at."""
-        self._whole = lru_cache(KEPT)(self._decoded)
-        self._is_photograph = lru_cache(HEADERS)(lambda cell: cell.is_photograph)
-        self._headers = lru_cache(HEADERS)(lambda cell: cell.header())
-        self._placeless = lru_cache(HEADERS)(
-            lambda cell: replace(self._headers(cell).geometry, affine=None)
-        )
-        self._measured = lru_cache(None)(lambda values, cell: values.of(self._sample(cell)))
 
     def __reduce__(self) -> Any:  # each process keeps its own pictures
         return Reader, (self.spec, self.cache, self.prepare, self.paired), {"masked": self.masked}
-
-    def _stored(self, cell: Cell, description: str, make: Callable[[], Array]) -> Array:
-        """What is made of a cell's files as they are now, from the cache; ``description`` says what it is."""
-        assert self.cache is not None
-        key = hashlib.sha256(f"{description}\n{cell.stamp()}".encode()).hexdigest()[:32]
-        stored = self.cache(key, lambda: {"picture": torch.from_numpy(np.array(make()))})
-        return stored["picture"].numpy()
-
-    def _decoded(self, cell: Cell) -> Picture:
-        """The whole picture of a cell, from the cache where there is one."""
-        if self.cache is None:
-            return cell.read()
-        array = self._stored(cell, "decoded", cell.read)
-        return Picture(array, self._headers(cell).geometry, name=Path(str(cell)).name)
-
-    def _resized(self, cell: Cell) -> Picture:
-        """A photograph at the size of examples, by the cache; resizing what is no array yet is faster."""
-        size = self._size
-        channels = self.spec.channels
-        assert size is not None
-
-        def make() -> Array:
-            image = cell.image()
-            if channels is not None:
-                image = images.convert(image, channels)
-            return images.pixels(images.resized(image, size, self.spec.resize))
-
-        if self.cache is None:
-            return Picture(make(), OF_PHOTOGRAPH)
-        description = f"{channels} channels, {size}, {self.spec.resize}"
-        return Picture(self._stored(cell, description, make), OF_PHOTOGRAPH)
-
-    def header(self, cell: Cell) -> Header:
-        """Sides, type and geometry of a cell."""
-        return cell.header() if cell.in_memory else self._headers(cell)
-
-    def read(self, cell: Cell, window: Window = ()) -> Picture:
-        """A cell as a picture (C, *S). A window of what is decoded whole does not know its place.
-
-        Args:
-            cell: what a row has.
-            window: a slice for each spatial axis, () for all.
-
-        Raises:
-            FileNotFoundError: there is no such file.
-            ValueError: it is damaged or no picture.
-        """
-        if cell.in_memory:
-            return cell.read(window)
-        head = self.header(cell)
-        if head.windowed:
-            return pictures.read(head, window) if isinstance(cell, FileCell) else cell.read(window)
-        picture = self._whole(cell)
-        if not window:
-            return picture
-        part = np.asarray(picture)[(slice(None), *window)]
-        return Picture(part, self._placeless(cell), picture.unit, picture.name)
 
     def cell(self, row: Row, column: str) -> Cell:
         """The one picture that a row has in a column.
@@ -177,34 +100,6 @@ class Reader:
         if row.get(column) is None:
             raise ValueError(f"{shown(row)} has no {column}")
         return cell_of(row[column], f"{column} of {row['name']}")
-
-    def values(self, values: AnyValues, cells: Sequence[Cell]) -> Values:
-        """The values of some pictures: percentiles are of each channel, and measured once of a file."""
-        if isinstance(values, Values):
-            return values
-        measured: list[Values] = []
-        for cell in cells:
-            measured.append(
-                values.of(self._sample(cell)) if cell.in_memory else self._measured(values, cell)
-            )
-        if len(measured) == 1:
-            return measured[0]
-        low = np.concatenate([values.low for values in measured]).tolist()
-        high = np.concatenate([values.high for values in measured]).tolist()
-        return Values(tuple(low), tuple(high), dtype="float32")
-
-    def _sample(self, cell: Cell) -> Array:
-        """(C, N) pixels of a picture that have a value; of a large one, of some rows."""
-        head = self.header(cell)
-        height, *others = head.sides
-        step = -(-math.prod(head.sides) // SAMPLED)
-        rows = [slice(0, height)]
-        if step > 1:
-            rows = [slice(row, row + 1) for row in range(0, height, step)]
-        rest = [slice(0, side) for side in others]
-        parts = [self.read(cell, (part, *rest)) for part in rows]
-        picture = Picture(np.concatenate(parts, axis=1), head.geometry)
-        return np.asarray(picture)[:, ~picture.absent()]
 
     def columns(self, row: Row) -> dict[str, Sequence[Cell]]:
         """The cells of a row's pictures: source and target by the direction, mask, images of conditions."""
@@ -269,8 +164,9 @@ class Reader:
         absent = ALL_PRESENT
         for cell in cells:
             stores_half = self.cache is not None and isinstance(cell, HalfCell)
-            if resizes and not cell.in_memory and (stores_half or self._is_photograph(cell)):
-                picture = self._resized(cell)
+            if resizes and not cell.in_memory and (stores_half or self.is_photograph(cell)):
+                assert self._size is not None
+                picture = self.resized(cell, self._size, self.spec.resize, self.spec.channels)
             elif window or self.cache is not None:
                 picture = self.read(cell, window)
             else:

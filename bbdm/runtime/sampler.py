@@ -96,7 +96,7 @@ class OnnxBridgeSampler(Sampler[Array]):
         if choice != self._choice:
             return super()._table(choice)
         table = StepTable.from_description(self.settings)
-        # that of the other direction
         if self.bridge != bridges.from_config(self.settings["bridge"]):
-            table = solvers.build(self.bridge, self._exported, table.timesteps)
+            # of the other direction: what the network is shown and means differs, and the steps do not
+            table = solvers.table(self.bridge, table.timesteps, table.coefficients)
         return self._exported, table

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from bbdm.data import reading
+from bbdm.data import opening, reading
 from bbdm.data.cells import FileCell
 from bbdm.data.loading import first_look
 from bbdm.data.pairs import Pairs
@@ -206,7 +206,7 @@ def test_percentiles_are_of_the_whole_picture_of_a_crop(tmp_path: Path) -> None:
 def test_percentiles_of_a_large_picture_are_those_of_some_rows(
     suffix: str, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(reading, "SAMPLED", 4 * WIDTH)
+    monkeypatch.setattr(opening, "SAMPLED", 4 * WIDTH)
     path = save(tmp_path / f"0{suffix}", array := located(0, (HEIGHT, WIDTH), "uint16"))
     found: Any = reading.Reader(Spec()).values(Percentiles(10, 90), [FileCell(path)])
     assert found.low + found.high == pytest.approx(np.percentile(array[::5], [10, 90]))

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import nn
 
 import bbdm
-from bbdm import DDBM, ABridge, BridgeSampler, save_checkpoint
+from bbdm import DDBM, ABridge, BridgeSampler, save_checkpoint, solvers
 from bbdm.bridges import Bridge
+from bbdm.bridges.timesteps import StepTable
 from bbdm.networks.base import Conditions, Network
 from bbdm.runtime import OnnxBridgeSampler
 from bbdm.runtime.command import Runtime
@@ -232,6 +233,36 @@ def test_an_export_goes_both_ways(bridge: Bridge, version: int, tmp_path: Path) 
     if version == 7:
         with pytest.raises(ValueError, match=r"pipeline\.onnx has the steps of one direction"):
             export(tmp_path / "c.pt", tmp_path / "whole", "--pipeline", network=network)
+
+
+def test_an_export_of_a_solver_of_your_own_goes_both_ways_without_its_module(
+    tmp_path: Path,
+) -> None:
+    """The solver takes no timesteps, and one of its times stands twice."""
+
+    def doubled(bridge: Bridge, steps: int | None) -> StepTable:
+        times = bridge.top * np.array([1, 0.5, 0.5])
+        rows = np.array([[0, 0.5, 0.5, 0, 0], [0, 0.5, 0.7, -0.2, 0], [0, 0, 0.5, 0.5, 0]])
+        return solvers.table(bridge, times, rows)
+
+    parts = nn.ModuleDict({"conv": nn.Conv2d(6, 3, 3, padding=1), "way": nn.Embedding(2, 3)})
+
+    def call(m: Any, x: torch.Tensor, t: torch.Tensor, c: Conditions) -> torch.Tensor:
+        return m["conv"](torch.cat([x, c["source"]], 1)) + m["way"](c["direction"])[..., None, None]
+
+    network = bbdm.wrap(parts, 3, 3, call=call, classes={"direction": ("AtoB", "BtoA")}).eval()
+    with pytest.MonkeyPatch.context() as registered:
+        registered.setitem(solvers.SOLVERS._things, "doubled", (doubled, None))
+        save_checkpoint(tmp_path / "c.pt", network, PRECONDITIONED, solver="doubled", image_size=8)
+        folder = export(tmp_path / "c.pt", tmp_path / "onnx", network=network)
+    exported = OnnxBridgeSampler(folder)
+    sampler = BridgeSampler(network, PRECONDITIONED)
+    for way, bridge in (("AtoB", PRECONDITIONED), ("BtoA", PRECONDITIONED.turned)):
+        (result,) = exported(SOURCE[:1], seed=7, direction=way)
+        (expected,) = sampler(
+            torch.from_numpy(SOURCE[:1]), seed=7, direction=way, solver=doubled(bridge, None)
+        )
+        np.testing.assert_allclose(result, expected.numpy(), atol=1e-4)
 
 
 def test_a_class_may_be_called_direction(tmp_path: Path) -> None:
