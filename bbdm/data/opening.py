@@ -93,7 +93,7 @@ class CellReader:
             channels: 1 or 3, which grey and colour become; None for its own.
 
         Raises:
-            ValueError: it is damaged.
+            ValueError: the picture is damaged.
         """
 
         def make() -> Array:

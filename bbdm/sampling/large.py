@@ -47,8 +47,6 @@ TALL = 256  # rows are read in multiples of it where there is memory: those of t
 TILE = 512  # pixels at least of a block's sides, of sources whose chunks are not all stored
 PAGES = 2048  # pixels that a row of such a block takes more in a file, of whole pages
 Array = npt.NDArray[Any]
-# of results; all but PNG are written by parts
-SUFFIXES = (".npy", ".tif", ".tiff", ".png", ".zarr", ".ome.zarr")
 
 
 def folder_of(result: Path) -> Path:
@@ -241,9 +239,10 @@ class LargePicture:
             KeyboardInterrupt, StoppedError: it was interrupted, and the folder has the steps that are done.
             ValueError: the source is damaged or not finite, or no file of this name can be written by parts.
         """
-        if formats.suffix_of(path) not in SUFFIXES:
+        suffixes = formats.suffixes_of_large()
+        if formats.suffix_of(path) not in suffixes:
             raise ValueError(
-                f"the result of a large picture must be one of {', '.join(SUFFIXES)}, got {path}"
+                f"the result of a large picture must be one of {', '.join(suffixes)}, got {path}"
             )
         folder = folder_of(path)
         values = manifest.as_json({**settings, **self._decides})

@@ -23,7 +23,7 @@ from bbdm.bridges import Bridge
 from bbdm.data.reading import Reader, Strips
 from bbdm.data.spec import Spec
 from bbdm.pictures import formats, header, read, write
-from bbdm.pictures.picture import Geometry, Picture
+from bbdm.pictures.picture import Geometry, Header, Picture
 from bbdm.pictures.values import AnyValues, Percentiles, Values
 from bbdm.sampling.large import MARKER, FileArray, LargePicture, folder_of
 from bbdm.sampling.options import GuidanceOptions
@@ -428,7 +428,12 @@ def test_refusals(source: Path, tmp_path: Path):
         r"must be decoded whole, which needs 57.1 KB, and half of the memory, 48.8 KB, is for that"
     )
     for of, memory, name, message in (
-        (source, LITTLE, "result.npz", r"must be one of \.npy, \.tif, .*result\.npz"),
+        (
+            source,
+            LITTLE,
+            "result.npz",
+            r"one of \.npy, \.ome\.zarr, \.png, \.tif, \.tiff, \.zarr, got .*result\.npz",
+        ),
         (whole, 100_000, "result.npy", decoded),
         (
             tmp_path / "infinite.npy",
@@ -440,6 +445,24 @@ def test_refusals(source: Path, tmp_path: Path):
         with pytest.raises(ValueError, match=message):
             stream(make(), of, tmp_path / name, memory)
     same(stream(make(), whole, tmp_path / "result.npy"), called(make(), Picture(numbers())))
+
+
+@pytest.mark.usefixtures("own_names")
+def test_a_format_of_your_own_may_take_results_larger_than_memory(source: Path, tmp_path: Path):
+    def write_raw(path: Path, picture: Picture) -> None:
+        np.save(path.open("wb"), np.asarray(picture))
+
+    def read_header(path: Path) -> Header:
+        array = np.load(path, mmap_mode="r")
+        return Header(path, array.shape, array.dtype)
+
+    def read_raw(header: Header, window: tuple[slice, ...]) -> Any:
+        return np.load(header.path)[(slice(None), *window)]
+
+    module = SimpleNamespace(header=read_header, read=read_raw, write=write_raw)
+    formats.register("raw", formats.Library(module, (".raw",), large=True))
+    result = stream(make(), source, tmp_path / "result.raw")
+    same(result, called(make(), Picture(numbers())))
 
 
 def test_networks_that_see_more_than_windows_are_refused(source: Path, tmp_path: Path):

@@ -73,6 +73,8 @@ class Library:
             looked for there.
         parts: whether a file may hold several pictures. Its module has ``parts(path)``, a list of
             :class:`Part`, and ``header(path, part)``, after which ``Header.path`` is an address.
+        large: whether its ``write`` takes an array that is mapped into memory part by part, or its module has
+            ``create``, so that a result may be larger than memory.
 
     Raises:
         ValueError: a suffix has no dot at its start, or capital letters.
@@ -93,6 +95,7 @@ class Library:
     films: bool = False
     is_tree: bool = False
     parts: bool = False
+    large: bool = False
 
     def __post_init__(self) -> None:
         for suffix in self.suffixes:
@@ -219,6 +222,12 @@ def is_photograph(path: str | os.PathLike[str]) -> bool:
 def suffixes_of_pictures() -> list[str]:
     """The suffixes that are read, in order, but those of films."""
     return sorted(suffix for suffix in SUFFIXES if not is_film(Path(f"a{suffix}")))
+
+
+def suffixes_of_large() -> list[str]:
+    """The suffixes of results that may be larger than memory, in order."""
+    large = {name for name, library in LIBRARIES.items() if library.large}
+    return sorted(suffix for suffix, names in SUFFIXES.items() if large.intersection(names))
 
 
 def is_film(path: Path) -> bool:
@@ -429,16 +438,26 @@ PHOTOGRAPHS = {
     "photographs": True,
     "holds_place": False,
 }
-register("png", Library(f"{__name__}.pillow", (".png",), grey_types=("uint16",), **PHOTOGRAPHS))
+register(
+    "png",
+    Library(f"{__name__}.pillow", (".png",), grey_types=("uint16",), large=True, **PHOTOGRAPHS),
+)
 register("pillow", Library(f"{__name__}.pillow", (".jpg", ".jpeg", ".webp", ".bmp"), **PHOTOGRAPHS))
 register(
     "tifffile",
-    Library(f"{__name__}.tifffile", (".tif", ".tiff"), (*REAL, "float16"), format="tiff"),
+    Library(
+        f"{__name__}.tifffile", (".tif", ".tiff"), (*REAL, "float16"), format="tiff", large=True
+    ),
 )
 register(
     "rasterio",
     Library(
-        f"{__name__}.rasterio", (".tif", ".tiff"), axes=(2,), format="geotiff", claims=has_place
+        f"{__name__}.rasterio",
+        (".tif", ".tiff"),
+        axes=(2,),
+        format="geotiff",
+        claims=has_place,
+        large=True,
     ),
 )
 register("nibabel", Library(f"{__name__}.nibabel", (".nii", ".nii.gz"), format="nifti"))
@@ -454,6 +473,7 @@ register(
         results=".ome.zarr",
         is_tree=True,
         parts=True,
+        large=True,
     ),
 )
 register("dicom", Library(f"{__name__}.dicom", types=(), is_folder=is_dicom, results=".nii.gz"))
@@ -461,7 +481,10 @@ register("czi", Library(f"{__name__}.czi", (".czi",), types=(), results=".tif", 
 register(
     "bioio", Library(f"{__name__}.bioio", (".lif", ".nd2"), types=(), results=".tif", parts=True)
 )
-register("numpy", Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False))
+register(
+    "numpy",
+    Library(f"{__name__}.numpy", (".npy",), (*REAL, "float16"), holds_place=False, large=True),
+)
 register(
     "pyav",
     Library(
