@@ -29,6 +29,7 @@ from bbdm.networks.config import FACTORIES, OWN, UNETS, UNetConfig
 from bbdm.networks.dit import DiT
 from bbdm.networks.unet import UNet
 from bbdm.pictures import formats
+from bbdm.pictures.formats.libraries import SUFFIXES
 from bbdm.training.callbacks import Callback
 from bbdm.training.config import BridgeConfig, TrainConfig
 from bbdm.training.trainer import Trainer
@@ -86,7 +87,7 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture
 def own_names() -> Iterator[None]:
     """What a test registers under a name is forgotten at its end."""
-    tables: list[dict[str, Any]] = [FACTORIES, METRICS, formats.SUFFIXES]
+    tables: list[dict[str, Any]] = [FACTORIES, METRICS, SUFFIXES]
     registries: list[Registry[Any]] = [
         BRIDGES,
         solvers.SOLVERS,

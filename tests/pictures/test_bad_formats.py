@@ -21,6 +21,7 @@ import tifffile
 from pydicom.data import get_testdata_file
 
 from bbdm.pictures import Geometry, Picture, formats, header, read, write
+from bbdm.pictures.formats.libraries import SUFFIXES
 from tests.hardening.watch import forget_peak, memory
 from tests.pictures.formats import nifti, numbers, write_dicom
 
@@ -35,7 +36,7 @@ def refused(path: Path, fact: str) -> None:
     assert not isinstance(caught.value, FileNotFoundError)
 
 
-@pytest.mark.parametrize("suffix", formats.SUFFIXES)
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_missing_and_other_content(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     for act in (header, read):

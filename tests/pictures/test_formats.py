@@ -13,7 +13,8 @@ import SimpleITK as sitk  # noqa: N813
 from PIL import Image, ImageOps
 
 from bbdm.pictures import Geometry, Picture, header, read, write
-from bbdm.pictures.formats import LIBRARIES, REAL, SUFFIXES, stem_of, suffix_of, suffix_of_result
+from bbdm.pictures.formats import LIBRARIES, stem_of, suffix_of, suffix_of_result
+from bbdm.pictures.formats.libraries import REAL, SUFFIXES
 from bbdm.pictures.picture import Header, as_affine, check_grid
 from bbdm.pictures.values import EIGHT_BIT, Values
 from tests.pictures.formats import OBLIQUE, matrix, nifti, numbers, read_back
