@@ -9,7 +9,7 @@ import re
 import runpy
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bbdm import solvers
 from bbdm.cli import COMMANDS
+from bbdm.evaluation.metrics import METRICS
+from bbdm.pictures.formats.libraries import LIBRARIES, SUFFIXES
 from tests.conftest import ROOT
 
 OTHERS = [
@@ -212,12 +215,12 @@ def test_flags_in_the_text_exist():
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_names_and_links_lead_to_files_and_headings_in_lines_of_110_columns(page: Path):
     """Rows of tables have 120, and the commands that do everything are one line."""
-    wide = [
-        line
-        for line in page.read_text().splitlines()
-        if len(line) > (120 if line.startswith("|") else 110)
-    ]
-    assert [line for line in wide if not line.startswith("python3 -m venv")] == []
+    wide: list[str] = []
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        most = 120 if line.startswith("|") else 110
+        if len(line) > most and not line.startswith("python3 -m venv"):
+            wide.append(f"line {number} has {len(line)} columns of {most}: {line}")
+    assert not wide
     for file in re.findall(r"`(?:python )?(\w[\w/]*/\w+\.py)\b", prose(page)):
         assert (ROOT / file).is_file() or (ROOT / "bbdm" / file).is_file(), file
     for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
@@ -227,6 +230,24 @@ def test_names_and_links_lead_to_files_and_headings_in_lines_of_110_columns(page
         target = (page.parent / path).resolve() if path else page
         assert target.is_file(), f"{link}: no such file"
         assert not anchor or anchor in anchors(target), f"{link}: no such heading"
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("evaluation.md", METRICS),
+        ("mathematics.md", solvers.SOLVERS),
+        ("data.md", [suffix[1:] for suffix in SUFFIXES]),
+        ("api/pictures.md", [library.module for library in LIBRARIES.values()]),
+    ],
+    ids=["metrics", "solvers", "formats", "modules of formats"],
+)
+def test_what_is_registered_is_documented(page: str, names: Iterable[str]):
+    text = (ROOT / "docs" / page).read_text()
+    tables = [line for line in text.splitlines() if line.startswith(("|", ":::"))]
+    words = set(re.findall(r"[\w.-]+", "\n".join(tables)))
+    missing = [name for name in names if name not in words]
+    assert not missing, f"not in docs/{page}"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md"])

@@ -212,8 +212,8 @@ def test_a_file_of_a_solver_that_is_not_here_opens_with_the_default():
 
 
 def test_the_names_are_those_that_commands_offer():
-    """Whoever adds a solver adds its name to ``solvers.Solver``, in the order of registration."""
-    assert tuple(solvers.SOLVERS) == get_args(solvers.Solver)
+    message = "a solver's name is in solvers.Solver, in the order of registration"
+    assert tuple(solvers.SOLVERS) == get_args(solvers.Solver), message
 
 
 STEPS = "steps must be an integer in "

@@ -50,7 +50,10 @@ def test_as_many_as_are_claimed() -> None:
     )
     assert claimed is not None
     counts = [count for _, count in SUBJECTS.values()]
-    assert (int(claimed[1].replace(",", "")), int(claimed[2])) == (sum(counts), len(counts))
+    message = "docs/weights.md says how many files of how many kinds are read"
+    assert (int(claimed[1].replace(",", "")), int(claimed[2])) == (sum(counts), len(counts)), (
+        message
+    )
 
 
 @pytest.mark.parametrize(
