@@ -153,7 +153,9 @@ def test_results_that_are_there_stay_unless_asked(capsys: pytest.CaptureFixture[
     first = result()
     capsys.readouterr()
     run("a.bmp", "b.bmp")
-    assert capsys.readouterr().out == "out/a.png was there: --overwrite makes it again\nout/b.png\n"
+    said = capsys.readouterr()
+    assert said.out == "out/a.png was there: --overwrite makes it again\nout/b.png\n"
+    assert "restoring a.bmp and 1 more with c.pt" in said.err
     with pytest.raises(
         ValueError, match=r"^out holds results of other settings \(.*solver mean, now"
     ):

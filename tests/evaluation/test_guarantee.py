@@ -238,6 +238,14 @@ def test_ends_at_nodata_are_open_too():
     ]
 
 
+def test_a_target_at_an_end_is_inside():
+    low = np.array([[[10, 10, 10, 10]]])
+    high = np.array([[[20, 20, 20, 20]]])
+    target = np.array([[[9, 10, 20, 21]]])
+    inside = intervals.inside_intervals(target, low, high, EIGHT_BIT)
+    assert inside.flatten().tolist() == [False, True, True, False]
+
+
 def test_each_channel_has_the_open_ends_of_its_own_range():
     values = Values((0, 0), (10, 100))
     low = np.array([0.0, 0.0, 1.0, 20.0]).reshape(2, 2, 1)

@@ -131,6 +131,7 @@ def test_damaged_files(tmp_path: Path):
     [
         ({"bound": "conformal"}, "item 4 of the data set: nan stands in channel 0"),
         ({"alpha": 0}, "alpha must be above 0 and below 1, got 0"),
+        ({"alpha": "0.1"}, "alpha must be above 0 and below 1, got '0.1'"),
         ({"delta": 1.0}, "delta must be above 0 and below 1, got 1.0"),
         ({"by": "mean"}, r"by must be one of \('quantiles', 'std'\), got 'mean'"),
         ({"windows": 8}, "calibrate takes guidance, .*, overlap, window, got windows"),

@@ -203,6 +203,20 @@ class TestNifti:
             found = matrix(header(path).geometry)
         assert found[:3, 3].tolist() == [-7, -8, 9]
 
+    @pytest.mark.parametrize("off", [0.001, 0.5])
+    def test_a_place_half_a_voxel_off_is_said(
+        self, off: float, tmp_path: Path, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        """Of two forms; rounding of what a program wrote is not."""
+        stored = numbers((3, 4, 5), "int16")
+        quaternion = (256, "6f", (0, 0, 0, 100, -80, 90))
+        sform = (280, "12f", (1, 0, 0, 100 + off, 0, 1, 0, -80, 0, 0, 1, 90))
+        spacing = (76, "4f", (1, 1, 1, 1))
+        path = nifti(tmp_path / "a.nii", stored, (252, "2h", (1, 1)), spacing, quaternion, sform)
+        header(path)
+        said = ["sform" in str(warning.message) for warning in recwarn]
+        assert said == ([True] if off == 0.5 else [])
+
     def test_fields_that_are_of_other_values_are_not_kept(self, tmp_path: Path) -> None:
         """Their scale, largest and least; lengths are in mm. Of one channel there is no vector."""
         stored, vector = numbers((2, 1, 3, 4, 5), "int16"), (68, "h", (1007,))

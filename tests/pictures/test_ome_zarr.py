@@ -49,6 +49,7 @@ CASES: dict[str, tuple[tuple[int, ...], Any, dict[str, Any]]] = {
     ),
     "volume": ((1, 3, 300, 517), DEEP, {"axes": MICROMETRES[2:]}),
     "sequence": ((2, 3, 300, 517), DEEP, {"axes": MICROMETRES, "depth": "t"}),
+    "several chunks in each level": ((1, 300, 517), None, {"chunk": (64, 48)}),
 }
 
 

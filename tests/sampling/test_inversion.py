@@ -44,6 +44,22 @@ def test_the_noise_of_a_target_leads_back_to_it(bridge: Bridge, from_noise: bool
     assert (noise[drawn] - NORMALS).square().mean() < 0.02  # of variance 1
 
 
+def test_the_last_call_of_the_way_back_is_the_first_of_the_way_there():
+    """At the top, where the state is the source: its estimate decides which noise was drawn there."""
+    times: list[float] = []
+
+    def call(conv: torch.nn.Module, x: torch.Tensor, t: torch.Tensor, _: object) -> torch.Tensor:
+        times.append(float(t[0]))
+        return 0 * conv(x)
+
+    sampler = BridgeSampler(wrap(torch.nn.Conv2d(1, 1, 1), 1, 1, call=call), ABridge(100))
+    noise = sampler.encode(TARGET, SOURCE, steps=5)
+    way_back = times.copy()
+    times.clear()
+    sampler(SOURCE, noise=noise, solver="ddim", steps=5)
+    assert way_back == [*times[:1:-1], times[0]]
+
+
 def test_without_noise_it_is_what_takes_the_place_of_the_source():
     """By the velocity y - x0 of targets that are the sources and 0.1."""
     shift = wrap(torch.nn.Conv2d(3, 3, 1), call=lambda conv, x, t, conditions: 0 * conv(x) - 0.1)

@@ -447,6 +447,7 @@ def test_a_network_is_checked_before_it_is_served(checkpoint: Path, tmp_path: Pa
     [
         ({"CPU": 8.0}, (1, 8, 0)),
         ({"CPU": 8.0, "GPU": 2.0}, (2, 4, 1)),
+        ({"CPU": 7.0, "GPU": 2.0}, (2, 3, 1)),
         ({"CPU": 1.0, "GPU": 2.0}, (1, 1, 1)),
     ],
 )

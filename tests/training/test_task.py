@@ -47,6 +47,14 @@ def test_settings_are_refused(name: str, value: Any, reason: str) -> None:
         TrainConfig(**{name: value})
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ema_decay", 0.0), ("shift", 0.0), ("shift", 0.5), ("turn", 180.0), ("zoom", 1.0)],
+)
+def test_ends_of_the_range_of_a_setting_belong_to_it(name: str, value: float) -> None:
+    assert getattr(TrainConfig(**{name: value}), name) == value
+
+
 def test_the_guide_names_the_settings_that_may_change() -> None:
     guide = (
         (ROOT / "docs" / "training.md")
