@@ -4,7 +4,7 @@ from bbdm.data.kinds import Condition as Condition
 from bbdm.data.kinds import ConditionKind as ConditionKind
 from bbdm.data.kinds import register_condition as register_condition
 from bbdm.data.latents import LatentDataset as LatentDataset
-from bbdm.data.pairs import MappedDataset as MappedDataset
+from bbdm.data.mapped import MappedDataset as MappedDataset
 from bbdm.data.pairs import Pairs as Pairs
 from bbdm.data.rows import read_rows as read_rows
 from bbdm.data.rows import register_layout as register_layout

@@ -344,7 +344,7 @@ class ItemRows(Sequence[Row]):
     """The items of a map-style data set as rows of arrays and numbers of classes.
 
     Args:
-        dataset: of items as :class:`~bbdm.data.pairs.MappedDataset` takes them.
+        dataset: of items as :class:`~bbdm.data.mapped.MappedDataset` takes them.
         item: makes such an item of what the data set has; None where it has such items.
 
     Raises:

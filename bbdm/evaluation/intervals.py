@@ -107,7 +107,7 @@ class Intervals:
         Args:
             sampler: with the solver and steps of later calls.
             pairs: of the kind that the sampler will be used on, and that training has not seen: a data set of
-                this library, or any of items that :class:`~bbdm.data.pairs.MappedDataset` takes. The slices
+                this library, or any of items that :class:`~bbdm.data.mapped.MappedDataset` takes. The slices
                 of a volume are one picture. Values outside a mask do not count, nor does a picture that is
                 wholly masked.
             alpha: the largest risk, in (0, 1).
@@ -128,7 +128,7 @@ class Intervals:
                 values; all samples of too many values are equal; there are two sets without pairs, or a
                 target is not finite; or an argument is out of range.
         """
-        from bbdm.data.pairs import as_pairs
+        from bbdm.data.mapped import as_pairs
         from bbdm.translation.record import describe
 
         check_risk(alpha, delta, by, bound)

@@ -28,8 +28,8 @@ from bbdm.networks.conditions import (
     Direction,
     read_conditions,
     read_direction,
-    read_guidance,
 )
+from bbdm.networks.guidance import read_guidance
 from bbdm.networks.windows import WindowGrid, check_windows
 from bbdm.pictures import images
 from bbdm.sampling.distribution import Distribution, sample_seeds

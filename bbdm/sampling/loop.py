@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from bbdm.networks.arrays import as_numpy, concatenated, converted, in_channels, padded
-from bbdm.networks.conditions import SOURCE, ConditionsConfig, Guidance
+from bbdm.networks.conditions import SOURCE, ConditionsConfig
+from bbdm.networks.guidance import Guidance
 from bbdm.networks.windows import Predict, WindowGrid
 from bbdm.pictures import images
 from bbdm.solvers import StepTable

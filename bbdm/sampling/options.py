@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from bbdm.base.settings import setting
-from bbdm.networks.conditions import ConditionsConfig, read_scale
+from bbdm.networks.conditions import ConditionsConfig
+from bbdm.networks.guidance import read_scale
 from bbdm.networks.windows import check_windows
 from bbdm.pictures.images import Size, read_size
 from bbdm.pictures.values import ValuesLike, as_values
@@ -40,7 +41,7 @@ class GuidanceOptions:
     for whole pictures; ``overlap`` is above 0 and at most 0.9.
 
     ``guidance`` is how far predictions go from those without conditions (0) past those with them (1), or so
-    for each condition by name; see :class:`~bbdm.networks.conditions.Guidance`. The network was trained to be
+    for each condition by name; see :class:`~bbdm.networks.guidance.Guidance`. The network was trained to be
     without them at times. A step evaluates one image more for each, in one batch.
 
     Raises:

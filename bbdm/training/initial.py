@@ -15,7 +15,8 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.latents import LatentDataset
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.mapped import as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.data.provenance import Record
 from bbdm.data.tables import MapStyle
 from bbdm.data.trained import Origin, Trained

@@ -29,7 +29,8 @@ from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.examples import Example
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.mapped import as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.data.rows import BadPicturesError
 from bbdm.data.tables import MapStyle
 from bbdm.data.trained import Origin
@@ -68,7 +69,7 @@ class Trainer:
         bridge: the bridge to train it on; None for an autoencoder.
         config: the settings of the run.
         train: pairs to learn from, or their latents; or any map-style data set of
-            :class:`~bbdm.data.pairs.MappedDataset`'s items. The last short batch of an epoch is dropped.
+            :class:`~bbdm.data.mapped.MappedDataset`'s items. The last short batch of an epoch is dropped.
         validation: pairs for the validation loss and previews, or None.
         folder: the folder of metrics, previews and checkpoints.
         codec: encodes pictures into the space of the bridge; None to train in image space.

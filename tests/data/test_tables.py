@@ -18,7 +18,8 @@ from bbdm import ABridge, save_checkpoint
 from bbdm.cli import translate
 from bbdm.data import tables
 from bbdm.data.loading import Batches
-from bbdm.data.pairs import MappedDataset, Pairs, as_pairs
+from bbdm.data.mapped import MappedDataset, as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.data.provenance import same_rows
 from bbdm.data.rows import BadPicturesError, read_rows
 from bbdm.data.spec import Spec, read_kinds

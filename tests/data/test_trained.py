@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.mapped import as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.data.provenance import Record
 from bbdm.data.rows import Row, read_rows
 from bbdm.data.trained import Origin, Trained

@@ -14,7 +14,8 @@ from scipy.stats import beta, binom, entropy, norm
 
 from bbdm import BridgeSampler, Intervals, load_checkpoint, save_checkpoint
 from bbdm.data.kinds import Condition
-from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.mapped import as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.data.trained import Trained
 from bbdm.evaluation import calibration
 from bbdm.evaluation.calibration import Bound, Losses, check_unseen

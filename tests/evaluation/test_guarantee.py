@@ -17,7 +17,7 @@ import torch
 from scipy.stats import binom
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, wrap
-from bbdm.data.pairs import MappedDataset
+from bbdm.data.mapped import MappedDataset
 from bbdm.data.spec import Spec
 from bbdm.evaluation import intervals
 from bbdm.pictures import Geometry, Picture

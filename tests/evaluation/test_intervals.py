@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from bbdm import ABridge, BridgeSampler, Intervals, Values, save_checkpoint, wrap
-from bbdm.data.pairs import MappedDataset
+from bbdm.data.mapped import MappedDataset
 from bbdm.data.spec import Spec
 from tests.conftest import tiny_unet
 from tests.gaussian import Ideal

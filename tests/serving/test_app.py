@@ -24,9 +24,9 @@ from starlette.routing import Route
 
 from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
-from bbdm.serving import app, uploads
-from bbdm.serving.app import Panel
+from bbdm.serving import app, panel, uploads
 from bbdm.serving.config import App
+from bbdm.serving.panel import Panel
 from tests.conftest import noise, tiny_unet
 from tests.onnx.exports import BRIDGE, SIZE
 from tests.serving.conftest import HOSTILE_NAMES, encoded, png_of, same, tree
@@ -220,7 +220,7 @@ def test_an_error_is_a_message_without_old_results(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(app, "FILES", 2)
+    monkeypatch.setattr(panel, "FILES", 2)
     (tmp_path / "<b>.png").write_bytes(b"")
     saved(tmp_path, noise(0), noise(1, 16, 17))
     names = inputs.get("files", ["0.png"])

@@ -14,7 +14,8 @@ from bbdm.bridges import DDBM, Bridge, BrownianBridge
 from bbdm.codec import VQGANCodec, wrap_codec
 from bbdm.data.examples import Example, collate
 from bbdm.data.latents import LatentDataset
-from bbdm.data.pairs import MappedDataset, Pairs
+from bbdm.data.mapped import MappedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask

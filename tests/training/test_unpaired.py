@@ -20,7 +20,8 @@ from bbdm.bridges import Bridge
 from bbdm.cli import distill, eval, train, translate
 from bbdm.cli.eval import Calibrate
 from bbdm.data.examples import Example
-from bbdm.data.pairs import Pairs, as_pairs
+from bbdm.data.mapped import as_pairs
+from bbdm.data.pairs import Pairs
 from bbdm.data.rows import read_rows
 from bbdm.data.spec import Spec
 from bbdm.networks.base import Network

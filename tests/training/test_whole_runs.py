@@ -15,7 +15,8 @@ from bbdm.cli import train
 from bbdm.data.config import Crops
 from bbdm.data.examples import collate
 from bbdm.data.kinds import Condition
-from bbdm.data.pairs import MappedDataset, Pairs
+from bbdm.data.mapped import MappedDataset
+from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.networks.base import Conditions
 from tests.conftest import SIZE, MakeTrainer, SavePicture, metrics_of, newest
