@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from bbdm import BridgeSampler, demo, save_checkpoint
 from bbdm.data.spec import Spec
-from bbdm.serving import app, panel, uploads
+from bbdm.serving import app, uploads
 from bbdm.serving.config import App
 from bbdm.serving.panel import Panel
 from tests.conftest import noise, tiny_unet
@@ -220,7 +220,7 @@ def test_an_error_is_a_message_without_old_results(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(panel, "FILES", 2)
+    monkeypatch.setattr("bbdm.serving.panel.FILES", 2)
     (tmp_path / "<b>.png").write_bytes(b"")
     saved(tmp_path, noise(0), noise(1, 16, 17))
     names = inputs.get("files", ["0.png"])
