@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bbdm.base.sizes import shown
 from bbdm.bridges import Bridge
 from bbdm.codec import Codec
 from bbdm.data.examples import Example
@@ -23,18 +22,18 @@ from bbdm.files.checkpoint import load_checkpoint
 from bbdm.files.content import Checkpoint, CodecState, NetworkState
 from bbdm.files.weights import Snapshot
 from bbdm.kernels import philox
-from bbdm.networks.arrays import check_pictures
 from bbdm.networks.base import SOURCE, Conditions, Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
 from bbdm.networks.config import LoRA
 from bbdm.networks.lora import completed
-from bbdm.pictures.images import sides
 from bbdm.sampling.sampler import BridgeSampler
 from bbdm.solvers import StepTable
 from bbdm.training.augmentation import broadcast
+from bbdm.training.compatibility import check_start
 from bbdm.training.config import BridgeConfig, Loss
 from bbdm.training.decoded import DecodedLoss
-from bbdm.training.task import SHARE, Forward, Losses, Task, sample_numbers
+from bbdm.training.preparation import both_ways, drawn_back, dropped, encode, turned
+from bbdm.training.task import SHARE, Forward, Losses, Task
 
 VALIDATION_STEPS = range(2**32 - 4, 2**32)  # counter values above those of optimizer steps
 Errors = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -362,108 +361,3 @@ class BridgeTask(Task):
 def added(lora: LoRA | None) -> dict[str, Any]:
     """What of LoRA must not change when a run resumes; the base may have moved."""
     return {} if lora is None else {"lora": {"rank": lora.rank, "sha256": lora.sha256}}
-
-
-def both_ways(batch: Example) -> dict[str, Example]:
-    """A whole batch in each direction, by its name."""
-    back = torch.ones(len(batch.source), dtype=torch.bool, device=batch.source.device)
-    return {"AtoB": turned(batch, ~back), "BtoA": turned(batch, back)}
-
-
-def encode(batch: Example, codec: Codec, latents: bool = False) -> Example:
-    """A batch of pictures, or of latents from a cache, as the codec has it; its mask, of pixels, goes."""
-    coded = codec.normalize if latents else codec.encode
-    source = coded(batch.source, "source").contiguous(memory_format=torch.channels_last)
-    target = coded(batch.target, "target").contiguous(memory_format=torch.channels_last)
-    return batch._replace(source=source, target=target, mask=None)
-
-
-def drawn_back(seeds: torch.Tensor, step: int) -> torch.Tensor:
-    """(B,) whether examples of a run of both directions go back: of two neighbours in a batch one, drawn."""
-    odd = sample_numbers(seeds) & 1
-    drawn = philox.uniforms(seeds - (odd << 32), step, 1, philox.DIRECTION_LANE)[:, 0]
-    return (drawn < 0.5) ^ (odd == 1)
-
-
-def turned(batch: Example, back: torch.Tensor) -> Example:
-    """A batch of AtoB in which source and target change places where ``back`` (B,) says so."""
-    where = broadcast(back, batch.source)
-    source = torch.where(where, batch.target, batch.source)
-    target = torch.where(where, batch.source, batch.target)
-    return batch._replace(
-        source=source, target=target, conditions={**batch.conditions, DIRECTION: back.long()}
-    )
-
-
-def dropped(batch: Example, seeds: torch.Tensor, step: int, network: Network) -> Example:
-    """A batch in which each condition is "none" for the share of examples that ``network.drop`` says."""
-    drawn = philox.uniforms(seeds, step, len(network.drop), philox.DROP_LANE)
-    none = network.without(batch.conditions, network.drop)
-    conditions = dict(batch.conditions)
-    for column, (name, share) in enumerate(network.drop.items()):
-        value = conditions[name]
-        conditions[name] = torch.where(
-            broadcast(drawn[:, column] < share, value), none[name], value
-        )
-    return batch._replace(conditions=conditions)
-
-
-def check_start(network: Network, config: BridgeConfig, train: Pairs, codec: Codec | None) -> None:
-    """Raise ValueError where a network cannot be trained on pairs or their latents."""
-    if codec is not None:
-        check_pictures(network.axes, "a codec")
-    spec = train.spec
-    size = sides(train.image_size, spec.axes)
-    channels = (train.source_channels, train.channels)
-    stride = 1
-    if codec is not None:
-        channels = (codec.channels, codec.channels)
-        stride = codec.stride
-    conditions = sorted({*network.inputs} - {SOURCE})
-    two_way = network.network_config.two_way
-    facts: dict[str, tuple[Any, Any]] = {  # what the network takes, and what the pairs have
-        "axes": (network.axes, len(size)),
-        "channels of sources and targets": ((network.source_channels, network.channels), channels),
-        "both directions, the class 'direction'": (two_way, spec.direction == "both"),
-        "conditions besides the source": (conditions, sorted(spec.conditions)),
-    }
-    for fact, (takes, has) in facts.items():
-        if takes != has:
-            kind = "pairs" if codec is None else "latents"
-            raise ValueError(f"the network has {fact}: {takes}, and the {kind} have {has}")
-    strides = tuple(network_stride * stride for network_stride in network.strides)
-    if any(side % multiple for side, multiple in zip(size, strides, strict=True)):
-        name = "image_size" if spec.crop is None else "crop"
-        raise ValueError(
-            f"{name} {train.image_size} is not a multiple of {strides}, strides of network and codec: "
-            f"take {_multiples_near(size, strides)}"
-        )
-    if isinstance(train, LatentDataset):
-        _check_latents(train, config, codec)
-
-
-def _multiples_near(size: Sequence[int], strides: Sequence[int]) -> str:
-    """The next sizes whose sides are multiples of strides, such as ``48 x 48 or 56 x 56``."""
-    smaller: list[int] = []
-    larger: list[int] = []
-    for side, multiple in zip(size, strides, strict=True):
-        smaller.append(side // multiple * multiple)
-        larger.append(-(-side // multiple) * multiple)
-    if 0 in smaller:
-        return shown(larger)
-    return f"{shown(smaller)} or {shown(larger)}"
-
-
-def _check_latents(train: LatentDataset, config: BridgeConfig, codec: Codec | None) -> None:
-    """Raise ValueError unless stored latents are those of a run's codec and flips."""
-    if codec is None or train.codec != codec.description():
-        kind = None if codec is None else codec.kind
-        raise ValueError(f"codec must be that of the stored latents (cache_latents), got {kind}")
-    if train.flip != config.flip:
-        raise ValueError(
-            f"flip must be that of the stored latents (cache_latents), {train.flip}; got {config.flip}"
-        )
-    for name in ("shift", "turn", "zoom"):
-        value = getattr(config, name)
-        if value:
-            raise ValueError(f"{name} must be 0 with stored latents (cache_latents), got {value}")

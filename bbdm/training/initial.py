@@ -25,7 +25,7 @@ from bbdm.files.content import Checkpoint
 from bbdm.files.weights import IncompleteFileError
 from bbdm.networks.base import SOURCE, Network
 from bbdm.networks.config import NetworkConfig
-from bbdm.training.bridge import encode
+from bbdm.training.preparation import encode
 
 log = logging.getLogger(__name__)
 PAIRS = 256  # that are measured

@@ -32,10 +32,11 @@ from bbdm.defaults import Defaults
 from bbdm.kernels import philox
 from bbdm.networks.base import Network
 from bbdm.networks.conditions import DIRECTION, DIRECTIONS
-from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask, encode
+from bbdm.training.bridge import VALIDATION_STEPS, BridgeTask
 from bbdm.training.config import UnpairedConfig
 from bbdm.training.initial import DIGITS
 from bbdm.training.optimization import Optimization
+from bbdm.training.preparation import encode
 from bbdm.training.task import Forward, Losses, sample_numbers
 
 log = logging.getLogger(__name__)

@@ -19,10 +19,11 @@ from bbdm.data.pairs import Pairs
 from bbdm.data.spec import Spec
 from bbdm.kernels import philox
 from bbdm.training.autoencoder import AutoencoderConfig, AutoencoderTask
-from bbdm.training.bridge import BridgeTask, bridge_loss, drawn_back, turned
+from bbdm.training.bridge import BridgeTask, bridge_loss
 from bbdm.training.config import DistillConfig, Loss, TrainConfig
 from bbdm.training.distillation import StudentTask
 from bbdm.training.optimization import Optimization, over_examples
+from bbdm.training.preparation import drawn_back, turned
 from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, MakeTrainer, batch_of, metrics_of, tiny_unet

@@ -11,9 +11,10 @@ from bbdm.bridges import BrownianBridge
 from bbdm.codec import VQGANCodec, wrap_codec
 from bbdm.data.pairs import Pairs
 from bbdm.kernels import philox
-from bbdm.training.bridge import BridgeTask, encode
+from bbdm.training.bridge import BridgeTask
 from bbdm.training.config import TrainConfig, read_decoded
 from bbdm.training.decoded import cropped
+from bbdm.training.preparation import encode
 from bbdm.training.task import sample_seeds
 from tests.conftest import batch_of, tiny_unet
 from tests.cuda.test_training import Edges

@@ -11,9 +11,10 @@ from bbdm.base.scripts import StoppedError
 from bbdm.data.examples import Example
 from bbdm.data.pairs import Pairs
 from bbdm.training import optimization
-from bbdm.training.bridge import BridgeTask, bridge_loss, dropped
+from bbdm.training.bridge import BridgeTask, bridge_loss
 from bbdm.training.config import FREE, TrainConfig
 from bbdm.training.optimization import EMA, Optimization
+from bbdm.training.preparation import dropped
 from bbdm.training.task import sample_seeds
 from bbdm.training.trainer import Trainer
 from tests.conftest import BRIDGE, ROOT, SIZE, MakeTrainer, batch_of, metrics_of, tiny_unet
@@ -52,7 +53,8 @@ def test_settings_are_refused(name: str, value: Any, reason: str) -> None:
     [("ema_decay", 0.0), ("shift", 0.0), ("shift", 0.5), ("turn", 180.0), ("zoom", 1.0)],
 )
 def test_ends_of_the_range_of_a_setting_belong_to_it(name: str, value: float) -> None:
-    assert getattr(TrainConfig(**{name: value}), name) == value
+    settings: dict[str, Any] = {name: value}
+    assert getattr(TrainConfig(**settings), name) == value
 
 
 def test_the_guide_names_the_settings_that_may_change() -> None:
